@@ -1,0 +1,118 @@
+// The node contract: what every image (driver) and every layer over one (filter) can do, and how one is opened.
+//
+// The graph calls nodes, and nobody else does. Before a node is called the graph has checked range, alignment and permission
+// (block/edge.ts), so a node never does: `offset >= 0`, `length > 0`, `offset + length <= size`, both multiples of `alignment`
+// but for a last piece that ends at `size`.
+
+import type { z } from 'zod'
+import type { Range } from '../base/ranges.ts'
+import type { Permissions } from './permissions.ts'
+
+/** What reading a range finds, in the terms of NBD's base:allocation. */
+export interface Extent extends Range {
+  /** Space is set aside for it: not a hole. */
+  readonly allocated: boolean
+  /** It reads as zeroes. `false` means "not known to". */
+  readonly zero: boolean
+}
+
+export interface WriteFlags {
+  /** Durable before it is done (NBD's FUA). */
+  readonly fua?: boolean
+}
+
+export interface ZeroFlags extends WriteFlags {
+  /** May become a hole. Without it the range stays allocated (NBD's NO_HOLE). */
+  readonly unmap?: boolean
+  /** Rather fail with NotSupported at once than be as slow as writing zeroes (NBD's FAST_ZERO). */
+  readonly fast?: boolean
+}
+
+/** The requests. Every method may be called many times at once; requests that overlap may land in any order. */
+export interface BlockIo {
+  /** Bytes; a multiple of nothing. */
+  readonly size: number
+  /** Fills `into` from `offset`. On failure `into` holds anything. */
+  read(offset: number, into: Buffer): Promise<void>
+  write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void>
+  /** Makes the range read as zeroes. */
+  zero(range: Range, flags?: ZeroFlags): Promise<void>
+  /** The range's content is no longer needed; what it reads afterwards is anything. */
+  discard(range: Range): Promise<void>
+  /** Everything that was answered before this call is durable when it returns. */
+  flush(): Promise<void>
+  /** Covers the range from its start to its end, in order, without gaps; neighbours may be alike. */
+  extents(range: Range): AsyncIterable<Extent>
+  /** The frozen instant behind this node, where it keeps one (copy-before-write does). */
+  readonly snapshot?: Snapshot | undefined
+}
+
+/** A view that does not move while the node that offers it is written. */
+export interface Snapshot {
+  read(offset: number, into: Buffer): Promise<void>
+  extents(range: Range): AsyncIterable<Extent>
+  /** The reader is done with a range: what was kept for it may be given back. */
+  discard(range: Range): Promise<void>
+}
+
+export interface BlockNode extends BlockIo, AsyncDisposable {
+  /** Requests must be multiples of this many bytes, a power of two. The graph widens those that are not. Default 1. */
+  readonly alignment?: number
+  /** The longest read or write it takes, in bytes; the graph cuts longer ones. Default: no limit. */
+  readonly maxTransfer?: number
+  /** Let go of requests that are held back on purpose (throttle, delay) until `drainEnd`: somebody waits for all of them. */
+  drainBegin?(): void
+  drainEnd?(): void
+  /** What it is made of, for `query-named-block-nodes` and people: a file name, an address. */
+  readonly filename?: string
+}
+
+/** How a driver uses a node below it. */
+export interface ChildRule {
+  /** What it is to its parent: `filtered` shows the same data, `target` only takes writes of the parent's own. */
+  readonly role: 'filtered' | 'data' | 'target' | 'backing'
+  readonly optional?: boolean
+  /** What the parent needs of the child, and lets others do with it, given what its own parents need and allow. */
+  permissions(parents: Permissions, readOnly: boolean): Permissions
+}
+
+/** What an opened node gets from the graph. */
+export interface OpenContext {
+  /** The node's name in the graph. */
+  readonly nodeName: string
+  readonly readOnly: boolean
+  /** QMP's `discard`: "ignore" (the default) or "unmap". */
+  readonly unmap: boolean
+  /** QMP's `cache.direct` and `cache.no-flush`. */
+  readonly cache: { readonly direct: boolean; readonly noFlush: boolean }
+  /** The nodes below, by the name of the option. They outlive this node. */
+  readonly children: Readonly<Record<string, BlockIo>>
+  /** What `object-add` made, by id: throttle groups, quotas. */
+  object(id: string): unknown
+  /** The same dirty bitmap that QMP would find: by node and name. */
+  bitmap(node: string, name: string): BitmapReader
+  /** Tell whoever watches the node something that no request is there to hear: `snapshot-broken`. */
+  report(event: NodeEvent): void
+}
+
+export type NodeEvent = { readonly type: 'snapshot-broken'; readonly error: Error }
+
+/** As much of a dirty bitmap as a driver may see. */
+export interface BitmapReader {
+  /** Calls back for each maximal dirty range within `range`, in order. */
+  dirtyRanges(range: Range): Iterable<Range>
+}
+
+export interface BlockDriver<Options = never> {
+  /** QMP's name for it. */
+  readonly name: string
+  /** Its own options, in QMP's words; those that every node has and the children are the graph's business. */
+  readonly options: z.ZodType<Options>
+  /** The options that name a node below, in the order they are opened. */
+  readonly children: Readonly<Record<string, ChildRule>>
+  open(options: Options, context: OpenContext): Promise<BlockNode>
+}
+
+/** Any driver, for arrays of them. */
+// oxlint-disable-next-line no-explicit-any -- the options are each driver's own
+export type AnyDriver = BlockDriver<any>
