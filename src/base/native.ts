@@ -1,0 +1,92 @@
+// System calls that Node does not offer, made through the optional package koffi. Without it everything works, slower or coarser:
+// whoever uses `native` has another way for when it is undefined.
+//
+// The calls run on koffi's own threads, never on the event loop: finding data in a file may read from a slow disk.
+
+import type { KoffiFunc } from 'koffi'
+import pLimit from 'p-limit'
+import { messageOf } from './errors.ts'
+import type { Range } from './ranges.ts'
+
+export interface Native {
+  /** Where the first data at or behind `offset` begin; undefined where only a hole follows (lseek, SEEK_DATA). */
+  seekData(fd: number, offset: number): Promise<number | undefined>
+  /** Where the first hole at or behind `offset` begins; the end of the file counts as one. Undefined behind the end (SEEK_HOLE). */
+  seekHole(fd: number, offset: number): Promise<number | undefined>
+  /** Gives the range's space back; it reads as zeroes (fallocate, FALLOC_FL_PUNCH_HOLE). The file keeps its size, here and below. */
+  punchHole(fd: number, range: Range): Promise<void>
+  /** Makes the range read as zeroes, with its space set aside (FALLOC_FL_ZERO_RANGE). */
+  zeroRange(fd: number, range: Range): Promise<void>
+  /** Sets space aside where there is none; what is there stays (fallocate). */
+  allocate(fd: number, range: Range): Promise<void>
+}
+
+/** From Linux's include/uapi/linux/fs.h and falloc.h. */
+const SEEK_DATA = 3
+const SEEK_HOLE = 4
+const KEEP_SIZE = 0x01
+const PUNCH_HOLE = 0x02
+const ZERO_RANGE = 0x10
+
+/** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
+const CALLS_AT_ONCE = 64
+
+/** What there is, or the reason why there is nothing, for `doctor`. */
+export const { native, whyNotNative } = await load()
+
+async function load(): Promise<{ native?: Native; whyNotNative?: string }> {
+  if (process.env['STILLPOINT_NO_NATIVE'] === '1') return { whyNotNative: 'STILLPOINT_NO_NATIVE=1 is set' }
+  if (process.platform !== 'linux') return { whyNotNative: `not made for ${process.platform}` }
+  try {
+    const { default: koffi } = await import('koffi')
+    return { native: bind(koffi) }
+  } catch (error) {
+    return { whyNotNative: messageOf(error) }
+  }
+}
+
+function bind(koffi: typeof import('koffi').default): Native {
+  const libc = koffi.load(null)
+  const lseek: KoffiFunc<(fd: number, offset: number, whence: number) => number> = libc.func('int64_t lseek(int, int64_t, int)')
+  const fallocate: KoffiFunc<(fd: number, mode: number, offset: number, length: number) => number> = libc.func(
+    'int fallocate(int, int, int64_t, int64_t)',
+  )
+  const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
+  const turns = pLimit(CALLS_AT_ONCE)
+
+  /** Runs a call on a thread; when it returns -1, throws an error as Node's own calls do. koffi keeps errno for the callback. */
+  const call = <Args extends unknown[]>(name: string, made: KoffiFunc<(...args: Args) => number>, ...args: Args) =>
+    turns(
+      () =>
+        new Promise<number>((resolve, reject) =>
+          made.async(...args, (failure: unknown, result: number) => {
+            if (failure) return reject(failure as Error)
+            if (result !== -1) return resolve(result)
+            const errno = koffi.errno()
+            const code = nameOf.get(errno) ?? `errno ${errno}`
+            reject(Object.assign(new Error(`${code}, ${name}`), { code, errno: -errno, syscall: name }))
+          }),
+        ),
+    )
+
+  const seek = async (fd: number, offset: number, whence: number) => {
+    try {
+      return await call('lseek', lseek, fd, offset, whence)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENXIO') return undefined
+      throw error
+    }
+  }
+
+  const allocate = async (fd: number, mode: number, { offset, length }: Range) => {
+    await call('fallocate', fallocate, fd, mode, offset, length)
+  }
+
+  return {
+    seekData: (fd, offset) => seek(fd, offset, SEEK_DATA),
+    seekHole: (fd, offset) => seek(fd, offset, SEEK_HOLE),
+    punchHole: (fd, range) => allocate(fd, PUNCH_HOLE | KEEP_SIZE, range),
+    zeroRange: (fd, range) => allocate(fd, ZERO_RANGE | KEEP_SIZE, range),
+    allocate: (fd, range) => allocate(fd, KEEP_SIZE, range),
+  }
+}

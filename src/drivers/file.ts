@@ -1,0 +1,228 @@
+// The file driver: an image is the bytes of a regular file or a block device.
+//
+// Holes are seen and punched by system calls that Node lacks (base/native.ts). Without them all is data, zeroing writes zeroes and
+// a discard does nothing. What a file system refuses once is not asked of it again.
+
+import fs, { type Stats } from 'node:fs'
+import { open as openFile, readFile, stat } from 'node:fs/promises'
+import { promisify } from 'node:util'
+import { z } from 'zod'
+import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
+import { native, type Native } from '../base/native.ts'
+import { readUpTo, writeAll } from '../base/positional-io.ts'
+import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
+import { systemFault } from '../base/system-fault.ts'
+import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
+
+const options = z.strictObject({
+  filename: z.string().min(1).describe('Path of the file or block device'),
+})
+
+export type FileOptions = z.infer<typeof options>
+
+/** Regular files, and block devices too, so that nobody has to know which it is. */
+export const file: BlockDriver<FileOptions> = {
+  name: 'file',
+  options,
+  children: {},
+  open: ({ filename }, context) =>
+    openImage(filename, context, stats => {
+      if (!stats.isFile() && !stats.isBlockDevice())
+        throw new InvalidParameter(`'file' driver requires '${filename}' to be a regular file or a block device`)
+    }),
+}
+
+/** QEMU's name for block devices. */
+export const hostDevice: BlockDriver<FileOptions> = {
+  name: 'host_device',
+  options,
+  children: {},
+  open: ({ filename }, context) =>
+    openImage(filename, context, stats => {
+      if (!stats.isBlockDevice()) throw new InvalidParameter(`'host_device' driver requires '${filename}' to be a block device`)
+    }),
+}
+
+type FileContext = Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>
+
+async function openImage(filename: string, context: FileContext, check: (stats: Stats) => void): Promise<FileNode> {
+  if (context.cache.direct)
+    throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
+  check(await openOr(filename, () => stat(filename))) // before opening: to open a fifo would wait for its other end
+  return FileNode.open(filename, context, native)
+}
+
+const openOr = async <T>(filename: string, attempt: () => Promise<T>) => {
+  try {
+    return await attempt()
+  } catch (error) {
+    throw systemFault(`Could not open '${filename}'`, error)
+  }
+}
+
+const ZEROES = Buffer.alloc(1 << 20)
+const datasync = promisify(fs.fdatasync)
+
+export class FileNode implements BlockNode {
+  readonly #fd: number
+  /** What has not been refused yet. */
+  readonly #able = { seek: true, punchHole: true, zeroRange: true, allocate: true }
+  /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
+  #lost: IoError | undefined
+
+  private constructor(
+    private readonly handle: fs.promises.FileHandle,
+    readonly filename: string,
+    readonly size: number,
+    /** Calls on a block device must be multiples of this; 1 for a file. */
+    private readonly granule: number,
+    private readonly context: FileContext,
+    private readonly native: Native | undefined,
+  ) {
+    this.#fd = handle.fd
+  }
+
+  static async open(filename: string, context: FileContext, native: Native | undefined) {
+    return openOr(filename, async () => {
+      const handle = await openFile(filename, context.readOnly ? 'r' : 'r+')
+      try {
+        const { size, granule } = await measure(await handle.stat())
+        return new FileNode(handle, filename, size, granule, context, native)
+      } catch (error) {
+        await handle.close()
+        throw error
+      }
+    })
+  }
+
+  async read(offset: number, into: Buffer) {
+    const count = await this.#named(readUpTo(this.#fd, offset, into))
+    if (count < into.length)
+      throw new IoError(`${this.filename}: ends at ${offset + count}, and not at ${this.size}: something else has cut it short`)
+  }
+
+  async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {
+    await this.#named(writeAll(this.#fd, offset, data))
+    if (fua) await this.flush()
+  }
+
+  async zero(range: Range, { unmap, fast, fua }: ZeroFlags = {}) {
+    const inner = this.#wholeGranules(range)
+    const done =
+      inner.length > 0 && (await this.#named(this.#zeroInPlace(inner, unmap === true, fast === true))) ? inner : undefined
+    if (fast && !done) throw new NotSupported(`${this.filename}: zeroing here would be as slow as writing zeroes`)
+    for (const rest of done ? outside(range, done) : [range]) await this.#writeZeroes(rest)
+    if (fua) await this.flush()
+  }
+
+  async discard(range: Range) {
+    const inner = this.#wholeGranules(range)
+    if (this.context.unmap && inner.length > 0) await this.#named(this.#attempt('punchHole', inner))
+  }
+
+  async flush() {
+    if (this.context.cache.noFlush) return
+    if (this.#lost) throw this.#lost
+    try {
+      await datasync(this.#fd)
+    } catch (error) {
+      this.#lost = new IoError(
+        `${this.filename}: ${strerror(error)}: written data may be lost; check the disk, then open the image anew`,
+        { cause: error },
+      )
+      throw this.#lost
+    }
+  }
+
+  async *extents(range: Range): AsyncGenerator<Extent> {
+    const end = endOf(range)
+    for (let offset = range.offset; offset < end;) {
+      const next = await this.#nextData(offset)
+      if (!next) return yield { offset, length: end - offset, allocated: true, zero: false }
+      const data = Math.min(next.data ?? end, end)
+      if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true }
+      const hole = Math.min(next.hole ?? data, end)
+      if (hole > data) yield { offset: data, length: hole - data, allocated: true, zero: false }
+      offset = hole // which is `data` again when a hole was punched there in between
+    }
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.handle.close()
+  }
+
+  /** True when the system has zeroed the range without writing it. */
+  async #zeroInPlace(range: Range, unmap: boolean, fast: boolean) {
+    if (unmap && (await this.#attempt('punchHole', range))) return true
+    if (this.granule > 1) return !fast && (await this.#attempt('zeroRange', range)) // a device without the command makes the kernel write
+    if (await this.#attempt('zeroRange', range)) return true
+    return this.#able.allocate && (await this.#attempt('punchHole', range)) && (await this.#attempt('allocate', range))
+  }
+
+  /** The next data and the hole behind it, each undefined where there is none; nothing where nobody can tell. */
+  async #nextData(offset: number): Promise<{ data: number | undefined; hole: number | undefined } | undefined> {
+    if (!this.native || !this.#able.seek) return undefined
+    try {
+      const data = await this.native.seekData(this.#fd, offset)
+      return { data, hole: data === undefined ? undefined : await this.native.seekHole(this.#fd, data) }
+    } catch (error) {
+      if (!refused(error)) throw systemFault(this.filename, error)
+      this.#able.seek = false // no block device can tell
+      return undefined
+    }
+  }
+
+  async #attempt(way: 'punchHole' | 'zeroRange' | 'allocate', range: Range) {
+    if (!this.native || !this.#able[way]) return false
+    try {
+      await this.native[way](this.#fd, range)
+      return true
+    } catch (error) {
+      if (!refused(error)) throw error
+      this.#able[way] = false
+      return false
+    }
+  }
+
+  async #writeZeroes(range: Range) {
+    for (const { offset, length } of pieces(range, ZEROES.length)) {
+      await this.#named(writeAll(this.#fd, offset, ZEROES.subarray(0, length)))
+    }
+  }
+
+  #wholeGranules(range: Range): Range {
+    const offset = alignUp(range.offset, this.granule)
+    return { offset, length: Math.max(0, alignDown(endOf(range), this.granule) - offset) }
+  }
+
+  async #named<T>(request: Promise<T>) {
+    try {
+      return await request
+    } catch (error) {
+      throw systemFault(this.filename, error)
+    }
+  }
+}
+
+/** "Not here" in the words of different file systems and devices. */
+const refused = (error: unknown) =>
+  ['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'ENODEV', 'EINVAL'].includes((error as NodeJS.ErrnoException).code ?? '')
+
+const outside = (outer: Range, inner: Range): Range[] =>
+  [
+    { offset: outer.offset, length: inner.offset - outer.offset },
+    { offset: endOf(inner), length: endOf(outer) - endOf(inner) },
+  ].filter(({ length }) => length > 0)
+
+/** A block device's size is not in its stat; the kernel shows it in sectors of 512 bytes, whatever the device's own. */
+async function measure(stats: Stats) {
+  if (!stats.isBlockDevice()) return { size: stats.size, granule: 1 }
+  const folder = `/sys/dev/block/${major(stats.rdev)}:${minor(stats.rdev)}`
+  const size = Number(await readFile(`${folder}/size`, 'utf8')) * 512
+  if (!Number.isSafeInteger(size)) throw new IoError(`${folder}/size does not hold a number of sectors`)
+  return { size, granule: 4096 } // no device's sectors are larger
+}
+
+/** How Linux packs a device's two numbers into one (glibc's sys/sysmacros.h). */
+const major = (device: number) => ((device >> 8) & 0xfff) | (Math.floor(device / 2 ** 32) & 0xfffff000)
+const minor = (device: number) => (device & 0xff) | ((device >> 12) & 0xfff00)

@@ -1,0 +1,8 @@
+// Every kind of image we can open.
+
+import type { AnyDriver } from '../block/driver.ts'
+import { file, hostDevice } from './file.ts'
+import { nullCo } from './null-co.ts'
+import { raw } from './raw.ts'
+
+export const drivers: readonly AnyDriver[] = [file, hostDevice, raw, nullCo]
