@@ -1,5 +1,11 @@
 // Every layer that can be put over an image.
 
 import type { AnyDriver } from '../block/driver.ts'
+import { copyBeforeWrite } from './copy-before-write.ts'
+import { delay } from './delay.ts'
+import { injectError } from './inject-error.ts'
+import { quota } from './quota.ts'
+import { snapshotAccess } from './snapshot-access.ts'
+import { throttle } from './throttle.ts'
 
-export const filters: readonly AnyDriver[] = []
+export const filters: readonly AnyDriver[] = [copyBeforeWrite, snapshotAccess, throttle, quota, delay, injectError]

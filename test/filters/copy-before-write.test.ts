@@ -1,0 +1,444 @@
+// copy-before-write and snapshot-access: the view shows the instant whatever happens, or says that it is lost.
+
+import fc from 'fast-check'
+import t from 'tap'
+import { InvalidParameter, IoError, NoSpace, ReadOnly } from '../../src/base/errors.ts'
+import { Quota } from '../../src/base/quota.ts'
+import { endOf, intersect, type Range } from '../../src/base/ranges.ts'
+import type { BlockIo, BlockNode } from '../../src/block/driver.ts'
+import { copyBeforeWrite, SnapshotBroken } from '../../src/filters/copy-before-write.ts'
+import { injectError } from '../../src/filters/inject-error.ts'
+import { quota } from '../../src/filters/quota.ts'
+import { snapshotAccess } from '../../src/filters/snapshot-access.ts'
+import { blockNodeSuite, checkExtents, readAt } from '../helpers/block-node-suite.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
+import { fileNode, openContext } from '../helpers/open-context.ts'
+import { diskContent, generator, randomBytes } from '../helpers/random-bytes.ts'
+
+const CLUSTER = 65536
+const SIZE = 6 * CLUSTER + 333
+const cluster = (index: number, count = 1): Range => ({
+  offset: index * CLUSTER,
+  length: Math.min(count * CLUSTER, SIZE - index * CLUSTER),
+})
+
+const failing = (below: BlockIo, ...rules: object[]) =>
+  injectError.open(injectError.options.parse({ rules }), openContext({ nodeName: 'broken', children: { file: below } }))
+
+/** A filter over a source and a target, and the view of its instant. */
+async function freeze(file: BlockIo, target: BlockIo, options: object = {}, said: Parameters<typeof openContext>[0] = {}) {
+  const context = openContext({ nodeName: 'cbw', children: { file, target }, ...said })
+  const filter = await copyBeforeWrite.open(copyBeforeWrite.options.parse(options), context)
+  const view = await snapshotAccess.open({}, openContext({ children: { file: filter }, readOnly: true }))
+  return { filter, view, events: context.events }
+}
+
+/** The same over memory. */
+async function frozenMemory(options: object = {}, content = diskContent(SIZE, 1)) {
+  const source = new MemoryNode(Buffer.from(content))
+  const target = new MemoryNode(Buffer.alloc(SIZE))
+  return { content, source, target, ...(await freeze(source, target, options)) }
+}
+
+blockNodeSuite(t, 'copy-before-write', async (content, stack) => {
+  const { filter } = await freeze(await fileNode(content, stack), await fileNode(Buffer.alloc(content.length), stack))
+  return filter
+})
+
+blockNodeSuite(t, 'snapshot-access', async (content, stack) => (await overwritten(content, stack, 0)).view, { writable: false })
+
+blockNodeSuite(
+  t,
+  'snapshot-access over a disk that was overwritten',
+  async (content, stack) => (await overwritten(content, stack, 12)).view,
+  { writable: false },
+)
+
+/** A disk that has been written to in every way since the instant. */
+async function overwritten(content: Buffer, stack: AsyncDisposableStack, times: number) {
+  const target = await fileNode(Buffer.alloc(content.length), stack)
+  const { filter, view } = await freeze(await fileNode(content, stack), target)
+  stack.use(filter)
+  const next = generator(content.length)
+  for (let count = 0; count < times; count++) {
+    const offset = next() % content.length
+    const range = { offset, length: Math.min(content.length - offset, 1 + (next() % (2 * CLUSTER))) }
+    if (count % 3 === 0) await filter.write(offset, randomBytes(range.length, count))
+    else if (count % 3 === 1) await filter.zero(range, { unmap: count % 2 === 0 })
+    else await filter.discard(range)
+  }
+  return { view }
+}
+
+t.test('the view equals the disk at the instant, whatever is written meanwhile and in whatever order requests land', async () => {
+  const range = fc
+    .tuple(fc.nat(SIZE - 1), fc.oneof(fc.integer({ min: 1, max: 3000 }), fc.integer({ min: 1, max: 3 * CLUSTER })), fc.boolean())
+    .map(([at, length, whole]): Range => {
+      const unit = whole ? CLUSTER : 1
+      const offset = Math.floor(at / unit) * unit
+      return { offset, length: Math.min(Math.ceil(length / unit) * unit, SIZE - offset) }
+    })
+  const guest = fc.record({ kind: fc.constantFrom('write', 'zero', 'discard'), range, seed: fc.nat() })
+  const reader = fc.record({ kind: fc.constantFrom('read', 'read', 'extents', 'release'), range })
+  const batches = fc.array(
+    fc.record({ guests: fc.array(guest, { maxLength: 4 }), readers: fc.array(reader, { maxLength: 3 }) }),
+    { maxLength: 5 },
+  )
+
+  await fc.assert(
+    fc.asyncProperty(fc.scheduler(), batches, async (scheduler, batches) => {
+      const { content, source, target, filter, view } = await frozenMemory(
+        { 'on-cbw-error': 'break-guest-write' },
+        diskContent(SIZE, 1, 8192),
+      )
+      source.pause = target.pause = () => scheduler.schedule(Promise.resolve())
+      const disk = Buffer.from(content)
+      const released: Range[] = []
+      for (const { guests, readers } of batches) {
+        const writes = guests.filter(({ range }, index) => guests.slice(0, index).every(other => !intersect(other.range, range)))
+        released.push(...readers.filter(({ kind }) => kind === 'release').map(({ range }) => range))
+        const whole = released.flatMap(range => wholeClusters(range))
+        const running = [
+          ...writes.map(async ({ kind, range, seed }) => {
+            if (kind === 'write') {
+              await filter.write(range.offset, randomBytes(range.length, seed))
+              disk.set(randomBytes(range.length, seed), range.offset)
+            } else if (kind === 'zero') {
+              await filter.zero(range, { unmap: true })
+              disk.fill(0, range.offset, endOf(range))
+            } else {
+              await filter.discard(range)
+              disk.set(source.bytes.subarray(range.offset, endOf(range)), range.offset)
+            }
+          }),
+          ...readers.map(async ({ kind, range }) => {
+            if (kind === 'release') return view.discard(range)
+            if (whole.some(gone => intersect(gone, range))) return // it may be refused, or not yet
+            if (kind === 'extents') await checkExtents(view, range, content)
+            else if (!(await readAt(view, range.offset, range.length)).equals(content.subarray(range.offset, endOf(range)))) {
+              throw new Error(`the view differs at ${range.offset}+${range.length}`)
+            }
+          }),
+        ]
+        await scheduler.waitFor(Promise.all(running))
+      }
+      source.pause = target.pause = async () => {}
+      if (!source.bytes.equals(disk)) throw new Error('the disk is not what the guest wrote')
+      const gone = released.flatMap(range => wholeClusters(range))
+      for (let index = 0; index * CLUSTER < SIZE; index++) {
+        const one = cluster(index)
+        if (gone.some(range => intersect(range, one)))
+          await mustReject(view.read(one.offset, Buffer.alloc(one.length)), InvalidParameter)
+        else {
+          if (!(await readAt(view, one.offset, one.length)).equals(content.subarray(one.offset, endOf(one))))
+            throw new Error(`cluster ${index} moved`)
+          await checkExtents(view, one, content)
+        }
+      }
+      const copied = target.requests.filter(({ kind }) => kind === 'write' || kind === 'zero').map(({ offset }) => offset)
+      if (new Set(copied).size !== copied.length) throw new Error('a cluster was copied twice')
+    }),
+    { numRuns: 150 },
+  )
+})
+
+/** The clusters that lie wholly in a range; the last one is whole where the disk ends. */
+function wholeClusters(range: Range): Range[] {
+  const all: Range[] = []
+  for (let index = Math.ceil(range.offset / CLUSTER); index * CLUSTER < SIZE && endOf(cluster(index)) <= endOf(range); index++)
+    all.push(cluster(index))
+  return all
+}
+
+async function mustReject(promise: Promise<unknown>, wanted: new (message: string) => Error) {
+  const outcome = await promise.then(
+    () => undefined,
+    (error: unknown) => error,
+  )
+  if (!(outcome instanceof wanted)) throw new Error(`was to fail with ${wanted.name}: ${String(outcome)}`)
+}
+
+t.test('many writes to one cluster copy it once, and only as much as they touch', async t => {
+  const { filter, view, target, content } = await frozenMemory()
+  await Promise.all(Array.from({ length: 50 }, (_, index) => filter.write(CLUSTER + index * 100, randomBytes(100, index))))
+  t.same(
+    target.requests.map(({ offset, length }) => ({ offset, length })),
+    [cluster(1)],
+  )
+  t.ok((await readAt(view, 0, SIZE)).equals(content))
+})
+
+t.test('zeroing and discarding whole clusters keep the old data in the view, which QEMU 7.2 loses', async t => {
+  const { filter, view, content } = await frozenMemory({}, randomBytes(SIZE, 5))
+  await filter.zero(cluster(1, 2), { unmap: true })
+  await filter.discard(cluster(4))
+  await filter.zero({ offset: 0, length: SIZE })
+  t.ok((await readAt(filter, 0, SIZE)).equals(Buffer.alloc(SIZE)), 'the guest sees its zeroes')
+  t.ok((await readAt(view, 0, SIZE)).equals(content), 'the view does not')
+})
+
+t.test('a long clearing does not read the holes', async t => {
+  const size = 64 << 20
+  const source = new MemoryNode(Buffer.alloc(size))
+  const target = new MemoryNode(Buffer.alloc(size, 0xff)) // so that it must be told of the zeroes
+  source.bytes.set(randomBytes(100_000, 1), 20 << 20)
+  const content = Buffer.from(source.bytes)
+  const { filter, view } = await freeze(source, target)
+  await filter.zero({ offset: 0, length: size })
+  const read = source.requests.filter(({ kind }) => kind === 'read').reduce((sum, { length }) => sum + length, 0)
+  t.ok(read < 300_000, `${read} bytes read for 100000 bytes of data`)
+  t.ok((await readAt(view, 0, size)).equals(content))
+})
+
+t.test('a cluster of zeroes is zero in the view, and space is not set aside for it', async t => {
+  const { filter, view } = await frozenMemory({}, Buffer.alloc(SIZE))
+  await filter.write(0, randomBytes(SIZE, 1))
+  const extents = await checkExtents(view, { offset: 0, length: SIZE }, Buffer.alloc(SIZE))
+  t.ok(extents.every(({ zero, allocated }) => zero && !allocated))
+})
+
+t.test('a reader that hangs in the source holds no writer, and still gets the old data', async t => {
+  const { filter, view, source, content } = await frozenMemory()
+  const hung = Promise.withResolvers<void>()
+  source.pause = () => hung.promise
+  const read = readAt(view, 0, SIZE)
+  source.pause = async () => {}
+  await filter.write(100, randomBytes(3 * CLUSTER, 9))
+  hung.resolve()
+  t.ok((await read).equals(content))
+})
+
+t.test('a writer waits for the copy that another has begun', async t => {
+  const { filter, target, source } = await frozenMemory()
+  const hung = Promise.withResolvers<void>()
+  target.pause = () => hung.promise
+  const done: string[] = []
+  const first = filter.write(0, Buffer.alloc(10, 1)).then(() => done.push('first'))
+  const second = filter.write(500, Buffer.alloc(10, 2)).then(() => done.push('second'))
+  await new Promise(resolve => setTimeout(resolve, 20))
+  t.same(done, [], 'both wait')
+  t.equal(source.requests.filter(({ kind }) => kind === 'write').filter(({ length }) => length > 0).length, 0)
+  hung.resolve()
+  await Promise.all([first, second])
+  t.equal(target.requests.length, 1)
+})
+
+const breaks: Record<string, { source?: object; target?: object; options?: object; content?: Buffer }> = {
+  'the target is full': { target: { on: 'write', errno: 'ENOSPC' } },
+  'the target fails': { target: { on: 'write', errno: 'EIO' } },
+  'the target cannot zero': { target: { on: 'zero', errno: 'EIO' }, content: Buffer.alloc(SIZE) },
+  'the source cannot be read': { source: { on: 'read', errno: 'EIO' } },
+}
+
+for (const [what, { source: sourceRule, target: targetRule, content = randomBytes(SIZE, 2) }] of Object.entries(breaks)) {
+  const nodes = async (times?: number) => {
+    const source = new MemoryNode(Buffer.from(content))
+    const target = new MemoryNode(Buffer.alloc(SIZE))
+    return {
+      source,
+      target,
+      file: sourceRule ? await failing(source, { ...sourceRule, times }) : source,
+      below: targetRule ? await failing(target, { ...targetRule, times }) : target,
+    }
+  }
+
+  t.test(`when ${what} the guest's write goes on and the view is lost, once and for ever`, async t => {
+    const { source, target, file, below } = await nodes(1)
+    const { filter, view, events } = await freeze(file, below)
+    const data = randomBytes(3 * CLUSTER, 3)
+    await Promise.all([
+      filter.write(100, data),
+      filter.write(4 * CLUSTER, data.subarray(0, 10)),
+      filter.discard({ offset: 5 * CLUSTER, length: 10 }),
+    ])
+    t.ok(source.bytes.subarray(100, 100 + data.length).equals(data))
+    t.equal(events.length, 1, 'reported once')
+    t.type(events[0]!.error, SnapshotBroken)
+    const before = target.requests.length
+    await filter.write(0, data)
+    await filter.zero({ offset: 0, length: SIZE })
+    t.equal(target.requests.length, before, 'nothing is copied any more')
+    await t.rejects(readAt(view, 5 * CLUSTER, 1), SnapshotBroken)
+    await t.rejects(checkExtents(view, cluster(0), content), SnapshotBroken)
+    await t.rejects(view.discard(cluster(0)), SnapshotBroken)
+    t.equal(events.length, 1)
+  })
+
+  t.test(`when ${what} and so it was chosen, the guest's write fails and the view stays`, async t => {
+    const { source, file, below } = await nodes(1)
+    const { filter, view, events } = await freeze(file, below, { 'on-cbw-error': 'break-guest-write' })
+    await t.rejects(filter.write(100, Buffer.alloc(10, 1)), what.includes('full') ? NoSpace : IoError)
+    t.ok(source.bytes.equals(content), 'the guest changed nothing')
+    t.same(events, [])
+    await filter.write(100, Buffer.alloc(10, 1)) // the rule has failed its one request
+    t.ok((await readAt(view, 0, SIZE)).equals(content))
+  })
+}
+
+for (const op of ['zero', 'discard'] as const) {
+  t.test(`a ${op} whose copy fails goes on or fails as a write does`, async t => {
+    const target = await failing(new MemoryNode(Buffer.alloc(SIZE)), { on: 'write' })
+    const breaking = await freeze(new MemoryNode(randomBytes(SIZE, 1)), target)
+    await breaking.filter[op](cluster(0))
+    t.equal(breaking.events.length, 1)
+    const refusing = await freeze(new MemoryNode(randomBytes(SIZE, 1)), target, { 'on-cbw-error': 'break-guest-write' })
+    await t.rejects(refusing.filter[op](cluster(0)), IoError)
+  })
+}
+
+for (const policy of ['break-snapshot', 'break-guest-write'] as const) {
+  t.test(`a target that hangs holds the guest no longer than cbw-timeout: ${policy}`, async t => {
+    const { filter, view, target, source, content, events } = await frozenMemory(
+      { 'cbw-timeout': 1, 'on-cbw-error': policy },
+      randomBytes(SIZE, 4),
+    )
+    const hung = Promise.withResolvers<void>()
+    target.pause = () => hung.promise
+    const start = performance.now()
+    const writes = await Promise.allSettled([filter.write(0, Buffer.alloc(10, 1)), filter.write(200, Buffer.alloc(10, 1))])
+    const took = performance.now() - start
+    t.ok(took > 950 && took < 1900, `${took} ms`)
+
+    let closed = false
+    const closing = filter[Symbol.asyncDispose]().then(() => (closed = true))
+    await new Promise(resolve => setTimeout(resolve, 20))
+    t.equal(closed, false, 'closing waits for the copy, which still uses the target')
+    hung.resolve()
+    await closing
+
+    if (policy === 'break-snapshot') {
+      t.same(
+        writes.map(({ status }) => status),
+        ['fulfilled', 'fulfilled'],
+      )
+      t.equal(events.length, 1)
+      t.match(events[0]!.error.message, /within 1 s/)
+      await t.rejects(readAt(view, 0, 1), SnapshotBroken)
+    } else {
+      t.same(
+        writes.map(({ status }) => status),
+        ['rejected', 'rejected'],
+      )
+      t.ok(source.bytes.equals(content), 'nothing was written')
+      await filter.write(0, Buffer.alloc(10, 1)) // finds the late copy done
+      t.equal(target.requests.length, 1)
+      t.ok((await readAt(view, 0, SIZE)).equals(content))
+    }
+  })
+}
+
+t.test('a reader in the middle of a source that changes under a broken view gets an error and not the new data', async t => {
+  const source = new MemoryNode(randomBytes(SIZE, 1))
+  const { filter, view } = await freeze(source, await failing(new MemoryNode(Buffer.alloc(SIZE)), { on: 'write' }))
+  const hung = Promise.withResolvers<void>()
+  source.pause = () => hung.promise
+  const read = readAt(view, 0, 1000)
+  const listing = checkExtents(view, cluster(0), source.bytes)
+  source.pause = async () => {}
+  await filter.zero(cluster(0))
+  hung.resolve()
+  await t.rejects(read, SnapshotBroken)
+  await t.rejects(listing, SnapshotBroken)
+})
+
+t.test('with a bitmap only its clusters are copied and shown', async t => {
+  const source = new MemoryNode(randomBytes(SIZE, 1))
+  const target = new MemoryNode(Buffer.alloc(SIZE))
+  const content = Buffer.from(source.bytes)
+  const dirty = [
+    { offset: CLUSTER + 10, length: 5 },
+    { offset: 3 * CLUSTER - 1, length: 2 },
+  ]
+  const bitmap = (node: string, name: string) => {
+    t.same([node, name], ['disk', 'b0'])
+    return { dirtyRanges: () => dirty }
+  }
+  const { filter, view } = await freeze(source, target, { bitmap: { node: 'disk', name: 'b0' } }, { bitmap })
+  await filter.zero({ offset: 0, length: SIZE })
+  t.same(
+    target.requests.map(({ offset }) => offset / CLUSTER),
+    [1, 2, 3],
+  )
+  t.ok((await readAt(view, CLUSTER, 3 * CLUSTER)).equals(content.subarray(CLUSTER, 4 * CLUSTER)))
+  await t.rejects(readAt(view, CLUSTER - 1, 2), InvalidParameter)
+  await t.rejects(checkExtents(view, cluster(4), content), InvalidParameter)
+})
+
+t.test('what the reader is done with is not copied, and its space comes back', async t => {
+  const source = new MemoryNode(randomBytes(SIZE, 1))
+  const pool = new Quota(2 * CLUSTER)
+  const target: BlockNode = await quota.open(
+    { pool: 'scratch' },
+    openContext({ children: { file: new MemoryNode(Buffer.alloc(SIZE)) }, object: () => pool }),
+  )
+  const { filter, view, events } = await freeze(source, target)
+  await filter.write(0, Buffer.alloc(1, 1))
+  await filter.write(CLUSTER, Buffer.alloc(1, 1))
+  t.equal(pool.used, 2 * CLUSTER)
+  await view.discard({ offset: 0, length: CLUSTER + 100 })
+  t.equal(pool.used, CLUSTER, 'the whole cluster, not the one it touches')
+  await filter.write(10, Buffer.alloc(1, 2))
+  t.equal(pool.used, CLUSTER, 'nobody will read it, so it is not copied again')
+  await view.discard(cluster(6)) // the short one at the end
+  await filter.zero(cluster(6))
+  t.equal(pool.used, CLUSTER)
+  await filter.write(2 * CLUSTER, Buffer.alloc(1, 1))
+  t.same(events, [])
+  await filter.write(3 * CLUSTER, Buffer.alloc(1, 1))
+  t.equal(events.length, 1, 'and now scratch space is full')
+  t.type((events[0]!.error as Error).cause, NoSpace)
+})
+
+t.test('a discard by the reader waits for the copy that is under way, so that nothing is left behind it', async t => {
+  const { filter, view, target } = await frozenMemory({}, randomBytes(SIZE, 1))
+  const hung = Promise.withResolvers<void>()
+  target.pause = kind => (kind === 'write' ? hung.promise : Promise.resolve())
+  const write = filter.write(0, Buffer.alloc(1))
+  await new Promise(resolve => setTimeout(resolve, 20))
+  const discard = view.discard(cluster(0))
+  await new Promise(resolve => setTimeout(resolve, 20))
+  t.same(
+    target.requests.map(({ kind }) => kind),
+    ['write'],
+  )
+  hung.resolve()
+  await Promise.all([write, discard])
+  t.same(
+    target.requests.map(({ kind }) => kind),
+    ['write', 'discard'],
+  )
+})
+
+t.test('what cannot be frozen is refused', async t => {
+  const small = new MemoryNode(Buffer.alloc(10))
+  await t.rejects(freeze(new MemoryNode(Buffer.alloc(11)), small), InvalidParameter, 'a target that is too small')
+  await t.rejects(
+    snapshotAccess.open({}, openContext({ children: { file: small } })),
+    InvalidParameter,
+    'a node that keeps no view',
+  )
+  t.throws(() => copyBeforeWrite.options.parse({ 'min-cluster-size': 100_000 }), /power of two/)
+  const { view } = await frozenMemory()
+  await t.rejects(view.zero(cluster(0)), ReadOnly)
+})
+
+t.test('a larger cluster is copied whole', async t => {
+  const { filter, target } = await frozenMemory({ 'min-cluster-size': 2 * CLUSTER }, randomBytes(SIZE, 1))
+  await filter.write(3 * CLUSTER, Buffer.alloc(1))
+  t.same(
+    target.requests.map(({ offset, length }) => ({ offset, length })),
+    [cluster(2, 2)],
+  )
+})
+
+t.test('who writes must write through the filter, and nobody resizes below it', async t => {
+  const { file, target } = copyBeforeWrite.children as Record<'file' | 'target', (typeof copyBeforeWrite.children)[string]>
+  const all = { perm: 3, shared: 15, count: 1 }
+  t.same(file.permissions(all, false), { perm: 3, shared: 5 })
+  t.same(
+    file.permissions({ perm: 0, shared: 15, count: 0 } as typeof all, false),
+    { perm: 0, shared: 15 },
+    'before it is used it restricts nobody',
+  )
+  t.same(target.permissions(all, false), { perm: 3, shared: 7 })
+})
