@@ -59,8 +59,8 @@ function bind(koffi: typeof import('koffi').default): Native {
     turns(
       () =>
         new Promise<number>((resolve, reject) =>
-          made.async(...args, (failure: unknown, result: number) => {
-            if (failure) return reject(failure as Error)
+          made.async(...args, (failure: Error | null, result: number) => {
+            if (failure) return reject(failure)
             if (result !== -1) return resolve(result)
             const errno = koffi.errno()
             const code = nameOf.get(errno) ?? `errno ${errno}`

@@ -26,7 +26,7 @@ export function intersect(a: Range, b: Range): Range | undefined {
 
 /** The range cut at every multiple of `step` (of the disk, not of the range's own start). */
 export function* pieces(range: Range, step: number): Generator<Range> {
-  for (let offset = range.offset; offset < endOf(range); ) {
+  for (let offset = range.offset; offset < endOf(range);) {
     const end = Math.min(alignDown(offset, step) + step, endOf(range))
     yield { offset, length: end - offset }
     offset = end

@@ -88,11 +88,11 @@ export interface OpenContext {
   /** The nodes below, by the name of the option. They outlive this node. */
   readonly children: Readonly<Record<string, BlockIo>>
   /** What `object-add` made, by id: throttle groups, quotas. */
-  object(id: string): unknown
+  readonly object: (id: string) => unknown
   /** The same dirty bitmap that QMP would find: by node and name. */
-  bitmap(node: string, name: string): BitmapReader
+  readonly bitmap: (node: string, name: string) => BitmapReader
   /** Tell whoever watches the node something that no request is there to hear: `snapshot-broken`. */
-  report(event: NodeEvent): void
+  readonly report: (event: NodeEvent) => void
 }
 
 export type NodeEvent = { readonly type: 'snapshot-broken'; readonly error: Error }

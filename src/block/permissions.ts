@@ -34,7 +34,10 @@ export const passThrough = (parents: Permissions): Permissions => parents
 
 /** A format over its data: needs to read consistently always, writes and resizes when somebody above writes. */
 export const format = ({ perm, shared }: Permissions, readOnly: boolean): Permissions => ({
-  perm: (perm & (Permission.consistentRead | Permission.writeUnchanged)) | Permission.consistentRead | (readOnly ? 0 : perm & (Permission.write | Permission.resize)),
+  perm:
+    (perm & (Permission.consistentRead | Permission.writeUnchanged)) |
+    Permission.consistentRead |
+    (readOnly ? 0 : perm & (Permission.write | Permission.resize)),
   shared,
 })
 

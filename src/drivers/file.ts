@@ -138,7 +138,10 @@ export class FileNode implements BlockNode {
     const end = endOf(range)
     for (let offset = range.offset; offset < end;) {
       const next = await this.#nextData(offset)
-      if (!next) return yield { offset, length: end - offset, allocated: true, zero: false }
+      if (!next) {
+        yield { offset, length: end - offset, allocated: true, zero: false }
+        return
+      }
       const data = Math.min(next.data ?? end, end)
       if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true }
       const hole = Math.min(next.hole ?? data, end)
