@@ -1,0 +1,73 @@
+// What the schema objects to, as sentences at a place in the file.
+
+import type { z } from 'zod'
+import { nearest } from '../base/nearest.ts'
+import { jsonSchema, laterKeys } from './schema.ts'
+import { nameOf, type Path, type Problem, type YamlSource } from './yaml-source.ts'
+
+type Issue = z.core.$ZodIssue
+
+export function problemsOf(source: YamlSource, issues: readonly Issue[]): Problem[] {
+  return issues.flatMap(issue => {
+    const { path } = issue
+    if (issue.code === 'unrecognized_keys') {
+      return issue.keys.map(key => ({ offset: source.keyOffsetOf([...path, key]), sentence: unknownKey(path, key) }))
+    }
+    if (issue.code === 'invalid_key') {
+      return { offset: source.keyOffsetOf(path), sentence: `${quoted(path)}: ${issue.issues[0]?.message ?? issue.message}` }
+    }
+    return { offset: source.offsetOf(path), sentence: sentenceOf(source, issue) }
+  })
+}
+
+function sentenceOf(source: YamlSource, { code, path, message, ...issue }: Issue): string {
+  const where = path.length > 0 ? `${quoted(path)} ` : 'the file '
+  if (code !== 'invalid_type' && code !== 'invalid_value' && code !== 'invalid_union') return `${where}${message}`
+  const present = path.length === 0 || source.has(path)
+  if (!present) return `${quoted(path.slice(0, -1))} lacks "${String(path.at(-1))}"`
+  const kind = source.kindOf(path)
+  if (kind === 'empty') return `${where}is empty: give it a value, or leave the key out`
+  const wanted =
+    code === 'invalid_type' && 'expected' in issue
+      ? `must be ${wantedNames[issue.expected as string] ?? String(issue.expected)}`
+      : message
+  return `${where}${wanted}, and is ${kind}`
+}
+
+const wantedNames: Record<string, string> = {
+  string: 'text',
+  object: 'a map',
+  record: 'a map',
+  array: 'a list',
+  boolean: 'true or false',
+}
+
+function unknownKey(path: Path, key: string): string {
+  const later = [...path.map(String).map((part, index) => (isName(path, index) ? '*' : part)), key].join('.')
+  if (laterKeys.has(later)) return `"${key}" comes in a later version of Stillpoint; leave it out for now`
+  const known = keysAt(path)
+  const meant = nearest(key, known)
+  const where = path.length > 0 ? ` in ${quoted(path)}` : ''
+  return `unknown key "${key}"${where}; ${meant ? `did you mean "${meant}"?` : `there are ${known.map(name => `"${name}"`).join(', ')}`}`
+}
+
+const quoted = (path: Path) => `"${nameOf(path)}"`
+
+interface Schema {
+  properties?: Record<string, Schema>
+  additionalProperties?: Schema | false
+  items?: Schema
+}
+
+const step = (schema: Schema | undefined, key: PropertyKey) =>
+  typeof key === 'number' ? schema?.items : (schema?.properties?.[String(key)] ?? (schema?.additionalProperties || undefined))
+
+const schemaAt = (path: Path) => path.reduce<Schema | undefined>(step, jsonSchema as Schema)
+
+const keysAt = (path: Path) => Object.keys(schemaAt(path)?.properties ?? {})
+
+/** A key that the user chose, such as a machine's name. */
+const isName = (path: Path, index: number) => {
+  const around = schemaAt(path.slice(0, index))
+  return around?.properties === undefined
+}

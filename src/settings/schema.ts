@@ -1,0 +1,145 @@
+// The schema of the configuration file: its shape, its defaults, and the sentence that each key is explained with.
+//
+// The types, the check, the JSON Schema for editors and the reference page are made from this.
+
+import { z } from 'zod'
+import { parseDuration, parseSize } from '../base/units.ts'
+
+/** QEMU's limit for the name of a node, and a disk's node is called MACHINE.DISK. */
+const MAX_NODE_NAME = 31
+/** Node's timers hold no more than 2^31 - 1 milliseconds. */
+const MAX_EXPIRE = '24d'
+
+/** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
+export const laterKeys = new Set(['repositories', 'schedules', 'metrics', 'web', 'notify', 'machines.*.quiesce'])
+
+const path = z.string().min(1, 'a path must not be empty')
+
+const name = z
+  .string()
+  .regex(/^[A-Za-z][A-Za-z0-9_-]*$/, 'a name begins with a letter and goes on with letters, digits, "-" and "_"')
+
+/** A text of ours with a meaning, given to `read`; what `read` does not understand is refused with `wanted`. */
+const written = <T>(read: (text: string) => T | undefined, wanted: string) =>
+  z.union([z.string(), z.number()], `must be ${wanted}`).transform((value, context) => {
+    const result = read(String(value))
+    if (result !== undefined) return result
+    context.addIssue({ code: 'custom', message: `must be ${wanted}, not ${JSON.stringify(value)}` })
+    return z.NEVER
+  })
+
+const size = written(text => parseSize(text) || undefined, 'a size such as 512M or 10GiB, in powers of 1024')
+
+const duration = written(text => {
+  const ms = parseDuration(text)
+  return ms && ms <= parseDuration(MAX_EXPIRE)! ? ms : undefined
+}, `a time with its unit, such as 90s, 10m or 24h, and at most ${MAX_EXPIRE}`)
+
+const address = written(text => {
+  const [, bracketed, plain, digits = '10809'] = /^(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?$/i.exec(text) ?? []
+  const [host, port] = [bracketed ?? plain, Number(digits)]
+  return host !== undefined && !/^\d+$/.test(host) && port <= 65535 ? { host, port } : undefined
+}, 'an address such as 127.0.0.1:10809, [::1]:10809 or a host name, with a port up to 65535')
+
+const isLoopback = (host: string) => host === 'localhost' || host === '::1' || /^127(\.\d+){3}$/.test(host)
+
+const listener = z
+  .strictObject({
+    unix: path.optional().describe('The path of a unix socket. Who may open it may read and write every disk.'),
+    tcp: address.optional().describe('An address and a port; without a port, 10809.'),
+    tls: z
+      .literal('none', 'can only be "none" in this version: encryption comes in a later one')
+      .optional()
+      .describe(
+        '"none": whoever reaches the port may read and write every disk, and so may who listens on the way. An address other machines can reach needs these words.',
+      ),
+  })
+  .superRefine(({ unix, tcp, tls }, context) => {
+    if ((unix === undefined) === (tcp === undefined))
+      context.addIssue({ code: 'custom', message: 'needs either unix: PATH or tcp: ADDRESS:PORT' })
+    else if (unix !== undefined && tls !== undefined)
+      context.addIssue({ code: 'custom', path: ['tls'], message: 'is for tcp: only' })
+    else if (tcp && tls === undefined && !isLoopback(tcp.host)) {
+      const message =
+        'can be reached by other machines, and this version has no encryption: use a unix socket or 127.0.0.1, or say tls: none beside it'
+      context.addIssue({ code: 'custom', path: ['tcp'], message })
+    }
+  })
+
+const disk = z.strictObject({
+  image: path
+    .refine(
+      image => !/^[a-z][a-z+.-]*:\/\//i.test(image),
+      'must be the path of a file or a block device; disks behind an address come in a later version',
+    )
+    .describe('The path of the image, a file or a block device.'),
+  format: z
+    .literal('raw', 'can only be "raw" in this version: other formats come in a later one')
+    .optional()
+    .describe('"raw" serves the bytes of the image as they are. Without it an image that looks like another format is refused.'),
+  'read-only': z.boolean().default(false).describe('Nobody writes to this disk.'),
+})
+
+const machine = z.strictObject({
+  disks: z
+    .record(name, disk)
+    .refine(disks => Object.keys(disks).length > 0, 'a machine needs at least one disk')
+    .describe('The disks, by name. All of them are checkpointed and backed up at one instant.'),
+})
+
+const machines = z.record(name, machine).superRefine((all, context) => {
+  for (const [name, { disks }] of Object.entries(all)) {
+    for (const disk of Object.keys(disks)) {
+      const excess = name.length + 1 + disk.length - MAX_NODE_NAME
+      if (excess <= 0) continue
+      const message = `the names of machine and disk are ${excess} letters too long together: "${name}.${disk}" must fit into ${MAX_NODE_NAME}`
+      context.addIssue({ code: 'custom', path: [name, 'disks', disk], message })
+    }
+  }
+})
+
+export const schema = z
+  .strictObject({
+    state: path
+      .default('/var/lib/stillpoint')
+      .describe('The folder of what must survive a restart: checkpoints, and which daemon owns them.'),
+    control: z
+      .strictObject({
+        socket: path
+          .default('/run/stillpoint/control.sock')
+          .describe('The unix socket for commands, as QMP. Who may open it is trusted as the daemon’s owner.'),
+      })
+      .prefault({}),
+    nbd: z
+      .array(listener)
+      .default([{ unix: '/run/stillpoint/nbd.sock' }])
+      .describe('Where NBD clients connect. Each disk is the export MACHINE/DISK.'),
+    machines: machines.default({}).describe('The machines, by name.'),
+    scratch: z
+      .strictObject({
+        path: path
+          .optional()
+          .describe(
+            'A folder for what open backup sessions keep of the data that is overwritten meanwhile. Default: "scratch" in the state folder.',
+          ),
+        limit: size
+          .default(10 * 2 ** 30)
+          .describe(
+            'How much all of them may keep together. A session that needs more breaks, and the guests go on. Default: 10G.',
+          ),
+      })
+      .prefault({}),
+    sessions: z
+      .strictObject({
+        expire: duration
+          .default(24 * 3_600_000)
+          .describe('How long a pull session stays open when nobody finishes or aborts it. Default: 24h.'),
+      })
+      .prefault({}),
+  })
+  .meta({ title: 'Stillpoint configuration' })
+
+export type Checked = z.output<typeof schema>
+
+/** For editors, and for the names of the keys. */
+export const jsonSchema = z.toJSONSchema(schema, { io: 'input' })

@@ -1,0 +1,37 @@
+// What the daemon runs with: the configuration after it has been read and checked, with every default filled in.
+//
+// Sizes are bytes, times are milliseconds, paths are absolute.
+
+export interface Settings {
+  /** The file it came from. */
+  readonly file: string
+  /** The folder of what must survive a restart. */
+  readonly state: string
+  readonly control: { readonly socket: string }
+  /** Where NBD clients connect; may be none. */
+  readonly nbd: readonly Listener[]
+  readonly machines: Readonly<Record<string, MachineSettings>>
+  readonly scratch: {
+    /** The folder for what frozen views keep. */
+    readonly path: string
+    /** Bytes for all of them together. */
+    readonly limit: number
+  }
+  readonly sessions: {
+    /** How long a pull session stays open when nobody ends it. */
+    readonly expireMs: number
+  }
+}
+
+export type Listener = { readonly unix: string } | { readonly host: string; readonly port: number }
+
+export interface MachineSettings {
+  readonly disks: Readonly<Record<string, DiskSettings>>
+}
+
+export interface DiskSettings {
+  readonly image: string
+  /** QEMU's name of the image's format; undefined: raw, unless the image looks like something else. */
+  readonly format?: 'raw' | undefined
+  readonly readOnly: boolean
+}

@@ -1,0 +1,128 @@
+// The text of a configuration file: its data, and where in the text each piece of it stands.
+
+import {
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  LineCounter,
+  parseDocument,
+  type Document,
+  type Node,
+  type Pair,
+  type YAMLError,
+} from 'yaml'
+
+export interface Problem {
+  /** In characters from the start of the text; undefined where it is about the whole file. */
+  readonly offset?: number | undefined
+  readonly sentence: string
+}
+
+export type Path = readonly PropertyKey[]
+
+/** A path as people write it: machines.db.disks, nbd[1].unix (counted from 1, as people do). */
+export const nameOf = (path: Path) =>
+  path.map((key, index) => (typeof key === 'number' ? `[${key + 1}]` : `${index > 0 ? '.' : ''}${String(key)}`)).join('')
+
+export class YamlSource {
+  readonly #lines = new LineCounter()
+  readonly #document: Document
+
+  constructor(readonly text: string) {
+    this.#document = parseDocument(text, {
+      lineCounter: this.#lines,
+      prettyErrors: false,
+      version: '1.2',
+      strict: true,
+      stringKeys: true,
+    })
+  }
+
+  /** What makes it no YAML, or ambiguous YAML. */
+  get problems(): Problem[] {
+    const { errors, warnings } = this.#document
+    return [...errors, ...warnings].map(error => ({ offset: error.pos[0], sentence: this.#sentence(error) }))
+  }
+
+  get isEmpty() {
+    const { contents } = this.#document
+    return contents === null || (isScalar(contents) && contents.value === null)
+  }
+
+  /** The data. Aliases are followed, but not so often that a small file becomes a huge one: then it throws a ReferenceError. */
+  get data(): unknown {
+    return this.#document.toJS({ maxAliasCount: 100 }) as unknown
+  }
+
+  /** Line and column, both from 1. */
+  positionOf(offset: number) {
+    const { line, col } = this.#lines.linePos(offset)
+    return { line, column: col }
+  }
+
+  /** Where a value begins; where there is none, where the nearest value around it does. */
+  offsetOf(path: Path): number | undefined {
+    let node: unknown = this.#document.contents
+    let offset = begin(node)
+    for (const key of path) {
+      const pair = this.#entry(node, key)
+      if (!pair) break
+      node = pair.value
+      offset = begin(node) ?? begin(pair.key) ?? offset
+    }
+    return offset
+  }
+
+  /** Where a key itself begins. */
+  keyOffsetOf(path: Path): number | undefined {
+    const pair = this.#entry(this.nodeAt(path.slice(0, -1)), path.at(-1)!)
+    return begin(pair?.key) ?? this.offsetOf(path)
+  }
+
+  has(path: Path): boolean {
+    return this.#entry(this.nodeAt(path.slice(0, -1)), path.at(-1)!)?.value !== undefined
+  }
+
+  /** What a person would call what is there. */
+  kindOf(path: Path): string {
+    const node = this.nodeAt(path)
+    if (isMap(node)) return 'a map'
+    if (isSeq(node)) return 'a list'
+    const value = isScalar(node) ? node.value : undefined
+    if (value === null || value === undefined) return 'empty'
+    if (typeof value === 'boolean') return `${value}`
+    if (typeof value === 'number') return `the number ${value}`
+    return `the text ${JSON.stringify(value)}`
+  }
+
+  nodeAt(path: Path): unknown {
+    let node: unknown = this.#document.contents
+    for (const key of path) node = this.#entry(node, key)?.value
+    return this.#follow(node)
+  }
+
+  #entry(node: unknown, key: PropertyKey): { key?: unknown; value: unknown } | undefined {
+    const collection = this.#follow(node)
+    if (isSeq(collection)) return { value: collection.items[Number(key)] }
+    if (!isMap(collection)) return undefined
+    return collection.items.find((pair: Pair) => isScalar(pair.key) && String(pair.key.value) === String(key))
+  }
+
+  #follow(node: unknown): unknown {
+    return isAlias(node) ? node.resolve(this.#document) : node
+  }
+
+  #sentence({ code, message, pos }: YAMLError): string {
+    if (code === 'TAB_AS_INDENT') return 'a tab indents this line; YAML wants spaces'
+    if (code === 'DUPLICATE_KEY') {
+      const key = /^[^\s:#,{}[\]]+/.exec(this.text.slice(pos[0]))?.[0] ?? 'key'
+      return `the key "${key}" is here for the second time; keep one of them`
+    }
+    if (code === 'NON_STRING_KEY') return 'a key must be a plain word'
+    if (code === 'MULTIPLE_DOCS') return 'a second document begins here; the file may hold one'
+    return `this is not YAML: ${message.split('\n')[0]}`
+  }
+}
+
+const begin = (node: unknown): number | undefined => (node as Node | null | undefined)?.range?.[0]

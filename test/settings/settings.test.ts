@@ -1,0 +1,292 @@
+// The configuration: what is read, what it means, and the sentence and place for everything that is wrong with it.
+
+import { chmodSync, readFileSync } from 'node:fs'
+import { join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import fc from 'fast-check'
+import t from 'tap'
+import { BadSettings } from '../../src/base/errors.ts'
+import { loadSettings, parseSettings } from '../../src/settings/load.ts'
+import { schemaText } from '../../src/settings/write-schema.ts'
+
+const config = fileURLToPath(new URL('../../../config/', import.meta.url))
+const parse = (text: string, file = '/etc/stillpoint/stillpoint.yaml') => parseSettings(Buffer.from(text), file)
+
+/** What is said about a file, without its name. */
+function complaint(text: string | Buffer): string {
+  try {
+    parseSettings(Buffer.from(text), '/etc/s.yaml')
+  } catch (error) {
+    if (error instanceof BadSettings) return error.message.replaceAll('/etc/s.yaml:', '')
+    throw error
+  }
+  return 'nothing'
+}
+
+t.test('everything that is not said has its default', async t => {
+  t.same(parse('machines: {}'), {
+    file: '/etc/stillpoint/stillpoint.yaml',
+    state: '/var/lib/stillpoint',
+    control: { socket: '/run/stillpoint/control.sock' },
+    nbd: [{ unix: '/run/stillpoint/nbd.sock' }],
+    machines: {},
+    scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30 },
+    sessions: { expireMs: 86_400_000 },
+  })
+})
+
+t.test('a whole file is read as it is meant, and its paths are relative to its folder', async t => {
+  const settings = parse(
+    `
+state: state
+control: { socket: ../run/c.sock }
+nbd:
+  - unix: nbd.sock
+  - tcp: 127.0.0.1
+  - tcp: "[::1]:10810"
+  - { tcp: "0.0.0.0:0", tls: none }
+machines:
+  db:
+    disks:
+      root: &root { image: a.raw }
+      data: { image: /dev/vg/data, format: raw, read-only: true }
+scratch: { limit: 512MiB }
+sessions: { expire: 1h30m }
+`,
+    '/srv/sp/conf/s.yaml',
+  )
+  t.same(settings, {
+    file: '/srv/sp/conf/s.yaml',
+    state: '/srv/sp/conf/state',
+    control: { socket: '/srv/sp/run/c.sock' },
+    nbd: [
+      { unix: '/srv/sp/conf/nbd.sock' },
+      { host: '127.0.0.1', port: 10809 },
+      { host: '::1', port: 10810 },
+      { host: '0.0.0.0', port: 0 },
+    ],
+    machines: {
+      db: {
+        disks: {
+          root: { image: '/srv/sp/conf/a.raw', format: undefined, readOnly: false },
+          data: { image: '/dev/vg/data', format: 'raw', readOnly: true },
+        },
+      },
+    },
+    scratch: { path: '/srv/sp/conf/state/scratch', limit: 512 * 2 ** 20 },
+    sessions: { expireMs: 5_400_000 },
+  })
+  t.same(parse('nbd: []').nbd, [], 'nobody has to listen')
+})
+
+const disk = (rest: string) => `machines:\n  db:\n    disks:\n      root: { image: /a, ${rest} }\n`
+
+t.test('each mistake is told in one sentence, with its place', async t => {
+  const cases: [text: string, told: string][] = [
+    // keys
+    ['machine: {}', '1:1: unknown key "machine"; did you mean "machines"?'],
+    ['colour: red', '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "scratch", "sessions"'],
+    [disk('readonly: true'), '4:26: unknown key "readonly" in "machines.db.disks.root"; did you mean "read-only"?'],
+    [disk('read_only: true'), '4:26: unknown key "read_only" in "machines.db.disks.root"; did you mean "read-only"?'],
+    ['nbd:\n  - uinx: /a', '2:5: unknown key "uinx" in "nbd[1]"; did you mean "unix"?'],
+    ['state: /a\nstate: /b', '2:1: the key "state" is here for the second time; keep one of them'],
+    ['repositories: {}', '1:1: "repositories" comes in a later version of Stillpoint; leave it out for now'],
+    [
+      'machines:\n  db:\n    disks: { r: { image: /a } }\n    quiesce: {}',
+      '4:5: "quiesce" comes in a later version of Stillpoint; leave it out for now',
+    ],
+    // types
+    ['- a', '1:1: the file must be a map, and is a list'],
+    ['hello', '1:1: the file must be a map, and is the text "hello"'],
+    ['machines: [db]', '1:11: "machines" must be a map, and is a list'],
+    ['machines:\n  db: /a.raw', '2:7: "machines.db" must be a map, and is the text "/a.raw"'],
+    ['machines:\n  db: {}', '2:7: "machines.db" lacks "disks"'],
+    ['machines: { db: { disks: {} } }', '1:26: "machines.db.disks" a machine needs at least one disk'],
+    ['machines:\n  db:\n    disks:\n      root: {}', '4:13: "machines.db.disks.root" lacks "image"'],
+    [
+      'machines:\n  db:\n    disks:\n      root: { image: 7 }',
+      '4:22: "machines.db.disks.root.image" must be text, and is the number 7',
+    ],
+    ['scratch:', '1:9: "scratch" is empty: give it a value, or leave the key out'],
+    ['state:', '1:7: "state" is empty: give it a value, or leave the key out'],
+    ['state: ""', '1:8: "state" a path must not be empty'],
+    [disk('read-only: yes'), '4:37: "machines.db.disks.root.read-only" must be true or false, and is the text "yes"'],
+    // values
+    [
+      disk('format: qcow2'),
+      '4:34: "machines.db.disks.root.format" can only be "raw" in this version: other formats come in a later one, and is the text "qcow2"',
+    ],
+    ['scratch: { limit: 10GB }', '1:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, not "10GB"'],
+    ['scratch: { limit: 0 }', '1:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, not 0'],
+    ['scratch: { limit: [] }', '1:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, and is a list'],
+    [
+      'sessions: { expire: 90 }',
+      '1:21: "sessions.expire" must be a time with its unit, such as 90s, 10m or 24h, and at most 24d, not 90',
+    ],
+    [
+      'sessions: { expire: 25d }',
+      '1:21: "sessions.expire" must be a time with its unit, such as 90s, 10m or 24h, and at most 24d, not "25d"',
+    ],
+    ['nbd:\n  - {}', '2:5: "nbd[1]" needs either unix: PATH or tcp: ADDRESS:PORT'],
+    ['nbd:\n  - { unix: /a, tls: none }', '2:22: "nbd[1].tls" is for tcp: only'],
+    [
+      'nbd:\n  - tcp: 10809',
+      '2:10: "nbd[1].tcp" must be an address such as 127.0.0.1:10809, [::1]:10809 or a host name, with a port up to 65535, not 10809',
+    ],
+    // names
+    [
+      'machines: { 9db: { disks: { r: { image: /a } } } }',
+      '1:13: "machines.9db": a name begins with a letter and goes on with letters, digits, "-" and "_"',
+    ],
+    [
+      'machines: { db: { disks: { a.b: { image: /a } } } }',
+      '1:28: "machines.db.disks.a.b": a name begins with a letter and goes on with letters, digits, "-" and "_"',
+    ],
+    [
+      `machines: { ${'m'.repeat(20)}: { disks: { ${'d'.repeat(12)}: { image: /a } } } }`,
+      `1:60: "machines.${'m'.repeat(20)}.disks.${'d'.repeat(12)}" the names of machine and disk are 2 letters too long together: "${'m'.repeat(20)}.${'d'.repeat(12)}" must fit into 31`,
+    ],
+    // clashes
+    ['control: { socket: /x }\nnbd: [{ unix: /x }]', '2:15: "nbd[1].unix" is the same socket as "control.socket": /x'],
+    [
+      'machines: { a: { disks: { r: { image: /x }, s: { image: /y/../x } } } }',
+      '1:57: "machines.a.disks.s.image" is the same image as "machines.a.disks.r.image": /x',
+    ],
+    [
+      `control: { socket: /${'x'.repeat(110)} }`,
+      `1:20: the path of this socket is 4 bytes too long for Linux: /${'x'.repeat(110)}`,
+    ],
+    // no YAML
+    ['a:\n\tb: 1', '2:1: a tab indents this line; YAML wants spaces'],
+    ['state: /a\n---\nstate: /b', '2:1: a second document begins here; the file may hold one'],
+    ['{ {}: 1 }', '1:3: a key must be a plain word'],
+    ['', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
+    ['# nothing\n', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
+  ]
+  for (const [text, told] of cases) t.equal(complaint(text), told, JSON.stringify(text))
+  t.match(complaint('state: {'), /^1:\d+: this is not YAML: \S/)
+  t.match(complaint('state: !secret x'), /^1:8: this is not YAML: Unresolved tag/)
+  t.match(complaint('nbd: [{ tcp: "192.0.2.1:1" }]'), /^1:14: "nbd\[1\]\.tcp" can be reached by other machines.*tls: none/)
+  t.match(complaint(disk('').replace('/a', 'nbd://host/x')), /must be the path of a file or a block device/)
+})
+
+t.test('all mistakes are told at once, in the order of the file', async t => {
+  t.equal(
+    complaint('nbd:\n  - unxi: /a\nstat: /b\nscratch: { limit: x }'),
+    [
+      '2:5: unknown key "unxi" in "nbd[1]"; did you mean "unix"?',
+      '3:1: unknown key "stat"; did you mean "state"?',
+      '4:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, not "x"',
+    ].join('\n'),
+  )
+})
+
+t.test('what is no text is refused at its place', async t => {
+  t.equal(
+    complaint(Buffer.from([...Buffer.from('# ä\nstate: '), 0xff, 0x41])),
+    '2:8: the file is not UTF-8 text; save it as UTF-8',
+  )
+  t.match(complaint(Buffer.from('\ufeffstate: /a\n', 'utf16le')), /^1:1: the file is not UTF-8 text/)
+  t.equal(parse('\ufeffstate: /a').state, '/a', 'a byte order mark is not minded')
+})
+
+t.test('aliases cannot make a small file a huge one', async t => {
+  const levels = Array.from(
+    { length: 9 },
+    (_, level) => `l${level + 1}: &l${level + 1} [${Array(9).fill(`*l${level}`).join(', ')}]`,
+  )
+  t.match(complaint(['l0: &l0 [x, x]', ...levels].join('\n')), /alias/i)
+})
+
+t.test('a file that cannot be read says why and what to do', async t => {
+  const dir = t.testdir({ 'locked.yaml': 'machines: {}' })
+  await t.rejects(
+    loadSettings(join(dir, 'none.yaml')),
+    new BadSettings(
+      `cannot read the configuration ${dir}/none.yaml: No such file or directory; write one (config/stillpoint.example.yaml shows how), or name another with --config`,
+    ),
+  )
+  await t.rejects(
+    loadSettings(dir),
+    new BadSettings(`cannot read the configuration ${dir}: Is a directory; name a file in it with --config`),
+  )
+  t.equal(
+    (await loadSettings(relative(process.cwd(), join(dir, 'locked.yaml')))).file,
+    join(dir, 'locked.yaml'),
+    'paths are absolute',
+  )
+  chmodSync(join(dir, 'locked.yaml'), 0)
+  if (process.getuid!() !== 0) await t.rejects(loadSettings(join(dir, 'locked.yaml')), /Permission denied/)
+  t.equal(new BadSettings('x').exitCode, 2, 'a usage error, as the command line says')
+})
+
+t.test('whatever bytes the file holds, the answer is settings or BadSettings', async t => {
+  const word = fc.constantFrom(
+    'machines',
+    'disks',
+    'image',
+    'nbd',
+    'unix',
+    'tcp',
+    ':',
+    ': ',
+    '\n',
+    '  ',
+    '- ',
+    '{',
+    '}',
+    '[',
+    ']',
+    ',',
+    '&a ',
+    '*a',
+    '!!map',
+    '"',
+    '\t',
+    '#',
+    '~',
+    '<<',
+    '0x1',
+    '__proto__',
+    'constructor',
+  )
+  let refused = 0
+  fc.assert(
+    fc.property(
+      fc.oneof(
+        fc.array(word, { maxLength: 40 }).map(words => Buffer.from(words.join(''))),
+        fc.uint8Array({ maxLength: 60 }).map(bytes => Buffer.from(bytes)),
+      ),
+      bytes => {
+        try {
+          parseSettings(bytes, '/s.yaml')
+        } catch (error) {
+          if (!(error instanceof BadSettings)) throw error
+          refused++
+        }
+      },
+    ),
+    { numRuns: 2000 },
+  )
+  t.ok(refused > 100, 'and most are refused')
+})
+
+t.test('the example is a good configuration, and what it comments out are the defaults', async t => {
+  const file = join(config, 'stillpoint.example.yaml')
+  const settings = await loadSettings(file)
+  t.same(Object.keys(settings.machines), ['db', 'web'])
+
+  const { file: _, nbd, machines, ...rest } = settings
+  const spelled = readFileSync(file, 'utf8').replaceAll(
+    /^( *)# (?=(state|control|  socket|scratch|  path|  limit|sessions|  expire|read-only):)/gm,
+    '$1',
+  )
+  const all = parseSettings(Buffer.from(spelled), file)
+  t.same(all, { file, nbd, machines, ...rest })
+  t.ok(spelled.split('\n').filter(line => line.startsWith('#')).length < 20, 'they were taken out of the comments')
+})
+
+t.test('the JSON Schema is up to date', async t => {
+  const file = join(config, 'stillpoint.schema.json')
+  t.equal(readFileSync(file, 'utf8'), schemaText, 'otherwise: npm run schema')
+})
