@@ -118,6 +118,7 @@ function report({ file, passed, failures, skips, stderr, ms, saved }) {
 
 const begun = Date.now()
 rmSync('.tap/results', { recursive: true, force: true })
+mkdirSync('.tap', { recursive: true })
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.on(signal, () => {
     for (const child of running) end(child)

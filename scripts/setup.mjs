@@ -45,16 +45,15 @@ const needs = {
 }
 
 /** Runs a program whose output is the user's to see. It gets no standard input, so it cannot ask and wait. */
-function run(command, args, { env = {}, timeout = 15 * MINUTE } = {}) {
+function run(command, args, { called = command, timeout = 15 * MINUTE } = {}) {
   const { status, signal, error } = spawnSync(command, args, {
     cwd: root,
     stdio: ['ignore', 2, 2],
-    env: { ...process.env, ...env },
     timeout,
     killSignal: 'SIGTERM',
   })
-  if (error) return `${command}: ${error.code === 'ETIMEDOUT' ? `not done after ${timeout / MINUTE} minutes` : error.message}`
-  return status === 0 ? undefined : `${command} ended with ${signal ?? `exit code ${status}`}`
+  if (error) return `${called}: ${error.code === 'ETIMEDOUT' ? `not done after ${timeout / MINUTE} minutes` : error.message}`
+  return status === 0 ? undefined : `${called} ended with ${signal ?? `exit code ${status}`}`
 }
 
 const quiet = (command, args) => spawnSync(command, args, { cwd: root, stdio: 'ignore' }).status === 0
@@ -89,7 +88,7 @@ function installPackages() {
   const npm = process.env.npm_execpath?.endsWith('.js') ? [process.execPath, process.env.npm_execpath] : ['npm']
   // No package of ours needs its install script, and one that compiles could hang.
   const options = ['ci', '--ignore-scripts', '--include=dev', '--include=optional', '--no-audit', '--no-fund', '--loglevel=error']
-  const failed = run(npm[0], [...npm.slice(1), ...options], { env: { npm_config_yes: 'true' } })
+  const failed = run(npm[0], [...npm.slice(1), ...options], { called: 'npm ci' })
   if (failed) give(failed, 'Is the npm registry within reach? Once it is, run the same command again; nothing else was changed.')
 }
 
@@ -120,7 +119,9 @@ function build() {
   if (built > changed) return
   const begun = new Date()
   say('compiles')
-  const failed = run(join(root, 'scripts/on-node-24'), [join(root, 'node_modules/typescript/bin/tsc'), '--build'])
+  const failed = run(join(root, 'scripts/on-node-24'), [join(root, 'node_modules/typescript/bin/tsc'), '--build'], {
+    called: 'tsc',
+  })
   if (failed) give(`the build failed: ${failed}`)
   mkdirSync(dirname(stamp), { recursive: true })
   writeFileSync(stamp, '')

@@ -290,3 +290,16 @@ t.test('the JSON Schema is up to date', async t => {
   const file = join(config, 'stillpoint.schema.json')
   t.equal(readFileSync(file, 'utf8'), schemaText, 'otherwise: npm run schema')
 })
+
+t.test('the reference page has every key of the schema, and no other', async t => {
+  type Schema = { properties?: Record<string, Schema>; additionalProperties?: Schema | false; items?: Schema }
+  const leaves = ({ properties, additionalProperties, items }: Schema, path: string): string[] => [
+    ...Object.entries(properties ?? {}).flatMap(([key, below]) => leaves(below, path ? `${path}.${key}` : key)),
+    ...(additionalProperties ? leaves(additionalProperties, `${path}.NAME`) : []),
+    ...(items ? leaves(items, `${path}[]`) : []),
+    ...(properties ? [] : [path]),
+  ]
+  const page = readFileSync(join(config, '../docs/configuration.md'), 'utf8')
+  const told = [...page.matchAll(/^\| `([^`]+)` \|/gm)].map(([, key]) => key!)
+  t.same(told.toSorted(), leaves(JSON.parse(schemaText) as Schema, '').toSorted())
+})
