@@ -1,1 +1,3 @@
-export const x = 1
+// The client's main door.
+
+export type { NbdErrorName } from './protocol.ts'
