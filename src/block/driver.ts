@@ -14,6 +14,10 @@ export interface Extent extends Range {
   readonly allocated: boolean
   /** It reads as zeroes. `false` means "not known to". */
   readonly zero: boolean
+  /** Which layer of the backing chain decides it: 1 this node's own (the default), 2 the image behind it, ...; 0 none of them. */
+  readonly depth?: number
+  /** Where its bytes stand in the file below, where they stand there as they are. */
+  readonly hostOffset?: number
 }
 
 export interface WriteFlags {
@@ -43,6 +47,8 @@ export interface BlockIo {
   flush(): Promise<void>
   /** Covers the range from its start to its end, in order, without gaps; neighbours may be alike. */
   extents(range: Range): AsyncIterable<Extent>
+  /** Makes the disk longer, by zeroes, or cuts it short. Throws NotSupported where the size is fixed. Nothing else is in flight meanwhile. */
+  resize(size: number): Promise<void>
   /** The frozen instant behind this node, where it keeps one (copy-before-write does). */
   readonly snapshot?: Snapshot | undefined
 }
@@ -110,7 +116,21 @@ export interface BlockDriver<Options = never> {
   readonly options: z.ZodType<Options>
   /** The options that name a node below, in the order they are opened. */
   readonly children: Readonly<Record<string, ChildRule>>
+  /**
+   * What the image itself says of the children that the options leave out (a qcow2's backing file), in the words of blockdev-add, or
+   * the name of a node. Called with the children that are open already, before `open`. `null` in the options means: none, whatever the image says.
+   */
+  implicitChildren?(
+    options: Options,
+    context: Pick<OpenContext, 'nodeName' | 'children'> & { readonly filenames: Readonly<Record<string, string | undefined>> },
+  ): Promise<Readonly<Record<string, NodeOptions>>>
   open(options: Options, context: OpenContext): Promise<BlockNode>
+}
+
+/** The arguments of blockdev-add: `driver`, what every node has (QMP's BlockdevOptions), the driver's own, and its children. */
+export interface NodeOptions {
+  readonly driver: string
+  readonly [option: string]: unknown
 }
 
 /** Any driver, for arrays of them. */

@@ -73,13 +73,17 @@ export class FileNode implements BlockNode {
   private constructor(
     private readonly handle: fs.promises.FileHandle,
     readonly filename: string,
-    readonly size: number,
+    private bytes: number,
     /** Calls on a block device must be multiples of this; 1 for a file. */
     private readonly granule: number,
     private readonly context: FileContext,
     private readonly native: Native | undefined,
   ) {
     this.#fd = handle.fd
+  }
+
+  get size() {
+    return this.bytes
   }
 
   static async open(filename: string, context: FileContext, native: Native | undefined) {
@@ -148,6 +152,12 @@ export class FileNode implements BlockNode {
       if (hole > data) yield { offset: data, length: hole - data, allocated: true, zero: false }
       offset = hole // which is `data` again when a hole was punched there in between
     }
+  }
+
+  async resize(size: number) {
+    if (this.granule > 1) throw new NotSupported(`${this.filename}: a block device keeps its size`)
+    await this.#named(this.handle.truncate(size))
+    this.bytes = size
   }
 
   async [Symbol.asyncDispose]() {

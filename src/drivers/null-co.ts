@@ -2,6 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
+import { NotSupported } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockNode, Extent } from '../block/driver.ts'
 
@@ -59,6 +60,10 @@ class NullNode implements BlockNode {
 
   async *extents(range: Range): AsyncGenerator<Extent> {
     yield { ...range, allocated: true, zero: this.#zero }
+  }
+
+  async resize(): Promise<never> {
+    throw new NotSupported('null-co keeps its size')
   }
 
   async [Symbol.asyncDispose]() {}

@@ -1,7 +1,7 @@
 // The raw driver: a window of the file below, or all of it, as it is.
 
 import { z } from 'zod'
-import { InvalidParameter } from '../base/errors.ts'
+import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockIo, BlockNode, Extent, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import { passThrough } from '../block/permissions.ts'
@@ -27,7 +27,7 @@ export const raw: BlockDriver<RawOptions> = {
         `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the actual size of the containing file (${below.size})`,
       )
     }
-    return new RawNode(below, offset, size ?? below.size - offset)
+    return new RawNode(below, offset, size)
   },
 }
 
@@ -35,8 +35,13 @@ class RawNode implements BlockNode {
   constructor(
     private readonly below: BlockIo,
     private readonly start: number,
-    readonly size: number,
+    /** Undefined: all that follows, as long as that may become. */
+    private readonly fixedSize: number | undefined,
   ) {}
+
+  get size() {
+    return this.fixedSize ?? this.below.size - this.start
+  }
 
   read(offset: number, into: Buffer) {
     return this.below.read(this.start + offset, into)
@@ -60,6 +65,11 @@ class RawNode implements BlockNode {
 
   async *extents(range: Range): AsyncGenerator<Extent> {
     for await (const extent of this.below.extents(this.#moved(range))) yield { ...extent, offset: extent.offset - this.start }
+  }
+
+  async resize(size: number) {
+    if (this.fixedSize !== undefined) throw new NotSupported('Cannot resize fixed-size raw disks')
+    await this.below.resize(this.start + size)
   }
 
   async [Symbol.asyncDispose]() {}

@@ -16,7 +16,7 @@
 
 import { z } from 'zod'
 import { Budget } from '../base/budget.ts'
-import { InvalidParameter, IoError, messageOf } from '../base/errors.ts'
+import { InvalidParameter, IoError, messageOf, NotSupported } from '../base/errors.ts'
 import { endOf, pieces, type Range } from '../base/ranges.ts'
 import { RangeLock } from '../base/range-lock.ts'
 import { within } from '../base/time.ts'
@@ -152,6 +152,12 @@ class CopyBeforeWrite implements BlockNode {
 
   extents(range: Range) {
     return this.source.extents(range)
+  }
+
+  async resize(): Promise<never> {
+    throw new NotSupported(
+      `'${this.context.nodeName}' keeps a frozen view, so the disk cannot change its size; end the backup first`,
+    )
   }
 
   /** Waits for copies that nobody waits for any more: they still use the nodes below. */

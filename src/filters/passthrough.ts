@@ -39,5 +39,9 @@ export class Passthrough implements BlockNode {
     return this.below.extents(range)
   }
 
+  resize(size: number): Promise<void> {
+    return this.below.resize(size)
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {}
 }

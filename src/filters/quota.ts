@@ -4,7 +4,7 @@
 
 import { z } from 'zod'
 import { BitSet } from '../base/bit-set.ts'
-import { InvalidParameter } from '../base/errors.ts'
+import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import { Quota } from '../base/quota.ts'
 import { alignDown, alignUp, endOf, type Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockIo, WriteFlags, ZeroFlags } from '../block/driver.ts'
@@ -54,6 +54,10 @@ class QuotaFilter extends Passthrough {
   override async discard(range: Range) {
     await super.discard(range)
     this.#giveBack(range)
+  }
+
+  override async resize(): Promise<never> {
+    throw new NotSupported('an image under a quota keeps its size')
   }
 
   override async [Symbol.asyncDispose]() {

@@ -50,6 +50,10 @@ class SnapshotAccess implements BlockNode {
     throw new ReadOnly('a frozen view cannot be written')
   }
 
+  async resize() {
+    throw new ReadOnly('a frozen view keeps its size')
+  }
+
   async flush() {}
 
   async [Symbol.asyncDispose]() {}

@@ -83,6 +83,27 @@ export function blockNodeSuite(
     })
   }
 
+  void t.test(`${name} grows by zeroes and is cut short where it can, and else refuses and stays as it is`, async t => {
+    for (const [before, after] of [
+      [70_001, 200_333],
+      [200_333, 70_001],
+    ] as const) {
+      await withNode(diskContent(before, 5), async (node, model) => {
+        const resized = await node.resize(after).then(
+          () => true,
+          (error: unknown) => {
+            if (error instanceof NotSupported || error instanceof ReadOnly) return false
+            throw error
+          },
+        )
+        t.equal(node.size, resized ? after : before)
+        const wanted = Buffer.concat([model, Buffer.alloc(after)]).subarray(0, node.size)
+        t.ok((await readAt(node, 0, node.size)).equals(wanted))
+        await checkExtents(node, { offset: 0, length: node.size }, wanted)
+      })
+    }
+  })
+
   void t.test(`${name} agrees with a plain buffer over random histories`, async () => {
     const history = fc.tuple(
       fc.constantFrom(...SIZES),

@@ -14,7 +14,7 @@ export class MemoryNode implements BlockNode {
   /** Waited for before each half of a request. */
   pause: (kind: Kind, range: Range) => Promise<void> = async () => {}
 
-  constructor(readonly bytes: Buffer) {}
+  constructor(public bytes: Buffer) {}
 
   get size() {
     return this.bytes.length
@@ -52,6 +52,10 @@ export class MemoryNode implements BlockNode {
       const zero = this.bytes.subarray(piece.offset, endOf(piece)).every(byte => byte === 0)
       yield { ...piece, allocated: !zero, zero }
     }
+  }
+
+  async resize(size: number) {
+    this.bytes = Buffer.concat([this.bytes.subarray(0, size), Buffer.alloc(Math.max(0, size - this.size))])
   }
 
   async [Symbol.asyncDispose]() {}
