@@ -1,0 +1,277 @@
+// A target in a folder: an object is a file.
+//
+// An object appears in one step: it is written to a temporary file in `.tmp`, synced, and then linked (when it must not be there yet:
+// link(2) fails where the name exists) or renamed to its name; then its folder is synced. So a crash at any step leaves the old object
+// or the new one, and at most a temporary file, which is swept away when it is a day old.
+// What replaces or removes an object compares and changes under a lock (FolderLock) that dies with its holder. Creating by link(2)
+// needs none: the kernel picks the winner.
+// The tag is the SHA-256 of a small object. A large one has a tag of its inode, size and time, which is as good for what is written once.
+
+import { randomUUID, hash } from 'node:crypto'
+import { mkdir, open, opendir, readdir, stat, unlink } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
+import { NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
+import { readUpTo } from '../../src/base/positional-io.ts'
+import { systemFault } from '../../src/base/system-fault.ts'
+import {
+  checkPut,
+  compareKeys,
+  Denied,
+  NotThere,
+  PreconditionFailed,
+  type GetOptions,
+  type PutOptions,
+  type Target,
+  type TargetEntry,
+} from '../../src/push/target.ts'
+import { FolderLock } from './folder-lock.ts'
+import { partOf, pathOf } from './key-path.ts'
+import { systemCalls, type SystemCalls } from './system-calls.ts'
+
+const TEMPORARY = '.tmp'
+const LOCK = '.lock'
+/** Whoever still writes one after this long has been stopped for as long. */
+const STALE_MS = 24 * 3_600_000
+const SMALL = 1 << 20
+/** How often a folder that somebody removes is made again. */
+const ATTEMPTS = 5
+
+export class FileTarget implements Target {
+  readonly #lock: FolderLock
+  /** Folders known to be there, and durable. */
+  readonly #folders = new Set<string>()
+  #canLink = true
+
+  private constructor(
+    readonly location: string,
+    private readonly calls: SystemCalls,
+  ) {
+    this.#lock = new FolderLock(join(location, LOCK))
+  }
+
+  static async open(path: string, calls: SystemCalls = systemCalls): Promise<FileTarget> {
+    const root = resolve(path)
+    try {
+      for (const folder of [root, join(root, TEMPORARY)]) await mkdir(folder).catch(ignore('EEXIST'))
+      if (!(await stat(root)).isDirectory()) throw new NotSupported(`${root}: is not a folder`)
+      await sweep(join(root, TEMPORARY))
+      return new FileTarget(root, calls)
+    } catch (error) {
+      throw faultOf(root, error)
+    }
+  }
+
+  async put(key: string, body: Uint8Array, options: PutOptions = {}) {
+    checkPut(options)
+    const { ifAbsent, ifMatch, lockUntil, signal } = options
+    if (lockUntil)
+      throw new NotSupported(`${this.location}: files cannot be locked against deletion until a date; leave the lock out`)
+    signal?.throwIfAborted()
+    const path = this.#pathOf(key)
+    return this.#named(async () => {
+      const temporary = join(this.location, TEMPORARY, randomUUID())
+      try {
+        const tag = await this.#write(temporary, body)
+        signal?.throwIfAborted()
+        await this.#folder(dirname(path))
+        if (ifAbsent && this.#canLink && (await this.#linked(key, temporary, path))) return { tag }
+        await this.#lock.hold(async () => {
+          if (ifAbsent && (await this.#tagOf(path)) !== undefined) throw new PreconditionFailed(key)
+          if (ifMatch !== undefined && (await this.#tagOf(path)) !== ifMatch) throw new PreconditionFailed(key)
+          await this.#inFolder(path, () => this.calls.rename(temporary, path))
+          await this.calls.syncFolder(dirname(path))
+        }, signal)
+        return { tag }
+      } finally {
+        await this.calls.unlink(temporary).catch(ignore('ENOENT'))
+      }
+    })
+  }
+
+  async get(key: string, { range, signal }: GetOptions = {}) {
+    signal?.throwIfAborted()
+    const path = this.#pathOf(key)
+    return this.#named(async () => {
+      try {
+        await using file = await open(path, 'r')
+        const { size } = await file.stat()
+        const { offset, length } = range ?? { offset: 0, length: size }
+        if (range && offset >= size) throw new OutOfRange(`object '${key}' has ${size} bytes; there is none at ${offset}`)
+        const body = Buffer.allocUnsafeSlow(Math.max(0, Math.min(length, size - offset)))
+        const count = await readUpTo(file.fd, offset, body)
+        return { body: body.subarray(0, count), tag: await tagOf(file, range ? undefined : body) }
+      } catch (error) {
+        throw missing(error) ? new NotThere(key) : error
+      }
+    })
+  }
+
+  async *list(
+    prefix: string,
+    { after, signal }: { after?: string; signal?: AbortSignal | undefined } = {},
+  ): AsyncGenerator<TargetEntry> {
+    try {
+      yield* this.#walk('', prefix, after, signal)
+    } catch (error) {
+      throw faultOf(this.location, error)
+    }
+  }
+
+  async delete(keys: readonly string[], { signal }: { signal?: AbortSignal | undefined } = {}) {
+    const paths = keys.map(key => this.#pathOf(key))
+    await this.#named(() =>
+      this.#lock.hold(async () => {
+        const folders = new Set<string>()
+        for (const path of paths) {
+          signal?.throwIfAborted()
+          await this.calls.unlink(path).catch(ignore('ENOENT', 'ENOTDIR'))
+          folders.add(dirname(path))
+        }
+        for (const folder of folders) await this.calls.syncFolder(folder).catch(ignore('ENOENT', 'ENOTDIR'))
+      }, signal),
+    )
+  }
+
+  async [Symbol.asyncDispose]() {
+    this.#lock[Symbol.dispose]()
+  }
+
+  #pathOf(key: string) {
+    return join(this.location, pathOf(key))
+  }
+
+  async #write(path: string, body: Uint8Array) {
+    await using file = await this.calls.create(path)
+    await this.calls.write(file, body)
+    await this.calls.sync(file)
+    return await tagOf(file, body)
+  }
+
+  /** False where the file system has no links; then it is done under the lock. */
+  async #linked(key: string, temporary: string, path: string) {
+    try {
+      await this.#inFolder(path, () => this.calls.link(temporary, path))
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (code === 'EEXIST') {
+        await this.calls.syncFolder(dirname(path)) // who hears that it is there may rely on it
+        throw new PreconditionFailed(key)
+      }
+      if (!['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'].includes(code ?? '')) throw error
+      this.#canLink = false
+      return false
+    }
+    await this.calls.syncFolder(dirname(path))
+    return true
+  }
+
+  /** Makes the folder and those above it, each durable in its own parent. */
+  async #folder(folder: string): Promise<void> {
+    if (folder === this.location || this.#folders.has(folder)) return
+    await this.#folder(dirname(folder))
+    await this.calls.mkdir(folder).catch(ignore('EEXIST'))
+    await this.calls.syncFolder(dirname(folder))
+    this.#folders.add(folder)
+  }
+
+  /** Somebody may tidy away an empty folder that we know of. */
+  async #inFolder(path: string, step: () => Promise<void>) {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await step()
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || attempt === ATTEMPTS) throw error
+        this.#folders.clear()
+        await this.#folder(dirname(path))
+      }
+    }
+  }
+
+  async #tagOf(path: string) {
+    try {
+      await using file = await open(path, 'r')
+      return await tagOf(file)
+    } catch (error) {
+      if (missing(error)) return undefined
+      throw error
+    }
+  }
+
+  /** A folder sorts as its name and "/", as its keys do among those of its neighbours. */
+  async *#walk(folder: string, prefix: string, after: string | undefined, signal?: AbortSignal): AsyncGenerator<TargetEntry> {
+    signal?.throwIfAborted()
+    const entries: { key: string; isFolder: boolean }[] = []
+    const at = folder === '' ? this.location : this.#pathOf(folder.slice(0, -1))
+    for (const entry of await readdir(at, { withFileTypes: true }).catch(none)) {
+      const part = partOf(entry.name)
+      if (part === undefined) continue
+      const key = folder + part
+      if (entry.isDirectory()) entries.push({ key: `${key}/`, isFolder: true })
+      else if (entry.isFile()) entries.push({ key, isFolder: false })
+    }
+    for (const { key, isFolder } of entries.sort((a, b) => compareKeys(a.key, b.key))) {
+      if (isFolder) {
+        const inside = key.startsWith(prefix) || prefix.startsWith(key)
+        const behind = after === undefined || after.startsWith(key) || compareKeys(key, after) > 0
+        if (inside && behind) yield* this.#walk(key, prefix, after, signal)
+      } else if (key.startsWith(prefix) && (after === undefined || compareKeys(key, after) > 0)) {
+        const stats = await stat(this.#pathOf(key)).catch(gone)
+        if (stats) yield { key, size: stats.size, modified: stats.mtime }
+      }
+    }
+  }
+
+  async #named<T>(work: () => Promise<T>) {
+    try {
+      return await work()
+    } catch (error) {
+      throw faultOf(this.location, error)
+    }
+  }
+}
+
+async function tagOf(
+  file: { fd: number; stat(options: { bigint: true }): Promise<{ size: bigint; ino: bigint; mtimeNs: bigint }> },
+  whole?: Uint8Array,
+) {
+  const { size, ino, mtimeNs } = await file.stat({ bigint: true })
+  if (size > SMALL) return `${ino}-${size}-${mtimeNs}`
+  if (whole) return hash('sha256', whole)
+  const body = Buffer.allocUnsafeSlow(Number(size))
+  return hash('sha256', body.subarray(0, await readUpTo(file.fd, 0, body)))
+}
+
+/** Removes what crashed writers left. */
+async function sweep(folder: string) {
+  for await (const { name } of await opendir(folder)) {
+    const path = join(folder, name)
+    const stats = await stat(path).catch(gone)
+    if (stats && Date.now() - stats.mtimeMs > STALE_MS) await unlink(path).catch(ignore('ENOENT'))
+  }
+}
+
+const missing = (error: unknown) => ['ENOENT', 'ENOTDIR', 'EISDIR'].includes((error as NodeJS.ErrnoException).code ?? '')
+
+/** A handler for promises that takes these errors for done. */
+const ignore =
+  (...codes: string[]) =>
+  (error: unknown) => {
+    if (!codes.includes((error as NodeJS.ErrnoException).code ?? '')) throw error
+  }
+
+const gone = (error: unknown): undefined => {
+  if (!missing(error)) throw error
+}
+
+const none = (error: unknown): [] => {
+  if (missing(error)) return []
+  throw error
+}
+
+function faultOf(what: string, error: unknown): Fault | Error {
+  const { code } = error as NodeJS.ErrnoException
+  if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
+    return new Denied(`${what}: ${strerror(error)}; may this user write there?`, { cause: error })
+  if (typeof code === 'string' && /^E[A-Z0-9]+$/.test(code)) return systemFault(what, error)
+  return error as Error
+}

@@ -1,0 +1,31 @@
+// The steps that change a file target on disk, as an object, so that tests can end a put at each of them.
+
+import { type FileHandle, link, mkdir, open, rename, unlink } from 'node:fs/promises'
+import { writeAll } from '../../src/base/positional-io.ts'
+
+export interface SystemCalls {
+  readonly mkdir: (path: string) => Promise<void>
+  /** Creates a file that was not there; the caller closes it. */
+  readonly create: (path: string) => Promise<FileHandle>
+  readonly write: (file: FileHandle, body: Uint8Array) => Promise<void>
+  readonly sync: (file: FileHandle) => Promise<void>
+  readonly link: (from: string, to: string) => Promise<void>
+  readonly rename: (from: string, to: string) => Promise<void>
+  readonly unlink: (path: string) => Promise<void>
+  /** Makes what was created, renamed and removed in the folder durable. */
+  readonly syncFolder: (path: string) => Promise<void>
+}
+
+export const systemCalls: SystemCalls = {
+  mkdir,
+  create: path => open(path, 'wx', 0o640),
+  write: (file, body) => writeAll(file.fd, 0, Buffer.from(body.buffer, body.byteOffset, body.length)),
+  sync: file => file.datasync(),
+  link,
+  rename,
+  unlink,
+  async syncFolder(path) {
+    await using folder = await open(path, 'r')
+    await folder.sync()
+  },
+}

@@ -1,0 +1,210 @@
+// The file target: the conformance suite, crashes at every step, several processes, and what it shows of itself on disk.
+
+import { spawn } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { FileTarget } from '../../plugins/file/file-target.ts'
+import { systemCalls, type SystemCalls } from '../../plugins/file/system-calls.ts'
+import { InvalidParameter, IoError } from '../../src/base/errors.ts'
+import { NotThere, PreconditionFailed } from '../../src/push/target.ts'
+import { randomBytes } from '../helpers/random-bytes.ts'
+import { listed, targetSuite } from '../helpers/target-suite.ts'
+
+const folder = t.testdir({ suite: {}, linkless: {} })
+const noLinks: SystemCalls = {
+  ...systemCalls,
+  link: () => Promise.reject(Object.assign(new Error('EPERM, link'), { code: 'EPERM' })),
+}
+
+targetSuite(t, 'file', async stack => stack.use(await FileTarget.open(`${folder}/suite`)))
+targetSuite(t, 'file without hard links', async stack => stack.use(await FileTarget.open(`${folder}/linkless`, noLinks)))
+
+class Killed extends Error {}
+
+/** Does steps until the given one, which fails before or after it was done; so does all that follows, as if the process had ended. */
+function killedAt(step: number, when: 'before' | 'after'): SystemCalls & { readonly taken: () => number } {
+  let taken = 0
+  const guard =
+    <Args extends unknown[], T>(call: (...args: Args) => Promise<T>) =>
+    async (...args: Args): Promise<T> => {
+      const mine = taken++
+      if (mine > step || (mine === step && when === 'before')) throw new Killed()
+      const result = await call(...args)
+      if (mine === step) throw new Killed()
+      return result
+    }
+  return {
+    mkdir: guard(systemCalls.mkdir),
+    create: guard(async path => {
+      const file = await systemCalls.create(path)
+      if (taken - 1 === step) await file.close() // the kernel would
+      return file
+    }),
+    write: guard(systemCalls.write),
+    sync: guard(systemCalls.sync),
+    link: guard(systemCalls.link),
+    rename: guard(systemCalls.rename),
+    unlink: guard(systemCalls.unlink),
+    syncFolder: guard(systemCalls.syncFolder),
+    taken: () => taken,
+  }
+}
+
+t.test('a put that ends at any step leaves the old object or the new one, and the next put works', async t => {
+  const old = randomBytes(5000, 1)
+  const fresh = randomBytes(7000, 2)
+  for (const how of ['create', 'replace', 'compare and swap'] as const) {
+    let steps = 0
+    for (const when of ['before', 'after'] as const) {
+      for (let step = 0; ; step++) {
+        const path = t.testdir()
+        {
+          await using setUp = await FileTarget.open(path)
+          if (how !== 'create') await setUp.put('a/b/key', old)
+        }
+        const calls = killedAt(step, when)
+        await using dying = await FileTarget.open(path, calls)
+        const tag = how === 'compare and swap' ? (await dying.get('a/b/key')).tag : undefined
+        const outcome = await dying
+          .put('a/b/key', fresh, how === 'create' ? { ifAbsent: true } : tag ? { ifMatch: tag } : {})
+          .then(
+            () => 'done',
+            (error: unknown) => error,
+          )
+        if (calls.taken() <= step) break
+        steps++
+
+        await using target = await FileTarget.open(path)
+        const found = await target.get('a/b/key').then(
+          ({ body }) => body,
+          (error: unknown) => (error instanceof NotThere ? undefined : Promise.reject(error as Error)),
+        )
+        if (!(outcome === 'done' || outcome instanceof Killed)) t.fail(`${how}, step ${step}: ${String(outcome)}`)
+        const isOld = how === 'create' ? found === undefined : found?.equals(old)
+        t.ok(isOld || found?.equals(fresh), `${how}: ${when} step ${step}`)
+        if (outcome === 'done') t.ok(found?.equals(fresh), 'done is done')
+        const entries = await listed(target, '')
+        t.ok(
+          entries.every(({ key, size }) => key === 'a/b/key' && size === found?.length),
+          'nothing else shows',
+        )
+        await target.put('a/b/key', Buffer.from('again'))
+        await target.put('a/b/other', Buffer.from('again'), { ifAbsent: true })
+        t.equal(String((await target.get('a/b/key')).body), 'again')
+      }
+    }
+    t.ok(steps > 10, `${how} has been ended ${steps} times`)
+  }
+})
+
+t.test('every step that fails fails the put with a sentence, and the target goes on', async t => {
+  for (const name of ['create', 'write', 'sync', 'mkdir', 'link', 'syncFolder'] as const) {
+    const path = t.testdir()
+    let failures = 1
+    const fails = () => {
+      if (failures-- > 0) throw Object.assign(new Error('ENOSPC, x'), { code: 'ENOSPC' })
+    }
+    const calls = {
+      ...systemCalls,
+      [name]: async (...args: never[]) => (fails(), (systemCalls[name] as (...a: never[]) => unknown)(...args)),
+    }
+    await using target = await FileTarget.open(path, calls)
+    await t.rejects(target.put('folder/x', Buffer.alloc(10), { ifAbsent: true }), {
+      name: 'NoSpace',
+      message: `${path}: No space left on device`,
+    })
+    const there = await listed(target, '')
+    t.ok(there.length === 0 || name === 'syncFolder', name)
+    await target.put('folder/y', Buffer.alloc(10), { ifAbsent: true })
+    t.same(readdirSync(`${path}/.tmp`), [], 'nothing is left behind')
+  }
+})
+
+t.test('what a crashed writer left is swept away once it is old, and nothing else is', async t => {
+  const path = t.testdir({ '.tmp': { old: 'x', young: 'y' } })
+  utimesSync(`${path}/.tmp/old`, 0, 0)
+  await using target = await FileTarget.open(path)
+  t.same(readdirSync(`${path}/.tmp`), ['young'])
+  t.same(await listed(target, ''), [])
+})
+
+t.test('files of other people do not show, and folders that somebody tidied away come back', async t => {
+  const path = t.testdir({ '.git': { x: '' }, 'not ours': 'a space is never in a name of ours', 'bad%zz': '', 'sub%2f': '' })
+  await using target = await FileTarget.open(path)
+  t.same(await listed(target, ''), [])
+  await target.put('folder/x', Buffer.from('1'))
+  rmSync(`${path}/folder`, { recursive: true })
+  await target.put('folder/y', Buffer.from('2'), { ifAbsent: true })
+  rmSync(`${path}/folder`, { recursive: true })
+  await target.put('folder/z', Buffer.from('3'))
+  t.same(
+    (await listed(target, '')).map(({ key }) => key),
+    ['folder/z'],
+  )
+})
+
+t.test('an object is a plain file that anybody can read, and not everybody', async t => {
+  const path = t.testdir()
+  await using target = await FileTarget.open(path)
+  await target.put('points/my vm/x', Buffer.from('hello'))
+  t.equal(readFileSync(`${path}/points/my%20vm/x`, 'utf8'), 'hello')
+  t.equal(statSync(`${path}/points/my%20vm/x`).mode & 0o007, 0)
+})
+
+t.test('a place that cannot be used says why', async t => {
+  const path = t.testdir({ file: 'x' })
+  await t.rejects(FileTarget.open(`${path}/file`), /file/)
+  await t.rejects(FileTarget.open(`${path}/no/such/parent`), { message: /No such file or directory/ })
+  await using target = await FileTarget.open(path)
+  await t.rejects(target.put('x'.repeat(300), Buffer.alloc(1)), InvalidParameter)
+  await t.rejects(target.put('lock', Buffer.alloc(1), { lockUntil: new Date() }), { name: 'NotSupported' })
+  mkdirSync(`${path}/folder`)
+  await t.rejects(target.get('folder'), NotThere)
+  await t.rejects(target.put('folder', Buffer.alloc(1)), IoError)
+})
+
+// Several processes, of which one is killed while it holds the lock or writes.
+const worker = `
+import { FileTarget } from ${JSON.stringify(new URL('../../plugins/file/file-target.js', import.meta.url).href)}
+import { PreconditionFailed } from ${JSON.stringify(new URL('../../src/push/target.js', import.meta.url).href)}
+const [path, rounds] = process.argv.slice(1)
+const target = await FileTarget.open(path)
+for (let done = 0; done < Number(rounds);) {
+  const { body, tag } = await target.get('counter')
+  try {
+    await target.put('counter', Buffer.from(String(Number(body.toString()) + 1)), { ifMatch: tag })
+    done++
+  } catch (error) {
+    if (!(error instanceof PreconditionFailed)) throw error
+  }
+}
+await target[Symbol.asyncDispose]()
+`
+
+t.test('processes that share the folder lose no update, and a killed one holds nobody up', async t => {
+  const path = t.testdir()
+  await using target = await FileTarget.open(path)
+  await target.put('counter', Buffer.from('0'))
+  const start = (rounds: number) =>
+    spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', '--input-type=module', '-e', worker, path, String(rounds)],
+      {
+        cwd: fileURLToPath(new URL('.', import.meta.url)),
+        stdio: ['ignore', 'inherit', 'inherit'],
+      },
+    )
+  const ended = (child: ReturnType<typeof start>) => new Promise<number | null>(resolve => child.on('exit', resolve))
+  const victim = start(1_000_000)
+  const before = async () => Number((await target.get('counter')).body.toString())
+  while ((await before()) < 20) await new Promise(resolve => setTimeout(resolve, 20))
+  victim.kill('SIGKILL')
+  await ended(victim)
+  const base = await before()
+  t.same(await Promise.all([start(40), start(40)].map(ended)), [0, 0])
+  t.equal(await before(), base + 80)
+  await t.rejects(target.put('counter', Buffer.alloc(1), { ifAbsent: true }), PreconditionFailed)
+  writeFileSync(`${path}/.lock`, '') // even so
+  await target.put('counter', Buffer.from('1'))
+})

@@ -1,0 +1,46 @@
+// The loader of push targets: ours and other people's, and what it says when they are wrong.
+
+import { readFileSync, writeFileSync } from 'node:fs'
+import t from 'tap'
+import { createLog } from '../../src/base/log.ts'
+import { BadSettings } from '../../src/base/errors.ts'
+import { loadPlugin, openTarget } from '../../src/push/target.ts'
+
+const context = { log: createLog('silent') }
+
+t.test('a plugin of ours is found by its name', async t => {
+  const path = `${t.testdir()}/new`
+  await using target = await openTarget({ plugin: 'file', path }, context)
+  await target.put('x', Buffer.from('1'))
+  t.equal(readFileSync(`${path}/x`, 'utf8'), '1')
+  t.equal(target.location, path)
+})
+
+t.test("anybody's plugin is loaded by its package name or path, in the same way", async t => {
+  const folder = t.testdir()
+  writeFileSync(
+    `${folder}/mine.mjs`,
+    `export const plugin = {
+       name: 'mine',
+       options: { safeParse: options => ({ success: true, data: options }) },
+       open: async (options, { log }) => ({ location: options.greeting + typeof log.info }),
+     }`,
+  )
+  const target = await openTarget({ plugin: `${folder}/mine.mjs`, greeting: 'hello ' }, context)
+  t.equal(target.location, 'hello function')
+})
+
+t.test('what is wrong with a plugin or its options is said with the place', async t => {
+  await t.rejects(openTarget({ plugin: 'file', path: '', pth: 1 }, context, 'repositories.local'), {
+    name: 'BadSettings',
+    message: /^repositories\.local: the options of plugin 'file' are wrong: path: a path must not be empty; .*pth/,
+  })
+  await t.rejects(loadPlugin('no-such-package-of-anybody', 'repositories.x'), {
+    name: 'BadSettings',
+    message: /repositories\.x: the plugin 'no-such-package-of-anybody' does not load/,
+  })
+  const folder = t.testdir({ 'other.mjs': 'export const plugin = { name: 1 }', 'broken.mjs': 'throw new Error("ouch")' })
+  await t.rejects(loadPlugin(`${folder}/other.mjs`, 'x'), { message: /is no push target/ })
+  await t.rejects(loadPlugin(`${folder}/broken.mjs`, 'x'), { message: /does not load: ouch/ })
+  await t.rejects(loadPlugin('yaml', 'x'), BadSettings)
+})
