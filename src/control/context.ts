@@ -1,0 +1,28 @@
+// What a command may see and do beside its arguments. Whoever adds a part of the appliance that commands need adds a member here.
+
+import type { Log } from '../base/log.ts'
+import type { Turns } from '../base/turns.ts'
+import type { AnyCommand } from './command.ts'
+
+/** The appliance, as commands see it: the same for every client. */
+export interface ApplianceContext {
+  /** Tells every client that has negotiated. What a command emits arrives before its reply. */
+  emit(event: string, data?: object): void
+  /** Commands are in a turn already; this is for what they start and do not wait for. */
+  readonly turns: Turns
+  readonly log: Log
+  /** Ends the appliance in an orderly way, after the command that asked for it has been answered. */
+  quit(): void
+}
+
+/** The connection that a command came over. */
+export interface SessionContext {
+  /** Ends the negotiation: from now on other commands are taken, and events sent. */
+  negotiate(capabilities: readonly string[]): void
+}
+
+export interface CommandContext extends ApplianceContext {
+  readonly session: SessionContext
+  /** All commands there are. */
+  readonly commands: readonly AnyCommand[]
+}

@@ -1,0 +1,75 @@
+// The control socket: QMP (QEMU's docs/interop/qmp-spec.rst) on unix sockets, for any number of clients at once.
+//
+// Commands run one at a time over all clients, each in a turn, and strictly in order for each client.
+
+import { createServer, type Server, type Socket } from 'node:net'
+import { listenUnix } from '../base/unix-listener.ts'
+import type { AnyCommand } from './command.ts'
+import type { ApplianceContext } from './context.ts'
+import type { Events } from './events.ts'
+import { QmpSession } from './qmp-session.ts'
+
+/** More than any site has; each costs a few kilobytes. */
+const MAX_CLIENTS = 100
+
+export interface QmpServerOptions {
+  /** Paths of unix sockets. */
+  readonly sockets: readonly string[]
+  readonly commands: readonly AnyCommand[]
+  readonly context: ApplianceContext
+  /** What `context.emit` tells; every client gets it. */
+  readonly events: Events
+}
+
+export class QmpServer implements AsyncDisposable {
+  readonly #sessions = new Set<QmpSession>()
+  readonly #listeners: Server[] = []
+  readonly #commands: ReadonlyMap<string, AnyCommand>
+
+  private constructor(private readonly options: QmpServerOptions) {
+    this.#commands = new Map(options.commands.map(command => [command.name, command]))
+  }
+
+  /** @throws Busy where another daemon has one of the sockets */
+  static async listen(options: QmpServerOptions): Promise<QmpServer> {
+    await using stack = new AsyncDisposableStack()
+    const server = stack.use(new QmpServer(options))
+    for (const path of options.sockets) await server.#listen(path)
+    stack.move()
+    return server
+  }
+
+  async #listen(path: string) {
+    // A client that has said all it has to say, and closed its side, still gets its replies.
+    const listener = createServer({ allowHalfOpen: true }, socket => void this.#serve(socket).catch(this.#report))
+    listener.maxConnections = MAX_CLIENTS
+    await listenUnix(listener, path)
+    this.#listeners.push(listener)
+  }
+
+  async #serve(socket: Socket) {
+    const { context, events } = this.options
+    await using session = new QmpSession(socket, this.#commands, context, context.log)
+    using _listening = events.listen(session.notify)
+    this.#sessions.add(session)
+    try {
+      await session.run()
+    } finally {
+      this.#sessions.delete(session)
+    }
+  }
+
+  readonly #report = (error: unknown) => this.options.context.log.error('a control connection failed by a bug', { err: error })
+
+  /** Takes no more clients and no more commands; done when those that run have been answered. Events are still sent. */
+  async stop(): Promise<void> {
+    for (const listener of this.#listeners) listener.close()
+    await Promise.all([...this.#sessions].map(session => session.stop()))
+  }
+
+  /** Stops, and disconnects the clients once they have read what they were sent. */
+  async [Symbol.asyncDispose]() {
+    await this.stop()
+    await Promise.all([...this.#sessions].map(session => session[Symbol.asyncDispose]()))
+  }
+}
