@@ -1,7 +1,7 @@
 // How a command of the control socket is defined. One file for each, with its wire name; commands/index.ts has the list.
 
 import { z } from 'zod'
-import type { CommandContext } from './context.ts'
+import type { CommandContext, Session } from './context.ts'
 
 export interface Command<Arguments, Result> {
   /** As on the wire. */
@@ -14,7 +14,9 @@ export interface Command<Arguments, Result> {
   readonly returns?: z.ZodType | undefined
   /** False for what looks at nothing that another command changes: it need not wait for its turn. */
   readonly turn: boolean
-  run(args: Arguments, context: CommandContext): Result | Promise<Result>
+  /** What query-qmp-schema says of it beside its types: "deprecated", "unstable", and names of what it learned later. */
+  readonly features?: readonly string[] | undefined
+  run(args: Arguments, context: CommandContext, session: Session): Result | Promise<Result>
 }
 
 /** Any command, for arrays of them. */
@@ -29,8 +31,9 @@ interface Definition<Arguments extends z.ZodType, Returns extends z.ZodType> {
   readonly returns?: Returns
   /** Default: true. */
   readonly turn?: boolean
+  readonly features?: readonly string[]
   /** A Fault that it throws is the client's answer; anything else is a bug of ours. */
-  run(args: z.output<Arguments>, context: CommandContext): z.input<Returns> | Promise<z.input<Returns>>
+  run(args: z.output<Arguments>, context: CommandContext, session: Session): z.input<Returns> | Promise<z.input<Returns>>
 }
 
 const none = z.strictObject({})

@@ -4,8 +4,8 @@ import type { Log } from '../base/log.ts'
 import type { Turns } from '../base/turns.ts'
 import type { AnyCommand } from './command.ts'
 
-/** The appliance, as commands see it: the same for every client. */
-export interface ApplianceContext {
+/** The appliance, as commands see it: one object for all of them. */
+export interface CommandContext {
   /** Tells every client that has negotiated. What a command emits arrives before its reply. */
   emit(event: string, data?: object): void
   /** Commands are in a turn already; this is for what they start and do not wait for. */
@@ -16,13 +16,9 @@ export interface ApplianceContext {
 }
 
 /** The connection that a command came over. */
-export interface SessionContext {
+export interface Session {
   /** Ends the negotiation: from now on other commands are taken, and events sent. */
   negotiate(capabilities: readonly string[]): void
-}
-
-export interface CommandContext extends ApplianceContext {
-  readonly session: SessionContext
   /** All commands there are. */
   readonly commands: readonly AnyCommand[]
 }

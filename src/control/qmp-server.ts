@@ -5,7 +5,7 @@
 import { createServer, type Server, type Socket } from 'node:net'
 import { listenUnix } from '../base/unix-listener.ts'
 import type { AnyCommand } from './command.ts'
-import type { ApplianceContext } from './context.ts'
+import type { CommandContext } from './context.ts'
 import type { Events } from './events.ts'
 import { QmpSession } from './qmp-session.ts'
 
@@ -16,7 +16,7 @@ export interface QmpServerOptions {
   /** Paths of unix sockets. */
   readonly sockets: readonly string[]
   readonly commands: readonly AnyCommand[]
-  readonly context: ApplianceContext
+  readonly context: CommandContext
   /** What `context.emit` tells; every client gets it. */
   readonly events: Events
 }

@@ -10,7 +10,7 @@ import type { Log } from '../base/log.ts'
 import { parseArguments } from './arguments.ts'
 import type { AnyCommand } from './command.ts'
 import { versionInfo } from './commands/query-version.ts'
-import type { ApplianceContext } from './context.ts'
+import type { CommandContext, Session } from './context.ts'
 import { isJsonObject, toText, type Json } from './json.ts'
 import { JsonStream, type JsonItem } from './json-stream.ts'
 import { CommandNotFound, findCommand, readRequest } from './request.ts'
@@ -20,7 +20,7 @@ const MAX_EVENT_BYTES = 4 << 20
 /** How long a client may take to read its last reply when we close. */
 const GRACE_MS = 1000
 
-export class QmpSession implements AsyncDisposable {
+export class QmpSession implements Session, AsyncDisposable {
   #negotiated = false
   #oob = false
   #stopped = false
@@ -30,8 +30,8 @@ export class QmpSession implements AsyncDisposable {
 
   constructor(
     private readonly socket: Socket,
-    private readonly commands: ReadonlyMap<string, AnyCommand>,
-    private readonly context: ApplianceContext,
+    private readonly byName: ReadonlyMap<string, AnyCommand>,
+    private readonly context: CommandContext,
     private readonly log: Log,
   ) {
     socket.on('error', error => log.debug('a client of the control socket is gone', { err: error }))
@@ -44,7 +44,7 @@ export class QmpSession implements AsyncDisposable {
       await this.#send({ QMP: { version: versionInfo, capabilities: ['oob'] } })
       for await (const chunk of this.socket as AsyncIterable<Buffer>) {
         for (const item of stream.feed(chunk)) {
-          if (this.#stopped) return
+          if (this.#stopped) continue
           this.#answering = this.#answer(item)
           await this.#answering
         }
@@ -97,11 +97,14 @@ export class QmpSession implements AsyncDisposable {
     const request = readRequest(value, { oob: this.#oob })
     if (!this.#negotiated && request.command !== 'qmp_capabilities')
       throw new CommandNotFound("Expecting capabilities negotiation with 'qmp_capabilities'")
-    const command = findCommand(this.commands, request)
+    const command = findCommand(this.byName, request)
     const args: unknown = parseArguments(command.arguments, request.arguments)
-    const context = { ...this.context, session: this, commands: [...this.commands.values()] }
-    const run = () => command.run(args, context)
+    const run = () => command.run(args, this.context, this)
     return (await (command.turn ? this.context.turns.take(run) : run())) ?? {}
+  }
+
+  get commands() {
+    return [...this.byName.values()]
   }
 
   negotiate(capabilities: readonly string[]) {

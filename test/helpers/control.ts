@@ -8,7 +8,7 @@ import { createLog } from '../../src/base/log.ts'
 import { Turns } from '../../src/base/turns.ts'
 import type { AnyCommand } from '../../src/control/command.ts'
 import { commands } from '../../src/control/commands/index.ts'
-import type { ApplianceContext } from '../../src/control/context.ts'
+import type { CommandContext } from '../../src/control/context.ts'
 import { Events } from '../../src/control/events.ts'
 import { QmpServer } from '../../src/control/qmp-server.ts'
 
@@ -27,7 +27,7 @@ export async function controlServer(stack: AsyncDisposableStack, more: readonly 
   const log: string[] = []
   const events = new Events()
   const quit = Promise.withResolvers<void>()
-  const context: ApplianceContext = {
+  const context: CommandContext = {
     emit: events.emit,
     turns: new Turns(),
     log: createLog('debug', { write: line => log.push(line) }, { journal: true }),

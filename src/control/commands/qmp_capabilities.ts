@@ -13,5 +13,5 @@ export const qmpCapabilities = command({
       .describe('What the client wants of what the greeting offers.'),
   }),
   turn: false,
-  run: ({ enable }, context) => context.session.negotiate(enable),
+  run: ({ enable }, _context, session) => session.negotiate(enable),
 })

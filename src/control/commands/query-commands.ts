@@ -8,5 +8,5 @@ export const queryCommands = command({
   summary: 'The names of all commands.',
   returns: z.array(z.strictObject({ name: z.string() })),
   turn: false,
-  run: (_, context) => context.commands.map(({ name }) => ({ name })),
+  run: (_, _context, session) => session.commands.map(({ name }) => ({ name })),
 })
