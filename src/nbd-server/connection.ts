@@ -1,0 +1,92 @@
+// One client, from its first byte to its last.
+
+import { Fault } from '../base/errors.ts'
+import type { Log } from '../base/log.ts'
+import type { Buffers } from './buffers.ts'
+import type { User } from './exports.ts'
+import { handshake, type HandshakeTerms } from './handshake.ts'
+import type { Link } from './link.ts'
+import type { Memory } from './memory.ts'
+import { Transmission } from './transmission.ts'
+import { Vanished } from './vanished.ts'
+
+/** What one connection may hold of the server's memory, in bytes. */
+const SHARE = 64 << 20
+/** How long a connection to an export that was removed answers with ESHUTDOWN. */
+const LINGER_MS = 1000
+
+export interface ConnectionTerms {
+  readonly handshake: HandshakeTerms
+  readonly handshakeMs: number
+  readonly memory: Memory
+  readonly buffers: Buffers
+  readonly log: Log
+}
+
+export class Connection implements User {
+  readonly #log: Log
+  #transmission: Transmission | undefined
+  #negotiating = true
+
+  constructor(
+    private readonly link: Link,
+    private readonly terms: ConnectionTerms,
+  ) {
+    this.#log = terms.log.child({ peer: link.peer.address })
+  }
+
+  /** It has not chosen an export yet. */
+  get negotiating() {
+    return this.#negotiating
+  }
+
+  /** Serves it; done when its socket is closed and no call of the node is left. Never throws. */
+  async serve(): Promise<void> {
+    try {
+      const agreement = await this.#negotiate()
+      if (agreement) await this.#transmit(agreement)
+      this.link.end()
+    } catch (error) {
+      if (error instanceof Fault) this.#log.debug(error instanceof Vanished ? 'vanished' : 'closed', { err: error })
+      else this.#log.error('a connection failed in a way that nobody foresaw', { err: error })
+      this.link.destroy()
+    }
+    await this.link.closed
+  }
+
+  shutDown(lingerMs = LINGER_MS) {
+    this.#transmission?.shutDown(lingerMs)
+  }
+
+  destroy() {
+    this.link.destroy()
+  }
+
+  async #negotiate() {
+    const { handshakeMs } = this.terms
+    const timer =
+      handshakeMs > 0
+        ? setTimeout(() => {
+            this.#log.debug(`closed: no export was chosen within ${handshakeMs} ms`)
+            this.link.destroy()
+          }, handshakeMs)
+        : undefined
+    try {
+      return await handshake(this.link, this.terms.handshake)
+    } finally {
+      clearTimeout(timer)
+      this.#negotiating = false
+    }
+  }
+
+  async #transmit(agreement: NonNullable<Awaited<ReturnType<typeof handshake>>>) {
+    const { memory, buffers, handshake } = this.terms
+    using lease = handshake.exports.use(agreement.export, this)
+    if (!lease) return
+    this.#log.debug('connected', { export: agreement.export.name, mode: agreement.mode })
+    const share = memory.share(SHARE)
+    const unused = () => lease[Symbol.dispose]()
+    this.#transmission = new Transmission(this.link, agreement, { share, buffers, log: this.#log, unused })
+    await this.#transmission.run()
+  }
+}

@@ -1,0 +1,94 @@
+// The exports of a server by name, added and removed while clients are connected.
+//
+// What is removed is gone for new clients at once. Requests in flight finish; when none is left nobody calls the export's node any
+// more, and `remove` is done. Connections stay a moment longer, to answer whatever comes with ESHUTDOWN.
+
+import { MAX_STRING } from 'nbd-client-ts/protocol'
+import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
+import type { Export } from './export.ts'
+
+/** A connection that uses an export. */
+export interface User {
+  /** Start no more requests; `release` follows when those in flight are done. */
+  shutDown(): void
+}
+
+interface Entry {
+  readonly export: Export
+  readonly users: Set<User>
+  /** There once it is being removed. */
+  unused?: PromiseWithResolvers<void>
+}
+
+/** `safe` refuses while clients are connected, `hard` closes their connections (QMP's BlockExportRemoveMode). */
+export type RemoveMode = 'safe' | 'hard'
+
+export class Exports implements Iterable<Export> {
+  /** What a client gets that asks for no name at all; undefined: an export called '', where there is one. */
+  readonly #defaultName: string
+  /** By id, for as long as anybody uses it. */
+  readonly #entries = new Map<string, Entry>()
+  /** By name, for new clients. */
+  readonly #names = new Map<string, Entry>()
+
+  constructor({ defaultName = '' }: { defaultName?: string } = {}) {
+    this.#defaultName = defaultName
+  }
+
+  add(added: Export) {
+    const { id, name, description = '' } = added
+    if (this.#entries.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
+    if (this.#names.has(name)) throw new InvalidParameter(`NBD server already has export named '${name}'`)
+    for (const [what, text] of Object.entries({ name, description })) {
+      if (Buffer.byteLength(text) > MAX_STRING || text.includes('\0'))
+        throw new InvalidParameter(`export ${what} of '${id}' must be at most ${MAX_STRING} bytes without a NUL`)
+    }
+    const entry = { export: added, users: new Set<User>() }
+    this.#entries.set(id, entry)
+    this.#names.set(name, entry)
+  }
+
+  /** Done when nobody uses it any more. */
+  async remove(id: string, mode: RemoveMode = 'safe') {
+    const entry = this.#entries.get(id)
+    if (!entry) throw new NotFound(`Export '${id}' is not found`)
+    if (entry.unused) throw new Busy(`Export '${id}' is already shutting down`)
+    if (mode === 'safe' && entry.users.size > 0) throw new Busy(`export '${id}' still in use`)
+    entry.unused = Promise.withResolvers()
+    this.#names.delete(entry.export.name)
+    for (const user of entry.users) user.shutDown()
+    if (entry.users.size > 0) await entry.unused.promise
+    this.#entries.delete(id)
+  }
+
+  find(name: string): Export | undefined {
+    return (this.#names.get(name) ?? (name === '' ? this.#names.get(this.#defaultName) : undefined))?.export
+  }
+
+  /** Undefined when it was removed in the meantime. Whoever uses it disposes of this when its last request is done. */
+  use(wanted: Export, user: User): Disposable | undefined {
+    const entry = this.#entries.get(wanted.id)
+    if (entry?.export !== wanted || entry.unused) return undefined
+    entry.users.add(user)
+    return {
+      [Symbol.dispose]: () => {
+        entry.users.delete(user)
+        if (entry.users.size === 0) entry.unused?.resolve()
+      },
+    }
+  }
+
+  /** How many connections use it. */
+  usersOf(id: string) {
+    return this.#entries.get(id)?.users.size ?? 0
+  }
+
+  isShuttingDown(id: string) {
+    return this.#entries.get(id)?.unused !== undefined
+  }
+
+  /** All that are to be had, in the order they were added. */
+  *[Symbol.iterator]() {
+    for (const { export: one } of this.#names.values()) yield one
+  }
+}

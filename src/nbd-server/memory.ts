@@ -1,0 +1,92 @@
+// The server's budget of bytes for requests in flight, shared by its connections so that none can starve the others.
+//
+// A client that sends and does not read holds what it was given until it goes. So a connection may hold no more than is left for
+// all others: of n that take all they can, each ends with 1/(n+1) of the whole, and as much is left for the next one that comes.
+
+interface Waiter {
+  readonly share: Share
+  readonly bytes: number
+  readonly granted: () => void
+}
+
+export class Memory {
+  #free: number
+  readonly #waiting = new Set<Waiter>()
+
+  constructor(readonly total: number) {
+    this.#free = total
+  }
+
+  get taken() {
+    return this.total - this.#free
+  }
+
+  get waiting() {
+    return this.#waiting.size
+  }
+
+  /** A connection's part of it, of at most `limit` bytes. */
+  share(limit: number) {
+    return new Share(this, limit)
+  }
+
+  /** For Share only. */
+  take(bytes: number) {
+    this.#free -= bytes
+  }
+
+  give(bytes: number) {
+    this.#free += bytes
+    for (const waiter of this.#waiting) {
+      if (!waiter.share.tryTake(waiter.bytes)) continue
+      this.#waiting.delete(waiter)
+      waiter.granted()
+    }
+  }
+
+  get free() {
+    return this.#free
+  }
+
+  wait(waiter: Waiter) {
+    this.#waiting.add(waiter)
+    return () => {
+      this.#waiting.delete(waiter)
+    }
+  }
+}
+
+export class Share {
+  #held = 0
+
+  constructor(
+    private readonly memory: Memory,
+    private readonly limit: number,
+  ) {}
+
+  get held() {
+    return this.#held
+  }
+
+  /** A request larger than a limit is granted when it would be alone within it. */
+  tryTake(bytes: number) {
+    const { free, total } = this.memory
+    const share = Math.min(bytes, total)
+    const fits = this.#held === 0 ? share <= free : this.#held + share <= Math.min(free, this.limit)
+    if (!fits) return false
+    this.memory.take(share)
+    this.#held += share
+    return true
+  }
+
+  give(bytes: number) {
+    const share = Math.min(bytes, this.memory.total)
+    this.#held -= share
+    this.memory.give(share)
+  }
+
+  /** Calls `granted` once there is room; what it returns takes that back, while it has not been called. */
+  wait(bytes: number, granted: () => void) {
+    return this.memory.wait({ share: this, bytes, granted })
+  }
+}

@@ -1,0 +1,117 @@
+// The NBD server: listens at one address, and serves exports to whoever connects.
+
+import net from 'node:net'
+import type { Log } from '../base/log.ts'
+import type { Export } from './export.ts'
+import type { Exports } from './exports.ts'
+import { Buffers } from './buffers.ts'
+import { Connection } from './connection.ts'
+import { Link, type Peer } from './link.ts'
+import { addressText, listen, type ListenAddress } from './listening.ts'
+import { Memory } from './memory.ts'
+
+export interface NbdServerOptions {
+  readonly exports: Exports
+  readonly log: Log
+  /** Bytes for requests in flight, of all connections; several servers may share it. Default 256 MiB. */
+  readonly memory?: Memory
+  /** More clients than these are not served (QMP's `max-connections`); 0: no limit, which is the default. */
+  readonly maxConnections?: number
+  /** How many may be connected and have not chosen an export yet; the one that has been for longest makes room. Default 100. */
+  readonly maxHandshakes?: number
+  /** How long a client may take to choose an export; 0: no limit. Default 10 s. */
+  readonly handshakeMs?: number
+  /** Whether a peer may see and use an export. Default: all may use all. */
+  readonly authorize?: (peer: Peer, wanted: Export) => boolean | Promise<boolean>
+  /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
+  readonly drainMs?: number
+}
+
+/** How long connections stay to answer with ESHUTDOWN when the server stops. */
+const LINGER_MS = 50
+
+export class NbdServer implements AsyncDisposable {
+  readonly #server: net.Server
+  readonly #connections = new Map<Connection, Promise<void>>()
+  readonly #buffers = new Buffers()
+  readonly #memory: Memory
+  readonly #maxConnections: number
+  readonly #maxHandshakes: number
+  #closing = false
+
+  private constructor(private readonly options: NbdServerOptions) {
+    this.#memory = options.memory ?? new Memory(256 << 20)
+    this.#maxConnections = options.maxConnections ?? 0
+    this.#maxHandshakes = options.maxHandshakes ?? 100
+    this.#server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, socket => this.serve(socket))
+  }
+
+  /** Listens at the address. Throws a Fault when it is taken, or cannot be had. */
+  static async listen(address: ListenAddress, options: NbdServerOptions) {
+    const server = new NbdServer(options)
+    await listen(server.#server, address)
+    options.log.info(`NBD server listens at ${addressText(address)}`)
+    return server
+  }
+
+  /** Where it listens: the path, or the address and port, which was chosen by the system if 0 was asked for. */
+  get address() {
+    return this.#server.address()
+  }
+
+  get connections() {
+    return this.#connections.size
+  }
+
+  get memoryTaken() {
+    return this.#memory.taken
+  }
+
+  /** Serves a socket that is connected already, such as one that came in by other means. */
+  serve(socket: net.Socket) {
+    if (this.#closing || (this.#maxConnections > 0 && this.#connections.size >= this.#maxConnections)) {
+      socket.destroy()
+      return
+    }
+    this.#makeRoom()
+    const { exports, log, authorize, handshakeMs = 10_000 } = this.options
+    const connection = new Connection(Link.over(socket), {
+      handshake: { exports, authorize, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
+      handshakeMs,
+      memory: this.#memory,
+      buffers: this.#buffers,
+      log,
+    })
+    const served = connection.serve().finally(() => this.#connections.delete(connection))
+    this.#connections.set(connection, served)
+  }
+
+  /** Takes no more clients, finishes what is in flight, for `drainMs` at most, and closes all connections. */
+  async [Symbol.asyncDispose]() {
+    this.#closing = true
+    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
+    const served = Promise.all(this.#connections.values())
+    for (const connection of this.#connections.keys()) {
+      if (connection.negotiating) connection.destroy()
+      else connection.shutDown(LINGER_MS)
+    }
+    const timer = setTimeout(() => {
+      for (const connection of this.#connections.keys()) connection.destroy()
+    }, this.options.drainMs ?? 10_000)
+    await served
+    clearTimeout(timer)
+    await closed
+  }
+
+  /** Whoever connects and says nothing must not keep others out. */
+  #makeRoom() {
+    let negotiating = 0
+    let oldest: Connection | undefined
+    for (const connection of this.#connections.keys()) {
+      if (!connection.negotiating) continue
+      oldest ??= connection
+      negotiating++
+    }
+    if (negotiating >= this.#maxHandshakes) oldest?.destroy()
+  }
+}

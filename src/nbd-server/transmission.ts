@@ -1,0 +1,263 @@
+// The transmission phase: requests in, replies out, many at a time and in any order.
+//
+// Invariants. A request is admitted before anything is allocated for it: at most MAX_REQUESTS of a connection are in flight, within
+// its share of the server's memory; until there is room the next one waits, and the socket is not read. It counts until the system
+// has taken its reply, so a client that does not read is not served on. No buffer is used again before the node's call on it has
+// ended and the system has taken the reply that carries it.
+
+import {
+  Command,
+  CommandFlag,
+  EXTENDED_REQUEST_MAGIC,
+  REQUEST_MAGIC,
+  extendedRequest,
+  request as compactRequest,
+} from 'nbd-client-ts/protocol'
+import type { Log } from '../base/log.ts'
+import type { Buffers } from './buffers.ts'
+import type { Agreement } from './handshake.ts'
+import type { Link } from './link.ts'
+import type { Share } from './memory.ts'
+import { MAX_PAYLOAD } from './offer.ts'
+import { FailedAt, Operations, type Admitted } from './operations.ts'
+import { refusalOf, type Refusal, type RefusalTerms } from './refusal.ts'
+import { Replies } from './replies.ts'
+import { decodeRequest, type Request } from './request.ts'
+import { ProtocolViolation, Vanished } from './vanished.ts'
+import { failureOf } from './wire-errors.ts'
+
+const MAX_REQUESTS = 128
+const GOING_AWAY: Refusal = { error: 'ESHUTDOWN', message: 'the export is going away' }
+
+export interface TransmissionTerms {
+  readonly share: Share
+  readonly buffers: Buffers
+  readonly log: Log
+  /** Called once, when requests are no longer accepted and no call of the node is left. */
+  readonly unused: () => void
+}
+
+export class Transmission {
+  readonly #replies: Replies
+  readonly #operations: Operations
+  readonly #refusals: RefusalTerms
+  readonly #headerSize: number
+  readonly #magic: number
+  readonly #extended: boolean
+
+  /** Admitted, and the reply not yet taken by the system. */
+  #inFlight = 0
+  /** Calls of the node that have not ended. */
+  #running = 0
+
+  #parsing = false
+  /** Waits for room. */
+  #waiting: Request | undefined
+  #forgetWaiting = () => {}
+  /** Its payload is being received. */
+  #receiving: Admitted | undefined
+  /** Refused; its payload is thrown away first. */
+  #skipping: { left: number; readonly admitted: Admitted; readonly refusal: Refusal } | undefined
+
+  /** No further request is looked at. */
+  #over = false
+  #shuttingDown = false
+  #isUnused = false
+  #violation: Error | undefined
+  readonly #finished = Promise.withResolvers<void>()
+
+  constructor(
+    private readonly link: Link,
+    agreement: Agreement,
+    private readonly terms: TransmissionTerms,
+  ) {
+    const { mode, flags, size, contexts } = agreement
+    const { share, buffers } = terms
+    this.#extended = mode === 'extended'
+    this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
+    this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
+    this.#refusals = { flags, size, mode, contexts: contexts.length }
+    this.#replies = new Replies(link.outbox, mode)
+    this.#operations = new Operations({ agreement, replies: this.#replies, outbox: link.outbox, share, buffers })
+  }
+
+  /** Serves until the client has taken its leave, or is gone, and all its requests are over. Throws when it breaks the protocol. */
+  async run() {
+    this.link.inbound.onProgress = () => this.#parse()
+    this.#parse()
+    await this.#finished.promise
+    if (this.#violation) throw this.#violation
+  }
+
+  /** From now on requests are answered with ESHUTDOWN; after `lingerMs` without any in flight the connection is over. */
+  shutDown(lingerMs: number) {
+    if (this.#shuttingDown) return
+    this.#shuttingDown = true
+    this.#settle()
+    const timer = setTimeout(() => {
+      this.#over = true
+      this.#settle()
+    }, lingerMs)
+    this.#finished.promise.then(
+      () => clearTimeout(timer),
+      () => clearTimeout(timer),
+    )
+  }
+
+  #parse() {
+    if (this.#parsing) return
+    this.#parsing = true
+    try {
+      while (!this.#over && !this.link.destroyed && this.#step());
+      const { inbound } = this.link
+      if (inbound.ended && !this.#waiting) this.#over = true // whatever is left is only a part of something
+    } catch (error) {
+      this.#violation = error instanceof Error ? error : new Error(String(error))
+      this.#over = true
+      this.link.destroy()
+    }
+    this.#parsing = false
+    if (this.link.destroyed) this.#abandon()
+    this.#settle()
+  }
+
+  /** Does one thing with what has come; false when there is nothing to do before more comes, or there is room. */
+  #step(): boolean {
+    const { inbound } = this.link
+    if (this.#waiting) return false
+    if (this.#receiving) {
+      const admitted = this.#receiving
+      if (!inbound.fill(admitted.payload!.payload)) return false
+      this.#receiving = undefined
+      this.#execute(admitted)
+      return true
+    }
+    if (this.#skipping) {
+      const { admitted, refusal, left } = this.#skipping
+      this.#skipping.left = inbound.skip(left)
+      if (this.#skipping.left > 0) return false
+      this.#skipping = undefined
+      this.#refuse(admitted, refusal)
+      return true
+    }
+    if (inbound.available < this.#headerSize) return false
+    if (inbound.bytes.readUInt32BE(inbound.start) !== this.#magic)
+      throw new ProtocolViolation('a request begins with a wrong magic number')
+    const request = decodeRequest(inbound.bytes, inbound.start, this.#extended)
+    inbound.consume(this.#headerSize)
+    if (request.type === Command.DISC) {
+      this.#over = true
+      return false
+    }
+    if (this.#payloadOf(request) > MAX_PAYLOAD)
+      throw new ProtocolViolation(`a request with ${this.#payloadOf(request)} bytes of payload`)
+    this.#admit(request)
+    return true
+  }
+
+  #payloadOf({ type, flags, length }: Request) {
+    const has = type === Command.WRITE || (this.#extended && (flags & CommandFlag.PAYLOAD_LEN) !== 0)
+    return has ? length : 0
+  }
+
+  #admit(request: Request) {
+    const refusal = this.#shuttingDown ? GOING_AWAY : refusalOf(request, this.#refusals)
+    const cost = refusal ? 0 : this.#operations.costOf(request)
+    if (this.#inFlight >= MAX_REQUESTS) this.#waiting = request
+    else if (this.terms.share.tryTake(cost)) this.#begin({ request, held: cost, payload: undefined }, refusal)
+    else {
+      this.#waiting = request
+      this.#forgetWaiting = this.terms.share.wait(cost, () => {
+        this.#waiting = undefined
+        this.#begin({ request, held: cost, payload: undefined }, refusal)
+        this.#parse()
+      })
+    }
+  }
+
+  #begin(admitted: Admitted, refusal: Refusal | undefined) {
+    this.#inFlight++
+    const payload = this.#payloadOf(admitted.request)
+    if (refusal) {
+      if (payload > 0) this.#skipping = { left: payload, admitted, refusal }
+      else this.#refuse(admitted, refusal)
+    } else if (payload > 0) {
+      admitted.payload = this.terms.buffers.take(payload)
+      this.#receiving = admitted
+    } else this.#execute(admitted)
+  }
+
+  #execute(admitted: Admitted) {
+    if (this.#shuttingDown) {
+      this.#refuse(admitted, GOING_AWAY)
+      return
+    }
+    this.#running++
+    this.#operations.run(admitted).then(
+      () => this.#executed(admitted),
+      (thrown: unknown) => {
+        const at = thrown instanceof FailedAt ? thrown : undefined
+        if (!(thrown instanceof Vanished)) {
+          const { error, message } = failureOf(admitted.request, at ? at.thrown : thrown, this.terms.log)
+          this.#replies.error(admitted.request, error, message, at?.offset)
+        }
+        this.#executed(admitted)
+      },
+    )
+  }
+
+  #executed(admitted: Admitted) {
+    this.#running--
+    this.#answer(admitted)
+    if (this.#shuttingDown) this.#settle()
+  }
+
+  #refuse(admitted: Admitted, { error, message }: Refusal) {
+    this.#replies.error(admitted.request, error, message)
+    this.#answer(admitted)
+  }
+
+  /** Its reply is in the outbox; goes out now if there is nothing to wait for, else with others. */
+  #answer(admitted: Admitted) {
+    this.link.outbox.whenSent(() => this.#sent(admitted))
+    if (this.#running === 0 && !this.#parsing) this.link.outbox.flush()
+    else this.link.outbox.schedule()
+  }
+
+  #sent({ held, payload }: Admitted) {
+    this.#inFlight--
+    if (payload) this.terms.buffers.give(payload)
+    if (held > 0) this.terms.share.give(held)
+    if (this.#waiting && this.#inFlight === MAX_REQUESTS - 1) {
+      const request = this.#waiting
+      this.#waiting = undefined
+      this.#admit(request)
+      this.#parse()
+    }
+    if (this.#over) this.#settle()
+  }
+
+  /** What is waited for does not come any more. */
+  #abandon() {
+    this.#over = true
+    this.#waiting = undefined
+    this.#forgetWaiting()
+    this.#operations.abandon()
+  }
+
+  /** Sees whether the export is no longer used, and whether all is done. */
+  #settle() {
+    if (this.#shuttingDown && this.#running === 0 && !this.#isUnused) {
+      this.#isUnused = true
+      this.terms.unused()
+    }
+    if (!this.#over) return
+    const unfinished = this.#receiving ?? this.#skipping?.admitted
+    this.#receiving = this.#skipping = undefined
+    if (unfinished) {
+      this.#inFlight--
+      this.terms.share.give(unfinished.held) // its buffer is not used again: the socket may still have it
+    }
+    if (this.#inFlight === 0) this.#finished.resolve()
+  }
+}
