@@ -1,3 +1,25 @@
 // The client's main door.
 
+export { NbdClient } from './client.ts'
+export type { CallOptions, ClientEvents, ExtentsOptions, ReadOptions, WriteOptions, ZeroOptions } from './client.ts'
+export {
+  NbdConnectionError,
+  NbdError,
+  NbdOptionError,
+  NbdProtocolError,
+  NbdReplyError,
+  NbdTimeoutError,
+  NbdTlsError,
+  NbdUnflushedError,
+  NbdUriError,
+  NbdUsageError,
+} from './errors.ts'
+export type { ReplyProblem } from './errors.ts'
+export type { NbdExtent } from './extents.ts'
+export type { ConnectOptions, NbdTarget, ServerOptions } from './options.ts'
 export type { NbdErrorName } from './protocol.ts'
+export type { SparsePart } from './read-request.ts'
+export type { BlockSizes, ExportInfo, ReplyMode } from './session.ts'
+export type { TlsOptions } from './tls.ts'
+export { formatNbdUri, parseNbdUri } from './uri.ts'
+export type { NbdAddress, NbdUri, UriTls } from './uri.ts'

@@ -1,0 +1,75 @@
+// What a client may be told, and what it does where it is not told.
+
+import { NbdUriError, NbdUsageError } from './errors.ts'
+import type { BlockSizes } from './session.ts'
+import { connectionOptions, tlsOfUri, type TlsOptions } from './tls.ts'
+import { parseNbdUri, type NbdAddress } from './uri.ts'
+import type { Goal } from './connect.ts'
+import type { PoolOptions } from './pool.ts'
+
+export interface ServerOptions {
+  /** TLS is then a must. Over what the URI says. */
+  readonly tls?: TlsOptions
+  /** `'never'`: as an old client would. Default `'auto'`. */
+  readonly structuredReplies?: 'auto' | 'never'
+  readonly extendedHeaders?: 'auto' | 'never'
+  /** For connecting, TLS and negotiation together, in ms. Default 10,000. */
+  readonly connectTimeout?: number
+  /** TCP's keep-alive, in ms of silence. Default 30,000; 0 for none. */
+  readonly keepAlive?: number
+  /** The URI may name files of this machine (tls-certificates, tls-psk-file). Default false. */
+  readonly allowLocalFiles?: boolean
+  /** Gives up connecting. */
+  readonly signal?: AbortSignal
+}
+
+export interface ConnectOptions extends ServerOptions {
+  /** Default: the URI's, or ''. */
+  readonly exportName?: string
+  /** Metadata contexts. "qemu:dirty-bitmap:*" means all that there are. What the server lacks is left out of `client.contexts`. */
+  readonly contexts?: readonly string[]
+  /** How many connections, where the server allows more than one. Default 1. */
+  readonly connections?: number
+  /** Requests under way on each connection; more wait. Default 64. */
+  readonly maxInFlight?: number
+  /** Bytes of reads and writes under way on each connection; more wait. Default 64 MiB. */
+  readonly maxInFlightBytes?: number
+  /** How long the server may leave a request unanswered whose turn it is, in ms. Then the connection is closed. Default 60,000; 0 for ever. */
+  readonly requestTimeout?: number
+  /** What to assume where the server does not say. Default: 512 bytes, 4 KiB and 32 MiB, as the protocol advises. */
+  readonly assumeBlockSizes?: Partial<BlockSizes>
+}
+
+/** A URI, or what one says in parts. */
+export type NbdTarget = string | NbdAddress
+
+export async function goalOf(target: NbdTarget, options: ConnectOptions): Promise<Goal> {
+  const uri = typeof target === 'string' ? parseNbdUri(target) : { address: target, exportName: '', tls: undefined }
+  const fromUri = uri.tls ? await tlsOfUri(uri.tls, options.allowLocalFiles ?? false) : undefined
+  const tls = fromUri || options.tls ? { ...fromUri, ...options.tls } : undefined
+  if (typeof target === 'string' && !uri.tls && options.tls)
+    throw new NbdUriError('TLS is asked for, and the URI says there is none; write nbds:// or nbds+unix://')
+  return {
+    address: uri.address,
+    tls: tls && connectionOptions(tls, uri.address),
+    exportName: options.exportName ?? uri.exportName,
+    contexts: options.contexts ?? [],
+    structuredReplies: options.structuredReplies ?? 'auto',
+    extendedHeaders: options.extendedHeaders ?? 'auto',
+    connectTimeout: whole('connectTimeout', options.connectTimeout ?? 10_000, 1),
+    keepAlive: whole('keepAlive', options.keepAlive ?? 30_000, 0),
+  }
+}
+
+export const poolOptionsOf = (options: ConnectOptions): PoolOptions => ({
+  connections: whole('connections', options.connections ?? 1, 1),
+  maxInFlight: whole('maxInFlight', options.maxInFlight ?? 64, 1),
+  maxInFlightBytes: whole('maxInFlightBytes', options.maxInFlightBytes ?? 64 << 20, 1),
+  requestTimeout: whole('requestTimeout', options.requestTimeout ?? 60_000, 0),
+})
+
+function whole(name: string, value: number, least: number) {
+  if (!Number.isSafeInteger(value) || value < least)
+    throw new NbdUsageError(`${name} is ${value}, and must be a whole number from ${least} on`)
+  return value
+}

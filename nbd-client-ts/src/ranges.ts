@@ -1,0 +1,34 @@
+// Arithmetic on ranges, and work on the pieces of one.
+
+export interface Range {
+  readonly offset: number
+  readonly length: number
+}
+
+export const alignDown = (value: number, unit: number): number => value - (value % unit)
+export const alignUp = (value: number, unit: number): number => alignDown(value + unit - 1, unit)
+
+/** Cuts a range into pieces of at most `most` bytes, from its own start. */
+export function* pieces({ offset, length }: Range, most: number): Generator<Range> {
+  for (let done = 0; done < length; done += most) yield { offset: offset + done, length: Math.min(most, length - done) }
+}
+
+/**
+ * Works on several at a time. After a failure nothing new is begun; it ends when all that was begun has ended, so that nobody is
+ * still at work when it has thrown.
+ */
+export async function forEach<T>(items: Iterable<T>, atOnce: number, work: (item: T) => Promise<unknown>): Promise<void> {
+  const iterator = items[Symbol.iterator]()
+  let failed: { error: unknown } | undefined
+  async function worker() {
+    for (let next = iterator.next(); !next.done && !failed; next = iterator.next()) {
+      try {
+        await work(next.value)
+      } catch (error) {
+        failed ??= { error }
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: atOnce }, worker))
+  if (failed) throw failed.error
+}

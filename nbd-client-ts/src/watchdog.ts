@@ -1,0 +1,69 @@
+// Notices a peer that has stopped answering.
+//
+// Only the request that has waited longest is watched: nothing sent before it is in its way any more, so its time runs from when that
+// came to be, from its own last chunk, or from when the socket last took some of what we send. A large reply that is under way for
+// another request may finish first, as long as its bytes keep coming.
+
+export interface Watched {
+  /** A request that waits for its reply, the longest. */
+  oldest(): object | undefined
+  /** Bytes of some reply's payload are still to come. */
+  inPayload(): boolean
+  expired(): void
+}
+
+export class Watchdog {
+  #timer: NodeJS.Timeout | undefined
+  #watched: object | undefined
+  #since = 0
+  #lastByte = 0
+  #overdue = false
+
+  /** `timeoutMs` 0: never. */
+  constructor(
+    private readonly timeoutMs: number,
+    private readonly connection: Watched,
+  ) {}
+
+  /** There is something to wait for. */
+  start(): void {
+    if (this.timeoutMs <= 0 || this.#timer) return
+    this.#timer = setInterval(() => this.#look(), Math.max(this.timeoutMs / 8, 5))
+    this.#look()
+  }
+
+  stop(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+    this.#watched = undefined
+  }
+
+  /** Bytes came. */
+  heard(): void {
+    this.#lastByte = performance.now()
+  }
+
+  /** The socket took bytes; or a chunk for the oldest request is complete. */
+  moved(): void {
+    this.#since = performance.now()
+    this.#overdue = false
+  }
+
+  /** A reply's payload is complete. */
+  payloadOver(): void {
+    if (this.#overdue) this.#look()
+  }
+
+  #look() {
+    const now = performance.now()
+    const oldest = this.connection.oldest()
+    if (!oldest) return this.stop()
+    if (oldest !== this.#watched) {
+      this.#watched = oldest
+      this.moved()
+    }
+    if (now - this.#since < this.timeoutMs) return
+    if (this.connection.inPayload() && now - this.#lastByte < this.timeoutMs) this.#overdue = true
+    else this.connection.expired()
+  }
+}

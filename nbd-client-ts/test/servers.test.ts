@@ -1,0 +1,246 @@
+// The client against nbdkit and qemu-nbd: what other people's servers say is what it shows.
+
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { randomFillSync } from 'node:crypto'
+import t from 'tap'
+import { NbdClient, NbdOptionError, NbdReplyError, NbdUsageError } from '../src/index.ts'
+import { folder, missing, nbdkit, qemuNbd, run } from './helpers/servers.ts'
+
+const noNbdkit = missing('nbdkit')
+const noQemu = missing('qemu-nbd', 'qemu-img', 'qemu-io')
+const MiB = 1 << 20
+const BASE = 'base:allocation'
+
+const random = (length: number) => randomFillSync(Buffer.alloc(length))
+
+/** What nbdkit's pattern plugin holds: every 8 bytes are their own offset. */
+function pattern(offset: number, length: number) {
+  const start = offset - (offset % 8)
+  const words = Buffer.alloc(Math.ceil((offset + length - start) / 8) * 8)
+  for (let at = 0; at < words.length; at += 8) words.writeBigUInt64BE(BigInt(start + at), at)
+  return words.subarray(offset - start, offset - start + length)
+}
+
+t.test(
+  'every byte is where it belongs, whatever the alignment, the size and the way replies come',
+  { skip: noNbdkit },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const server = await nbdkit(stack, 'pattern', '100M')
+    for (const options of [{}, { structuredReplies: 'never' }, { connections: 4 }] as const) {
+      await using client = await NbdClient.connect(server.uri(), { ...options, assumeBlockSizes: { maximum: 128 << 10 } })
+      t.equal(client.size, 100 * MiB)
+      t.equal(client.replies, 'structuredReplies' in options ? 'simple' : 'structured')
+      for (const [offset, length] of [
+        [0, 1],
+        [511, 2],
+        [1000, 70_000],
+        [65_536, 4096],
+        [client.size - 1, 1],
+        [client.size - MiB - 3, MiB + 3],
+      ] as const)
+        t.ok((await client.read(offset, length)).equals(pattern(offset, length)), `${length} bytes at ${offset}`)
+      const many = Array.from(
+        { length: 300 },
+        (_, index) => [(index * 7_654_321) % (client.size - 5000), 1 + ((index * 37) % 5000)] as const,
+      )
+      const read = await Promise.all(many.map(([offset, length]) => client.read(offset, length)))
+      t.ok(
+        read.every((bytes, index) => bytes.equals(pattern(...many[index]!))),
+        '300 at once',
+      )
+      t.equal(client.connectionCount, 'connections' in options ? 4 : 1)
+    }
+  },
+)
+
+t.test('what is written, zeroed and trimmed is what qemu-img finds', { skip: noQemu }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const image = join(folder(stack), 'image')
+  writeFileSync(image, random(9 * MiB))
+  const model = readFileSync(image)
+  const server = await qemuNbd(stack, '--format=raw', '--discard=unmap', image)
+  {
+    await using client = await NbdClient.connect(server.uri(), { connections: 2 })
+    t.equal(client.connectionCount, 1, 'qemu-nbd serves several, but not as one, when they write')
+    const data = random(3 * MiB)
+    await client.write(MiB, data)
+    model.set(data, MiB)
+    await client.write(512, data.subarray(0, 1024), { fua: true })
+    model.set(data.subarray(0, 1024), 512)
+    await client.zero(5 * MiB, MiB)
+    model.fill(0, 5 * MiB, 6 * MiB)
+    await client.zero(6 * MiB, 4096, { noHole: true, fua: true })
+    model.fill(0, 6 * MiB, 6 * MiB + 4096)
+    await client.trim(7 * MiB, MiB)
+    await client.flush()
+    model.set(await client.read(7 * MiB, MiB), 7 * MiB)
+    t.ok((await client.read(0, client.size)).equals(model), 'read again')
+  }
+  await server.stop()
+  t.ok(readFileSync(image).equals(model), 'in the file')
+})
+
+/** As qemu-img map does. */
+const shown = (data: boolean, zero: boolean, start: number, length: number) => ({ start, length, data, zero })
+
+t.test('extents are those that qemu-img map shows', { skip: noQemu }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const image = join(folder(stack), 'image.qcow2')
+  run('qemu-img', 'create', '-q', '-f', 'qcow2', image, '64M')
+  run('qemu-io', '-f', 'qcow2', '-c', 'write -P 1 1M 1M', '-c', 'write -P 2 5M 64k', '-c', 'write -z 10M 1M', image)
+  const server = await qemuNbd(stack, '--format=qcow2', '--read-only', image)
+  const theirs = JSON.parse(
+    run('qemu-img', 'map', '--output=json', '--image-opts', `driver=nbd,server.type=unix,server.path=${server.socket}`),
+  )
+  await using client = await NbdClient.connect(server.uri(), { contexts: [BASE] })
+  const ours = await Array.fromAsync(client.extents())
+  t.same(
+    ours.map(({ offset, length, status }) => shown((status[BASE]! & 1) === 0, (status[BASE]! & 2) !== 0, offset, length)),
+    theirs.map((extent: Record<string, never>) => shown(extent['data']!, extent['zero']!, extent['start']!, extent['length']!)),
+  )
+  const part = await Array.fromAsync(client.extents({ offset: MiB + 12_345, length: 5 * MiB }))
+  t.equal(part[0]!.offset, MiB + 12_345)
+  t.equal(
+    part.reduce((sum, { length }) => sum + length, 0),
+    5 * MiB,
+    'a part that begins and ends anywhere is covered exactly',
+  )
+})
+
+t.test('a dirty bitmap is read beside base:allocation, in lock-step', { skip: noQemu }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const image = join(folder(stack), 'image.qcow2')
+  run('qemu-img', 'create', '-q', '-f', 'qcow2', image, '16M')
+  run('qemu-io', '-f', 'qcow2', '-c', 'write -P 1 0 4M', image)
+  run('qemu-img', 'bitmap', '--add', image, 'b0')
+  run('qemu-img', 'bitmap', '--add', image, 'b1')
+  run('qemu-io', '-f', 'qcow2', '-c', 'write -P 1 1M 64k', '-c', 'write -z 3M 2M', image)
+  run('qemu-img', 'bitmap', '--disable', image, 'b0')
+  run('qemu-img', 'bitmap', '--disable', image, 'b1')
+  const server = await qemuNbd(stack, '--format=qcow2', '--read-only', '--bitmap=b0', '--bitmap=b1', image)
+  const bitmap = 'qemu:dirty-bitmap:b0'
+  await using client = await NbdClient.connect(server.uri(), { contexts: [BASE, 'qemu:dirty-bitmap:*'] })
+  t.same(client.contexts.sort(), [BASE, bitmap, 'qemu:dirty-bitmap:b1'])
+  const KiB = 1024
+  t.same(
+    (await Array.fromAsync(client.extents({ contexts: [BASE, bitmap] }))).map(({ offset, length, status }) => [
+      offset / KiB,
+      length / KiB,
+      status[BASE],
+      status[bitmap],
+    ]),
+    [
+      [0, 1024, 0, 0],
+      [1024, 64, 0, 1],
+      [1088, 1984, 0, 0],
+      [3072, 2048, 3, 1],
+      [5120, 11_264, 3, 0],
+    ],
+    'what was zeroed since is dirty, and a hole',
+  )
+  await t.rejects(Array.fromAsync(client.extents({ contexts: ['qemu:dirty-bitmap:b2'] })), {
+    name: 'NbdUsageError',
+    message: /'qemu:dirty-bitmap:b2' was not agreed on; there are: .*b0/,
+  })
+})
+
+t.test('an error is told with the server’s text, and the connection goes on', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const sh = join(folder(stack), 'plugin.sh')
+  const script = `#!/bin/sh
+case "$1" in
+  get_size) echo 1048576;;
+  pread) if [ "$4" -ge 65536 ]; then echo 'EIO the disk is on fire' >&2; exit 1; fi; dd if=/dev/zero count="$3" iflag=count_bytes status=none;;
+  can_write) exit 0;;
+  pwrite) echo 'ENOSPC no room left' >&2; exit 1;;
+  *) exit 2;;
+esac
+`
+  writeFileSync(sh, script, { mode: 0o755 })
+  const server = await nbdkit(stack, 'sh', sh)
+  await using client = await NbdClient.connect(server.uri())
+  const error = await client.read(65_536, 4096).then(
+    () => undefined,
+    (error: unknown) => error as NbdReplyError,
+  )
+  t.ok(error instanceof NbdReplyError)
+  t.match(error, { code: 'EIO', errno: 5, command: 'READ', offset: 65_536, length: 4096, fatal: false })
+  t.match(error?.message, /^READ of 4096 bytes at 65536: the server says EIO/)
+  await t.rejects(client.write(0, Buffer.alloc(512)), { name: 'NbdReplyError', code: 'ENOSPC' })
+  t.ok((await client.read(0, 4096)).equals(Buffer.alloc(4096)), 'it goes on')
+  await using cutting = await NbdClient.connect(server.uri(), { assumeBlockSizes: { maximum: 4096 } })
+  await t.rejects(cutting.read(0, 1 << 20), { code: 'EIO', length: 4096 }, 'one part of a read fails all of it')
+})
+
+t.test('block sizes are obeyed, and what cannot be is said before it is sent', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const policy = ['blocksize-minimum=4096', 'blocksize-preferred=64K', 'blocksize-maximum=1M', 'blocksize-error-policy=error']
+  const server = await nbdkit(stack, '--filter=blocksize-policy', 'memory', '8M', ...policy)
+  await using client = await NbdClient.connect(server.uri())
+  t.same(client.blockSizes, { minimum: 4096, preferred: 65_536, maximum: MiB })
+  const data = random(8 * MiB)
+  await client.write(0, data)
+  t.ok((await client.read(0, 8 * MiB)).equals(data), 'eight times the maximum')
+  for (const [offset, length] of [
+    [1, 1],
+    [4095, 2],
+    [4097, 3 * MiB],
+    [100, 8 * MiB - 200],
+  ] as const)
+    t.ok((await client.read(offset, length)).equals(data.subarray(offset, offset + length)), `${length} bytes at ${offset}`)
+  await t.rejects(client.write(512, Buffer.alloc(4096)), { name: 'NbdUsageError', message: /multiples of 4096 bytes only$/ })
+  await client.trim(1, 100)
+  t.ok((await client.read(0, 4096)).equals(data.subarray(0, 4096)), 'less than a block is not trimmed')
+})
+
+t.test('a request that makes no sense is refused before it is sent', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const server = await nbdkit(stack, '--readonly', 'memory', '1M')
+  await using client = await NbdClient.connect(server.uri())
+  for (const [what, wanted] of [
+    [() => client.read(MiB, 1), { code: 'EINVAL', message: /past the end/ }],
+    [() => client.read(-512, 512), { code: 'EINVAL' }],
+    [() => client.read(0.5, 512), { code: 'EINVAL' }],
+    [() => client.read(0, 2 ** 40), { code: 'EINVAL' }],
+    [() => client.write(0, Buffer.alloc(512)), { code: 'EPERM' }],
+    [() => client.zero(0, 512), { code: 'EPERM' }],
+    [() => client.trim(0, 512), { code: 'EPERM' }],
+    [() => Array.fromAsync(client.extents()), { code: 'ENOTSUP' }],
+  ] as const)
+    await t.rejects(what() as Promise<void>, { name: 'NbdUsageError', fatal: false, ...wanted })
+  t.ok(await client.read(0, 512))
+})
+
+t.test('a server that only has simple replies serves nonetheless', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const server = await nbdkit(stack, '--no-sr', 'pattern', '1M')
+  await using client = await NbdClient.connect(server.uri(), { contexts: [BASE, 'qemu:*'] })
+  t.equal(client.replies, 'simple')
+  t.same(client.contexts, [])
+  t.ok((await client.read(100, 100_000)).equals(pattern(100, 100_000)))
+})
+
+t.test('an export that is not there is an error with the server’s words', { skip: noQemu }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const image = join(folder(stack), 'image')
+  writeFileSync(image, Buffer.alloc(MiB))
+  const server = await qemuNbd(stack, '--format=raw', '--export-name=disk', image)
+  const error = await NbdClient.connect(server.uri('disc')).catch((error: unknown) => error)
+  t.ok(error instanceof NbdOptionError)
+  t.match(error, { code: 'ERR_UNKNOWN', option: 'GO', serverMessage: /disc/ })
+  await using client = await NbdClient.connect(server.uri('disk'))
+  t.equal(client.info.name, 'disk')
+})
+
+t.test('zeroes are written where a server cannot make them, unless it has to be fast', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const server = await nbdkit(stack, '--filter=nozero', 'memory', '4M')
+  await using client = await NbdClient.connect(server.uri())
+  t.notOk(client.offers('SEND_WRITE_ZEROES'))
+  await client.write(0, random(4 * MiB))
+  await client.zero(MiB, 2 * MiB + 512)
+  t.ok((await client.read(MiB, 2 * MiB + 512)).equals(Buffer.alloc(2 * MiB + 512)))
+  await t.rejects(client.zero(0, 512, { fast: true }), NbdUsageError)
+})
