@@ -1,0 +1,238 @@
+// The dirty bitmaps of one node.
+//
+// How no mark is lost though verbs come between requests: the graph calls `mark` before a write goes down, and reads `epoch` at the
+// same time; when the write is done and the epoch has moved, it calls `mark` again before it answers. So a bitmap that was added,
+// enabled, cleared, frozen or given back while the write was on its way has the mark, whether the write landed before or after.
+//
+// A bitmap that a transaction is about to add (`reserve`) has its name taken and is nothing to anybody else: it is not listed, found or
+// marked until it is started.
+
+import { Fault, InvalidParameter, NotFound, NotSupported } from '../base/errors.ts'
+import { MOST_MEMBERS } from '../base/bit-set.ts'
+import { checkAllows } from './check-allows.ts'
+import { DirtyBitmap, type BitmapOptions } from './dirty-bitmap.ts'
+
+/** Bytes of UTF-8 (qcow2's limit, and QEMU's for all bitmaps). */
+const LONGEST_NAME = 1023
+const SMALLEST_GRANULARITY = 512
+
+/** What block-dirty-bitmap-add says. */
+export interface BitmapToAdd {
+  readonly name: string
+  /** Bytes, a power of two. */
+  readonly granularity?: number | undefined
+  readonly persistent?: boolean | undefined
+  readonly disabled?: boolean | undefined
+}
+
+export interface BitmapSetOptions {
+  readonly nodeName: string
+  /** Bytes of the disk. */
+  readonly size: number
+  /** Bytes of the image's clusters: new bitmaps have this granularity, from 4 KiB to 64 KiB, if they are not told otherwise. */
+  readonly clusterSize?: number | undefined
+  /** Throws what is wrong with storing such a bitmap in the image. Left out where the image stores none. */
+  readonly checkStorable?:
+    ((wanted: { readonly name: string; readonly granularity: number; readonly size: number }) => void) | undefined
+}
+
+export class BitmapSet implements Iterable<DirtyBitmap> {
+  /** Newest first, as QEMU lists them. */
+  #bitmaps: readonly DirtyBitmap[] = []
+  /** About to be added, each by the transaction that will. */
+  readonly #reserved = new Map<DirtyBitmap, object>()
+  /** Those that a write marks, successors in the place of frozen ones. */
+  #recorders: readonly DirtyBitmap[] = []
+  #epoch = 0
+  #size: number
+
+  constructor(private readonly options: BitmapSetOptions) {
+    this.#size = options.size
+  }
+
+  /** Moves whenever marks are taken away, or new ones go elsewhere. */
+  get epoch() {
+    return this.#epoch
+  }
+
+  /** Whether there is one that cannot be changed. While there is, the node must not be written. */
+  get hasReadOnly() {
+    return this.#bitmaps.some(bitmap => bitmap.readOnly)
+  }
+
+  /** Newest first, a frozen bitmap's successor before it. */
+  *[Symbol.iterator](): Generator<DirtyBitmap> {
+    for (const bitmap of this.#bitmaps) {
+      if (bitmap.successor) yield bitmap.successor
+      yield bitmap
+    }
+  }
+
+  /** With `by`, also the one that this transaction is about to add. */
+  find(name: string, by?: object): DirtyBitmap | undefined {
+    return this.#bitmaps.find(bitmap => bitmap.name === name) ?? (by && this.#reservedAs(name, by))
+  }
+
+  /** The same, or NotFound in QEMU's words. */
+  get(name: string, by?: object): DirtyBitmap {
+    const bitmap = this.find(name, by)
+    if (!bitmap) throw new NotFound(`Dirty bitmap '${name}' not found`)
+    return bitmap
+  }
+
+  /** For every write, zero and discard, before it goes down. */
+  mark(offset: number, length: number) {
+    for (const bitmap of this.#recorders) bitmap.mark(offset, length)
+  }
+
+  /** Starts one; it records from now on, if it is not disabled. */
+  add(wanted: BitmapToAdd): DirtyBitmap {
+    const bitmap = this.#create(wanted)
+    this.#insert(bitmap)
+    return bitmap
+  }
+
+  /** One that no user knows, for a job: whoever added it removes it. */
+  addAnonymous(granularity: number, { disabled = false } = {}): DirtyBitmap {
+    return this.restore({ granularity, disabled })
+  }
+
+  /** One that was stored with the image, in the state it was stored in; its marks are for the caller to add. */
+  restore(state: Omit<BitmapOptions, 'size'>): DirtyBitmap {
+    checkExtent(this.#size, state.granularity)
+    const bitmap = new DirtyBitmap({ ...state, size: this.#size }, () => this.#changed())
+    this.#insert(bitmap)
+    return bitmap
+  }
+
+  /** Takes a name for the transaction `by`, which then calls `start` or `cancel`. */
+  reserve(wanted: BitmapToAdd, by: object): DirtyBitmap {
+    const bitmap = this.#create(wanted)
+    this.#reserved.set(bitmap, by)
+    return bitmap
+  }
+
+  /** Adds what was reserved. */
+  start(reserved: DirtyBitmap) {
+    this.#reserved.delete(reserved)
+    this.#insert(reserved)
+  }
+
+  cancel(reserved: DirtyBitmap) {
+    this.#reserved.delete(reserved)
+  }
+
+  // The verbs. Each throws, and changes nothing, when a state does not allow it (check-allows.ts).
+
+  remove(bitmap: DirtyBitmap) {
+    checkAllows(bitmap, 'remove')
+    this.release(bitmap)
+  }
+
+  clear(bitmap: DirtyBitmap) {
+    checkAllows(bitmap, 'clear')
+    bitmap.clear()
+  }
+
+  enable(bitmap: DirtyBitmap) {
+    checkAllows(bitmap, 'enable')
+    bitmap.enable()
+  }
+
+  disable(bitmap: DirtyBitmap) {
+    checkAllows(bitmap, 'disable')
+    bitmap.disable()
+  }
+
+  /** What is dirty in any of the sources, of this node or of others, is dirty in the target. */
+  merge(target: DirtyBitmap, sources: readonly DirtyBitmap[]) {
+    checkMerge(target, sources)
+    for (const source of sources) target.mergeFrom(source)
+  }
+
+  /** Removes it whatever its state. */
+  release(bitmap: DirtyBitmap) {
+    this.#bitmaps = this.#bitmaps.filter(other => other !== bitmap)
+    this.#changed()
+  }
+
+  /** Throws when a bitmap could not follow the disk to this size. */
+  checkTruncate(size: number) {
+    for (const bitmap of [...this.#bitmaps, ...this.#reserved.keys()]) checkExtent(size, bitmap.granularity, bitmap.name)
+  }
+
+  /** The disk has another size now: every bitmap has it too, and what the disk grew by is dirty in those that record. */
+  truncate(size: number) {
+    this.checkTruncate(size)
+    const before = this.#size
+    this.#size = size
+    for (const bitmap of [...this.#bitmaps, ...this.#reserved.keys()]) bitmap.truncate(size)
+    if (size > before) this.mark(before, size - before)
+  }
+
+  #create({ name, granularity = this.#defaultGranularity(), persistent = false, disabled = false }: BitmapToAdd) {
+    if (name === '') throw new InvalidParameter('Bitmap name cannot be empty')
+    if (granularity < SMALLEST_GRANULARITY || !Number.isInteger(Math.log2(granularity))) {
+      throw new InvalidParameter('Granularity must be power of 2 and at least 512')
+    }
+    if (persistent) this.#checkStorable(name, granularity)
+    if (this.find(name) || this.#reservedAs(name)) throw new InvalidParameter(`Bitmap already exists: ${name}`)
+    if (Buffer.byteLength(name) > LONGEST_NAME) throw new InvalidParameter(`Bitmap name too long: ${name}`)
+    checkExtent(this.#size, granularity)
+    return new DirtyBitmap({ name, granularity, persistent, disabled, size: this.#size }, () => this.#changed())
+  }
+
+  #checkStorable(name: string, granularity: number) {
+    const { nodeName, checkStorable } = this.options
+    if (!checkStorable) throw new NotSupported(`Can't store persistent bitmaps to ${nodeName}: Operation not supported`)
+    checkStorable({ name, granularity, size: this.#size })
+  }
+
+  #defaultGranularity() {
+    return Math.min(Math.max(this.options.clusterSize ?? 65536, 4096), 65536)
+  }
+
+  #reservedAs(name: string, by?: object) {
+    for (const [bitmap, transaction] of this.#reserved) {
+      if (bitmap.name === name && (by === undefined || transaction === by)) return bitmap
+    }
+    return undefined
+  }
+
+  #insert(bitmap: DirtyBitmap) {
+    this.#bitmaps = [bitmap, ...this.#bitmaps]
+    this.#changed()
+  }
+
+  #changed() {
+    this.#epoch++
+    this.#recorders = this.#bitmaps.filter(bitmap => bitmap.recording).map(bitmap => bitmap.successor ?? bitmap)
+  }
+}
+
+/** Throws when the target or one of the sources does not allow it, or when they are of disks of different sizes. */
+export function checkMerge(target: DirtyBitmap, sources: readonly DirtyBitmap[], by?: object) {
+  for (const source of sources) {
+    checkAllows(source, 'read', by)
+    if (source.size !== target.size) {
+      throw new InvalidParameter(
+        `Bitmaps are of different sizes (destination size is ${target.size}, source size is ${source.size}) and can't be merged`,
+      )
+    }
+  }
+  if (sources.length > 0) checkAllows(target, 'write', by)
+}
+
+function checkExtent(size: number, granularity: number, name?: string) {
+  if (size / granularity <= MOST_MEMBERS) return
+  throw new TooManyGranules(
+    name === undefined
+      ? 'Too much space will be occupied by the bitmap. Use larger granularity'
+      : `Too much space would be occupied by the bitmap '${name}'. Remove it, and add one of a larger granularity`,
+  )
+}
+
+/** The bitmap would have more bits than it can. */
+export class TooManyGranules extends Fault {
+  override readonly nbdError = 'EINVAL'
+}

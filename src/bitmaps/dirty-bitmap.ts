@@ -1,0 +1,283 @@
+// A dirty bitmap: which granules of a disk were written. The states are QEMU's (block/dirty-bitmap.c, interop/bitmaps).
+//
+// A bitmap knows nothing of the others on its node; it tells its set of everything that takes marks away or changes where new ones go.
+// Whoever removes a mark must reckon with a write that is in flight: it marked before it began, and may land after the mark is gone.
+// That is why `reset` and `clear` are told as well: the graph marks once more when something was told meanwhile (bitmap-set.ts).
+
+import { strict as assert } from 'node:assert'
+import { createHash } from 'node:crypto'
+import { BitSet } from '../base/bit-set.ts'
+import { endOf, type Range } from '../base/ranges.ts'
+import type { BitmapReader } from '../block/driver.ts'
+
+export interface BitmapOptions {
+  /** Undefined for those that no user knows: a job's own. */
+  readonly name?: string | undefined
+  /** Bytes of the disk. */
+  readonly size: number
+  /** Bytes to a bit, a power of two of at least 512. */
+  readonly granularity: number
+  readonly disabled?: boolean
+  /** To be stored with the image. */
+  readonly persistent?: boolean
+  /** The image it is stored in cannot be written, and so the bitmap cannot be changed. */
+  readonly readOnly?: boolean
+  /** It was not stored properly: what it holds means nothing. It can only be removed. */
+  readonly inconsistent?: boolean
+}
+
+/** QMP's BlockDirtyInfo. */
+export interface BlockDirtyInfo {
+  name?: string
+  /** Bytes: every dirty granule counts whole, the last one too. */
+  count: number
+  granularity: number
+  recording: boolean
+  busy: boolean
+  persistent: boolean
+  inconsistent?: true
+}
+
+interface Hold {
+  readonly by: object
+  readonly shared: boolean
+}
+
+export class DirtyBitmap implements BitmapReader {
+  readonly name: string | undefined
+  readonly granularity: number
+  readonly inconsistent: boolean
+  persistent: boolean
+  readOnly: boolean
+  #size: number
+  #bits: BitSet
+  #recording: boolean
+  #successor: DirtyBitmap | undefined
+  #holds: readonly Hold[] = []
+
+  /** `changed` is called after marks were taken away, and after what is written will be marked elsewhere, or no longer. */
+  constructor(
+    options: BitmapOptions,
+    private readonly changed: () => void = () => {},
+  ) {
+    this.name = options.name
+    this.granularity = options.granularity
+    this.inconsistent = options.inconsistent ?? false
+    this.persistent = options.persistent ?? false
+    this.readOnly = options.readOnly ?? false
+    this.#recording = !options.disabled && !this.inconsistent
+    this.#size = options.size
+    this.#bits = new BitSet(this.#granules(options.size))
+  }
+
+  /** Bytes of the disk. */
+  get size() {
+    return this.#size
+  }
+
+  /** Whether writes are marked, here or in the successor. */
+  get recording() {
+    return this.#recording
+  }
+
+  /** In use by a job, an export or a transaction. */
+  get busy() {
+    return this.#holds.length > 0 || this.#successor !== undefined
+  }
+
+  /** Dirty bytes, as QEMU counts: the last granule whole, even where the disk ends within it. */
+  get count() {
+    return this.#bits.count * this.granularity
+  }
+
+  info(): BlockDirtyInfo {
+    return {
+      ...(this.name !== undefined && { name: this.name }),
+      count: this.count,
+      granularity: this.granularity,
+      recording: this.recording,
+      busy: this.busy,
+      persistent: this.persistent,
+      ...(this.inconsistent && { inconsistent: true as const }),
+    }
+  }
+
+  // What it holds. Offsets and lengths are bytes.
+
+  /** Every granule that the range touches is dirty. */
+  mark(offset: number, length: number) {
+    const end = Math.min(this.#granules(offset + length), this.#bits.length)
+    this.#bits.set(Math.floor(offset / this.granularity), end)
+  }
+
+  /** Every granule that lies wholly in the range is clean. */
+  reset(offset: number, length: number) {
+    const end = offset + length >= this.#size ? this.#bits.length : Math.floor((offset + length) / this.granularity)
+    this.#bits.set(this.#granules(offset), end, false)
+    this.changed()
+  }
+
+  clear() {
+    this.#bits = new BitSet(this.#bits.length) // and the memory of the old ones is free
+    this.changed()
+  }
+
+  isDirty(offset: number) {
+    return this.#bits.has(Math.floor(offset / this.granularity))
+  }
+
+  /** The first dirty byte from `from` on, or `to` when there is none below it. */
+  nextDirty(from: number, to: number) {
+    return this.#next(true, from, to)
+  }
+
+  /** The first clean byte from `from` on, or `to` when there is none below it. */
+  nextClean(from: number, to: number) {
+    return this.#next(false, from, to)
+  }
+
+  /** The first run of dirty bytes within the range, whole or up to `most` bytes of it. */
+  nextArea(range: Range, most = Number.MAX_SAFE_INTEGER): Range | undefined {
+    const limit = Math.min(endOf(range), this.#size)
+    const offset = this.nextDirty(range.offset, limit)
+    const end = this.nextClean(offset, Math.min(limit, offset + most))
+    return end > offset ? { offset, length: end - offset } : undefined
+  }
+
+  /** Each is looked up when it is asked for, so what changes ahead of the reader is seen. */
+  *dirtyRanges(range: Range): Generator<Range> {
+    const end = endOf(range)
+    for (let offset = range.offset; ;) {
+      const area = this.nextArea({ offset, length: end - offset })
+      if (!area) return
+      yield area
+      offset = endOf(area)
+    }
+  }
+
+  /** What is dirty there is dirty here. The granularities may differ, and the sizes: what lies past our end is left out. */
+  mergeFrom(other: DirtyBitmap) {
+    if (other.granularity === this.granularity) this.#bits.union(other.#bits)
+    else {
+      const end = Math.min(this.#size, other.#size)
+      for (let from = other.nextDirty(0, end); from < end;) {
+        const to = other.nextClean(from, end)
+        this.mark(from, to - from)
+        // The rest of a granule that is dirty now need not be looked at.
+        from = other.nextDirty(Math.min(end, this.#granules(to) * this.granularity), end)
+      }
+    }
+    this.changed()
+  }
+
+  /** The same marks in a bitmap of its own, that has no name and does not record. */
+  copy() {
+    const copy = new DirtyBitmap({ size: this.#size, granularity: this.granularity, disabled: true })
+    copy.#bits = this.#bits.copy()
+    return copy
+  }
+
+  /** Holds what `copy` holds, and no more. */
+  restore(copy: DirtyBitmap) {
+    assert(copy.granularity === this.granularity)
+    this.#bits = new BitSet(this.#bits.length)
+    this.#bits.union(copy.#bits)
+    this.changed()
+  }
+
+  /** The disk has another size now. What it grew by is clean as yet (BitmapSet.truncate marks it). */
+  truncate(size: number) {
+    this.#successor?.truncate(size)
+    const bits = new BitSet(this.#granules(size))
+    bits.union(this.#bits)
+    this.#bits = bits
+    this.#size = size
+    this.changed()
+  }
+
+  /** In hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it: of the bits, in 64-bit words, at least one. */
+  sha256() {
+    const bytes = this.#bits.bytes
+    const padding = Buffer.alloc(bytes.length === 0 ? 8 : -bytes.length & 7)
+    return createHash('sha256').update(bytes).update(padding).digest('hex')
+  }
+
+  /** The bits in the order of qcow2's bitmaps extension: granule n is bit n % 8 of byte n / 8. A view, not a copy: read it at once. */
+  get bytes(): Buffer {
+    return this.#bits.bytes
+  }
+
+  /** Adds the marks of a part in that form, which starts at byte `at`, a multiple of 4. Throws RangeError for more than there are. */
+  addBytes(at: number, bytes: Buffer) {
+    this.#bits.addBytes(at, bytes)
+  }
+
+  // Its states.
+
+  enable() {
+    assert(!this.#successor && !this.inconsistent)
+    this.#recording = true
+    this.changed()
+  }
+
+  disable() {
+    assert(!this.#successor)
+    this.#recording = false
+    this.changed()
+  }
+
+  /**
+   * In use by `by` until disposed: every verb of somebody else is refused (check-allows.ts), or, while all holds are shared, every
+   * verb but those that only read.
+   */
+  hold(by: object, { shared = false } = {}): Disposable {
+    const hold = { by, shared }
+    this.#holds = [...this.#holds, hold]
+    return { [Symbol.dispose]: () => (this.#holds = this.#holds.filter(other => other !== hold)) }
+  }
+
+  /** Whether a verb of `by` must be refused, and, with `reading`, one that only reads. */
+  isBusyFor(by: object | undefined, reading: boolean) {
+    return this.#successor !== undefined || this.#holds.some(hold => hold.by !== by && !(reading && hold.shared))
+  }
+
+  /** Catches what is written while this one is frozen. */
+  get successor() {
+    return this.#successor
+  }
+
+  /** It stays as it is, for a job; what is written meanwhile is marked in a successor, if this one was recording. */
+  freeze() {
+    assert(!this.#successor && !this.inconsistent)
+    this.#successor = new DirtyBitmap({ size: this.#size, granularity: this.granularity, disabled: !this.#recording })
+    this.changed()
+  }
+
+  /** The job has dealt with what was marked when it began: only what was written since is dirty. */
+  abdicate() {
+    assert(this.#successor)
+    this.#bits = this.#successor.#bits
+    this.#successor = undefined
+    this.changed()
+  }
+
+  /** The job came to nothing: what was marked when it began is dirty still, and so is what was written since. */
+  reclaim() {
+    assert(this.#successor)
+    this.#bits.union(this.#successor.#bits)
+    this.#successor = undefined
+    this.changed()
+  }
+
+  #next(dirty: boolean, from: number, to: number) {
+    const end = Math.min(to, this.#size)
+    if (from >= end) return to
+    const offset = this.#bits.next(dirty, Math.floor(from / this.granularity), this.#granules(end)) * this.granularity
+    return offset < end ? Math.max(from, offset) : to
+  }
+
+  /** How many granules `bytes` are, the last one perhaps in part. */
+  #granules(bytes: number) {
+    return Math.ceil(bytes / this.granularity)
+  }
+}

@@ -1,0 +1,13 @@
+// One change of a transaction: a bitmap verb, a snapshot, the start of a job.
+
+/**
+ * `prepare` may wait and fail, and only reserves: nobody outside of the transaction sees a change, and what the change needs cannot be
+ * taken away any more. Then, with all nodes drained, every commit runs in list order in one turn of the event loop; none of them can
+ * fail. `abort` undoes a successful prepare; the actions are aborted in reverse order.
+ */
+export interface Action {
+  /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
+  prepare(transaction: object): Promise<void> | void
+  commit(): void
+  abort(): void
+}
