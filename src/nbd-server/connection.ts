@@ -27,6 +27,7 @@ export class Connection implements User {
   readonly #log: Log
   #transmission: Transmission | undefined
   #negotiating = true
+  #taken = -1
 
   constructor(
     private readonly link: Link,
@@ -54,8 +55,18 @@ export class Connection implements User {
     await this.link.closed
   }
 
+  /** Answers for `lingerMs` more that it is going away, once nothing is in flight. */
   shutDown(lingerMs = LINGER_MS) {
-    this.#transmission?.shutDown(lingerMs)
+    if (this.#transmission) this.#transmission.shutDown(lingerMs)
+    else setTimeout(() => this.link.end(), lingerMs).unref()
+  }
+
+  /** Its client has not taken a byte of what it was sent since the last call. */
+  isStalled() {
+    const { sending, bytesTaken } = this.link
+    const stalled = sending && bytesTaken === this.#taken
+    this.#taken = bytesTaken
+    return stalled
   }
 
   destroy() {

@@ -77,6 +77,11 @@ export class Link {
     return this.#sending.size > 0
   }
 
+  /** How many bytes of what was sent the system has taken. */
+  get bytesTaken() {
+    return this.#socket.bytesWritten - this.#socket.writableLength
+  }
+
   /** Sends what is in the outbox, then says that no more comes; what the client still sends is thrown away. */
   end() {
     if (this.#ending) return

@@ -1,7 +1,9 @@
 // Where a server listens, and how a unix socket comes to be there.
 
-import { chmod, lstat, unlink } from 'node:fs/promises'
+import { chmod, lstat, stat, unlink } from 'node:fs/promises'
 import net from 'node:net'
+import { dirname } from 'node:path'
+import { DEFAULT_PORT } from 'nbd-client-ts/protocol'
 import { Busy, Fault, InvalidParameter, strerror } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
 
@@ -28,24 +30,24 @@ const MAX_PATH = 107
 /** Says the address as people write it. */
 export function addressText(address: ListenAddress): string {
   if ('unix' in address) return address.unix.startsWith('\0') ? `@${address.unix.slice(1)}` : address.unix
-  return 'fd' in address ? `file descriptor ${address.fd}` : `${address.host}:${address.port}`
+  return 'fd' in address ? `file descriptor ${address.fd}` : `${address.host}:${address.port ?? DEFAULT_PORT}`
 }
 
 /** Makes the server listen. The file of a unix socket is its owner's alone until its mode is set. */
 export async function listen(server: net.Server, address: ListenAddress) {
-  if (!('unix' in address)) return await start(server, address)
+  if (!('unix' in address)) return await start(server, 'fd' in address ? address : { port: DEFAULT_PORT, ...address }, address)
   const { unix: path, mode = 0o600 } = address
   if (Buffer.byteLength(path) > MAX_PATH)
     throw new InvalidParameter(
       `the path of a unix socket has at most ${MAX_PATH} bytes, and this one has ${Buffer.byteLength(path)}: ${path}`,
     )
-  if (path.startsWith('\0')) return await start(server, { path })
+  if (path.startsWith('\0')) return await start(server, { path }, address)
   await removeStale(path)
   // Between its creation and the change of its mode nobody else may open it. The mask is the whole process's, but nothing runs in between.
   const before = process.umask(0o177)
   let started: Promise<void>
   try {
-    started = start(server, { path })
+    started = start(server, { path }, address)
   } finally {
     process.umask(before)
   }
@@ -53,9 +55,9 @@ export async function listen(server: net.Server, address: ListenAddress) {
   await chmod(path, mode)
 }
 
-function start(server: net.Server, where: net.ListenOptions | { fd: number }) {
+function start(server: net.Server, where: net.ListenOptions | { fd: number }, address: ListenAddress) {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
-  const failed = (error: unknown) => reject(systemFault('Could not listen', error))
+  const failed = (error: unknown) => reject(systemFault(`Could not listen at ${addressText(address)}`, error))
   server.once('error', failed)
   server.listen(where, () => {
     server.off('error', failed)
@@ -67,13 +69,15 @@ function start(server: net.Server, where: net.ListenOptions | { fd: number }) {
 /** A socket that nobody answers at is left from a server that was killed. */
 async function removeStale(path: string) {
   try {
+    await stat(dirname(path)) // to listen in a folder that is not there fails as if it were a matter of permission
     if (!(await lstat(path)).isSocket())
       throw new Busy(`${path} is there already, and is no socket; remove it or choose another path`)
     if (await isLive(path)) throw new Busy(`${path}: another server listens there; stop it or choose another path`)
     await unlink(path)
   } catch (error) {
     if (error instanceof Fault) throw error
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw systemFault(path, error)
+    const { code, syscall } = error as NodeJS.ErrnoException
+    if (code !== 'ENOENT' || syscall === 'stat') throw systemFault(`Could not listen at ${path}`, error)
   }
 }
 

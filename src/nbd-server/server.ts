@@ -23,6 +23,8 @@ export interface NbdServerOptions {
   readonly handshakeMs?: number
   /** Whether a peer may see and use an export. Default: all may use all. */
   readonly authorize?: (peer: Peer, wanted: Export) => boolean | Promise<boolean>
+  /** How long a client may take nothing of what it is sent, while others wait for the memory it holds. Default 60 s. */
+  readonly stallMs?: number
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
   readonly drainMs?: number
 }
@@ -37,6 +39,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #memory: Memory
   readonly #maxConnections: number
   readonly #maxHandshakes: number
+  readonly #stallTimer: NodeJS.Timeout
   #closing = false
 
   private constructor(private readonly options: NbdServerOptions) {
@@ -44,6 +47,7 @@ export class NbdServer implements AsyncDisposable {
     this.#maxConnections = options.maxConnections ?? 0
     this.#maxHandshakes = options.maxHandshakes ?? 100
     this.#server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, socket => this.serve(socket))
+    this.#stallTimer = setInterval(() => this.#closeStalled(), options.stallMs ?? 60_000).unref()
   }
 
   /** Listens at the address. Throws a Fault when it is taken, or cannot be had. */
@@ -91,15 +95,13 @@ export class NbdServer implements AsyncDisposable {
     this.#closing = true
     const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
     const served = Promise.all(this.#connections.values())
-    for (const connection of this.#connections.keys()) {
-      if (connection.negotiating) connection.destroy()
-      else connection.shutDown(LINGER_MS)
-    }
+    for (const connection of this.#connections.keys()) connection.shutDown(LINGER_MS)
     const timer = setTimeout(() => {
       for (const connection of this.#connections.keys()) connection.destroy()
     }, this.options.drainMs ?? 10_000)
     await served
     clearTimeout(timer)
+    clearInterval(this.#stallTimer)
     await closed
   }
 
@@ -113,5 +115,14 @@ export class NbdServer implements AsyncDisposable {
       negotiating++
     }
     if (negotiating >= this.#maxHandshakes) oldest?.destroy()
+  }
+
+  /** Memory that a client holds and does not take must not keep others waiting for ever. */
+  #closeStalled() {
+    for (const connection of this.#connections.keys()) {
+      if (!connection.isStalled() || this.#memory.waiting === 0) continue
+      this.options.log.warn('closed a client that takes no replies, while others wait for the memory they hold')
+      connection.destroy()
+    }
   }
 }

@@ -43,3 +43,13 @@ export async function serve(
     uri: (name = '') => `nbd+unix:///${encodeURIComponent(name)}?socket=${socket}`,
   }
 }
+
+/** Waits until no connection is left, and sees that none has left anything behind. */
+export async function quiet({ server, exports }: { server: NbdServer; exports: Exports }) {
+  for (let waited = 0; server.connections > 0; waited++) {
+    if (waited > 1000) throw new Error(`${server.connections} connections are left`)
+    await new Promise(resolve => setTimeout(resolve, 2))
+  }
+  if (server.memoryTaken > 0) throw new Error(`${server.memoryTaken} bytes of memory were not given back`)
+  for (const { id } of exports) if (exports.usersOf(id) > 0) throw new Error(`'${id}' is still in use`)
+}
