@@ -19,6 +19,8 @@ export interface Native {
   zeroRange(fd: number, range: Range): Promise<void>
   /** Sets space aside where there is none; what is there stays (fallocate). */
   allocate(fd: number, range: Range): Promise<void>
+  /** Locks the open file against other processes until it is closed; false when another has it (flock, LOCK_EX). */
+  lock(fd: number): Promise<boolean>
 }
 
 /** From Linux's include/uapi/linux/fs.h and falloc.h. */
@@ -27,6 +29,10 @@ const SEEK_HOLE = 4
 const KEEP_SIZE = 0x01
 const PUNCH_HOLE = 0x02
 const ZERO_RANGE = 0x10
+
+/** From Linux's include/uapi/asm-generic/fcntl.h. */
+const LOCK_EX = 2
+const LOCK_NB = 4
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
 const CALLS_AT_ONCE = 64
@@ -51,6 +57,7 @@ function bind(koffi: typeof import('koffi').default): Native {
   const fallocate: KoffiFunc<(fd: number, mode: number, offset: number, length: number) => number> = libc.func(
     'int fallocate(int, int, int64_t, int64_t)',
   )
+  const flock: KoffiFunc<(fd: number, operation: number) => number> = libc.func('int flock(int, int)')
   const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
   const turns = pLimit(CALLS_AT_ONCE)
 
@@ -88,5 +95,14 @@ function bind(koffi: typeof import('koffi').default): Native {
     punchHole: (fd, range) => allocate(fd, PUNCH_HOLE | KEEP_SIZE, range),
     zeroRange: (fd, range) => allocate(fd, ZERO_RANGE | KEEP_SIZE, range),
     allocate: (fd, range) => allocate(fd, KEEP_SIZE, range),
+    async lock(fd) {
+      try {
+        await call('flock', flock, fd, LOCK_EX | LOCK_NB)
+        return true
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return false
+        throw error
+      }
+    },
   }
 }

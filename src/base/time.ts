@@ -1,4 +1,4 @@
-// Waiting, with an end.
+// Waiting, with an end; and the names that a moment gives.
 
 /** The promise's outcome, or what `late` says once the time is up. The promise itself goes on; its failure is then nobody's. */
 export async function within<T>(timeoutMs: number, promise: Promise<T>, late: () => Error): Promise<T> {
@@ -10,3 +10,6 @@ export async function within<T>(timeoutMs: number, promise: Promise<T>, late: ()
     clearTimeout(timer)
   }
 }
+
+/** A moment as a name, to the second, in UTC: 20261125T014500Z. */
+export const timeName = (time = new Date()) => `${time.toISOString().slice(0, 19).replaceAll(/[-:]/g, '')}Z`
