@@ -9,5 +9,5 @@ export interface Action {
   /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
   prepare(transaction: object): Promise<void> | void
   commit(): void
-  abort(): void
+  abort(): Promise<void> | void
 }

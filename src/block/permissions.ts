@@ -32,13 +32,19 @@ export class PermissionConflict extends Fault {}
 /** A filter that shows the data below as they are: it needs what its parents need, and allows what they allow. */
 export const passThrough = (parents: Permissions): Permissions => parents
 
-/** A format over its data: needs to read consistently always, writes and resizes when somebody above writes. */
+/** A format over its file: its metadata may change whenever it is writable, guest or not, and nobody else may change the file. */
 export const format = ({ perm, shared }: Permissions, readOnly: boolean): Permissions => ({
   perm:
     (perm & (Permission.consistentRead | Permission.writeUnchanged)) |
     Permission.consistentRead |
-    (readOnly ? 0 : perm & (Permission.write | Permission.resize)),
-  shared,
+    (readOnly ? 0 : Permission.write | Permission.resize),
+  shared: shared & ~(Permission.write | Permission.resize),
+})
+
+/** A backing file: read, and by nobody changed; a reader of the overlay reads it too. */
+export const backing = ({ perm, shared }: Permissions): Permissions => ({
+  perm: perm & Permission.consistentRead,
+  shared: (shared & Permission.consistentRead) | Permission.writeUnchanged,
 })
 
 export const union = (all: readonly Permissions[]): Permissions => ({

@@ -10,8 +10,11 @@ export const snapshotAccess: BlockDriver<Record<string, never>> = {
   name: 'snapshot-access',
   options: z.strictObject({}),
   children: {
-    /** It goes by the guest's requests, not with them, so it needs nothing that others could spoil. */
-    file: { role: 'data', permissions: () => ({ perm: Permission.consistentRead, shared: ALL }) },
+    /**
+     * It goes by the guest's requests, not with them, so it allows all. Only while somebody reads it must those who write the disk do so
+     * through the node below (see copy-before-write): so a view can be opened before that node is put in its place.
+     */
+    file: { role: 'data', permissions: ({ perm }) => ({ perm: perm === 0 ? 0 : Permission.consistentRead, shared: ALL }) },
   },
   async open(_options, { children, nodeName }) {
     const below = children['file']!

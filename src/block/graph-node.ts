@@ -1,0 +1,145 @@
+// A node of the block graph: an opened image or filter with its name, its bitmaps, its children and those who use it.
+//
+// A change is marked in the bitmaps before it is made, so that what is stored of a bitmap meanwhile has the mark, and once more behind
+// it when any bitmap was cleared, added or merged in between: whoever cleared it may have read the disk before the change landed.
+
+import { Busy } from '../base/errors.ts'
+import { isZero } from '../base/zeroes.ts'
+import type { Range } from '../base/ranges.ts'
+import { BitmapSet } from '../bitmaps/bitmap-set.ts'
+import { anyRequest } from './aligned-io.ts'
+import type { AnyDriver, BlockIo, BlockNode, NodeEvent, NodeOptions, WriteFlags, ZeroFlags } from './driver.ts'
+import type { Edge } from './edge.ts'
+import type { GenericOptions } from './node-options.ts'
+
+export interface NodeParts {
+  readonly name: string
+  readonly driver: AnyDriver
+  readonly node: BlockNode
+  readonly readOnly: boolean
+  readonly generic: GenericOptions
+  /** As blockdev-add had them. */
+  readonly options: NodeOptions
+  readonly children: ReadonlyMap<string, Edge>
+}
+
+export class GraphNode {
+  readonly name: string
+  readonly driver: AnyDriver
+  readonly readOnly: boolean
+  readonly options: NodeOptions
+  readonly generic: GenericOptions
+  readonly children: ReadonlyMap<string, Edge>
+  readonly parents = new Set<Edge>()
+  readonly bitmaps: BitmapSet
+  /** The requests, of any offset and length. */
+  readonly io: BlockIo
+  /** Added by name, and stays until it is deleted by name; other nodes go with the last of their parents. */
+  owned = false
+  /** The kinds of jobs that work on it now. What would get in their way is refused. */
+  readonly jobs = new Set<string>()
+  readonly #node: BlockNode
+  #requests = 0
+  #idle: PromiseWithResolvers<void> | undefined
+  readonly #watchers = new Set<(event: NodeEvent) => void>()
+
+  constructor({ name, driver, node, readOnly, generic, options, children }: NodeParts) {
+    this.name = name
+    this.driver = driver
+    this.readOnly = readOnly
+    this.generic = generic
+    this.options = options
+    this.children = children
+    this.#node = node
+    this.io = anyRequest(node)
+    this.bitmaps = new BitmapSet({ nodeName: name, size: node.size })
+  }
+
+  get size() {
+    return this.io.size
+  }
+
+  /** What it is made of: its own file, or that of the first node below that has one. */
+  get filename(): string | undefined {
+    const below = this.children.get('file') ?? this.children.values().next().value
+    return this.#node.filename ?? below?.node.filename
+  }
+
+  write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {
+    const { 'detect-zeroes': detect } = this.generic
+    if (detect !== 'off' && isZero(data))
+      return this.zero({ offset, length: data.length }, { ...flags, unmap: detect === 'unmap' })
+    return this.#marked(offset, data.length, () => this.io.write(offset, data, flags))
+  }
+
+  zero(range: Range, flags?: ZeroFlags) {
+    return this.#marked(range.offset, range.length, () => this.io.zero(range, flags))
+  }
+
+  discard(range: Range) {
+    return this.#marked(range.offset, range.length, () => this.io.discard(range))
+  }
+
+  /** The tail that it grew by counts as written. */
+  async resize(size: number) {
+    this.bitmaps.checkTruncate(size)
+    await this.io.resize(size)
+    this.bitmaps.truncate(this.size)
+  }
+
+  /** @throws Busy while a job works on it, in QEMU's words (bdrv_op_is_blocked) */
+  checkNoJob() {
+    for (const job of this.jobs) throw new Busy(`Node '${this.name}' is busy: block device is in use by block job: ${job}`)
+  }
+
+  /** Calls back for what the node reports beside its requests, until disposed. */
+  watch(watcher: (event: NodeEvent) => void): Disposable {
+    this.#watchers.add(watcher)
+    return { [Symbol.dispose]: () => this.#watchers.delete(watcher) }
+  }
+
+  report(event: NodeEvent) {
+    for (const watcher of this.#watchers) watcher(event)
+  }
+
+  /** Lets go of requests that it holds back on purpose. */
+  drainBegin() {
+    this.#node.drainBegin?.()
+  }
+
+  drainEnd() {
+    this.#node.drainEnd?.()
+  }
+
+  /** Held by every request while it is under way here. */
+  use(): Disposable {
+    this.#requests++
+    return this.#used
+  }
+
+  get isBusy() {
+    return this.#requests > 0
+  }
+
+  readonly #used = {
+    [Symbol.dispose]: () => {
+      if (--this.#requests === 0) this.#idle?.resolve()
+    },
+  }
+
+  /** Only when no edge leads here any more. Waits for requests that are under way. */
+  async dispose() {
+    if (this.#requests > 0) await (this.#idle ??= Promise.withResolvers()).promise
+    await this.#node[Symbol.asyncDispose]()
+  }
+
+  async #marked(offset: number, length: number, change: () => Promise<void>) {
+    const { epoch } = this.bitmaps
+    this.bitmaps.mark(offset, length)
+    try {
+      await change()
+    } finally {
+      if (this.bitmaps.epoch !== epoch) this.bitmaps.mark(offset, length)
+    }
+  }
+}

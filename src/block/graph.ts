@@ -1,0 +1,161 @@
+// The block graph: nodes with names, and the edges by which they and others use each other.
+//
+// A node is opened with everything below it, or nothing is. One that was added by name stays until it is deleted by name; one that was
+// written inside another's options goes with the last of its parents. Names and links change in one turn of the event loop; whoever
+// changes more than that at once (a transaction) does so while writes are drained, and takes turns with others who do (base/turns.ts).
+
+import { InvalidParameter, NotFound } from '../base/errors.ts'
+import type { AnyDriver, NodeOptions } from './driver.ts'
+import { drained, reachable } from './drain.ts'
+import { Edge } from './edge.ts'
+import type { GraphNode } from './graph-node.ts'
+import { NodeOpener } from './node-opener.ts'
+import { Objects } from './objects.ts'
+import { planPermissions } from './permission-update.ts'
+import { ALL, Permission, type Permissions } from './permissions.ts'
+
+export interface RootUser extends Permissions {
+  /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
+  readonly description: string
+  readonly childName?: string
+}
+
+/** Only reads, and lets others do what they like. */
+export const READER: Permissions = { perm: Permission.consistentRead, shared: ALL }
+
+export class Graph implements AsyncDisposable {
+  readonly objects = new Objects()
+  /** By name, oldest first. */
+  readonly #nodes = new Map<string, GraphNode>()
+  readonly #roots = new Set<Edge>()
+  readonly #opener: NodeOpener
+
+  constructor(readonly drivers: readonly AnyDriver[]) {
+    this.#opener = new NodeOpener(drivers, this.#nodes, this.objects, node => this.#closeOrphan(node))
+  }
+
+  get nodes(): Iterable<GraphNode> {
+    return this.#nodes.values()
+  }
+
+  find(name: string): GraphNode | undefined {
+    return this.#nodes.get(name)
+  }
+
+  /** @throws NotFound, in QEMU's words for most commands */
+  get(name: string): GraphNode {
+    const node = this.#nodes.get(name)
+    if (!node) throw new NotFound(`Cannot find device='${name}' nor node-name='${name}'`)
+    return node
+  }
+
+  /** Opens a node and what its options say of those below it (blockdev-add). */
+  async add(options: NodeOptions): Promise<GraphNode> {
+    if (options['node-name'] === undefined) throw new InvalidParameter("'node-name' must be specified for the root node")
+    return this.open(options)
+  }
+
+  /** The same for our own use: a node without a name gets one that no user can give. */
+  async open(options: NodeOptions): Promise<GraphNode> {
+    const node = await this.#opener.open(options)
+    node.owned = true
+    return node
+  }
+
+  /** Closes a node that nobody uses, and what is below it for its sake only (blockdev-del). */
+  async delete(name: string) {
+    const node = this.#nodes.get(name)
+    if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
+    if ([...node.parents].some(edge => this.#roots.has(edge))) throw new InvalidParameter(`Node ${name} is in use`)
+    node.checkNoJob()
+    if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
+    if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
+    node.owned = false
+    await this.#closeOrphan(node)
+  }
+
+  /** Lets somebody outside of the graph use a node. It follows when the node is replaced. */
+  attach(node: GraphNode, { description, childName = 'root', perm, shared }: RootUser): Edge {
+    if (perm & (Permission.write | Permission.resize) && node.readOnly)
+      throw new InvalidParameter(`Block node '${node.name}' is read-only`)
+    const edge = new Edge({ description, childName }, node)
+    try {
+      planPermissions({ moved: new Map(), asked: new Map([[edge, { perm, shared }]]) })()
+    } catch (error) {
+      node.parents.delete(edge)
+      throw error
+    }
+    this.#roots.add(edge)
+    return edge
+  }
+
+  /** The user is done. A node that was there for it only is closed, once its last request has ended. */
+  async detach(edge: Edge) {
+    if (!this.#roots.delete(edge)) return
+    this.#unlink(edge)
+    await this.#closeOrphan(edge.node)
+  }
+
+  /** Changes what a root does and allows. @throws PermissionConflict */
+  setPermissions(edge: Edge, permissions: Permissions) {
+    planPermissions({ moved: new Map(), asked: new Map([[edge, permissions]]) })()
+  }
+
+  /**
+   * What puts `to` in the place of `from`: all who use `from` will use `to`, but for `to` itself and what is below it. Checked now; the
+   * result does it, in one turn.
+   * @throws PermissionConflict
+   */
+  planReplace(from: GraphNode, to: GraphNode): () => void {
+    const below = reachable(to)
+    const edges = [...from.parents].filter(({ parent }) => !parent.node || !below.has(parent.node))
+    const apply = planPermissions({ moved: new Map(edges.map(edge => [edge, to])) })
+    return () => {
+      apply()
+      for (const edge of edges) edge.pointTo(to)
+    }
+  }
+
+  /** Calls `moment` while no write is under way on these nodes, or on any. See drain.ts. */
+  drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T): Promise<T> {
+    const wanted = nodes && new Set(nodes)
+    const roots = [...this.#roots].filter(
+      root =>
+        root.permissions.perm & (Permission.write | Permission.writeUnchanged | Permission.resize) &&
+        (!wanted || [...reachable(root.node)].some(node => wanted.has(node))),
+    )
+    return drained(roots, moment)
+  }
+
+  /** Closes all, from the top down. Whoever used a root has let go of it, or will find its requests refused. */
+  async [Symbol.asyncDispose]() {
+    await using nodes = new AsyncDisposableStack()
+    for (const edge of this.#roots) this.#unlink(edge)
+    this.#roots.clear()
+    // Closed in reverse: the newest are the first, and the top of the stack the last added.
+    for (const node of this.#nodes.values()) {
+      nodes.defer(async () => {
+        node.owned = false
+        await this.#closeOrphan(node)
+      })
+    }
+  }
+
+  #unlink(edge: Edge) {
+    planPermissions({ moved: new Map([[edge, undefined]]) })()
+    edge.node.parents.delete(edge)
+  }
+
+  async #closeOrphan(node: GraphNode) {
+    if (node.owned || node.parents.size > 0 || this.#nodes.get(node.name) !== node) return
+    this.#nodes.delete(node.name)
+    try {
+      await node.dispose()
+    } finally {
+      for (const edge of node.children.values()) {
+        this.#unlink(edge)
+        await this.#closeOrphan(edge.node)
+      }
+    }
+  }
+}

@@ -1,0 +1,187 @@
+// Opens a node with all that is below it: the driver and the children that its options name, in QMP's words (blockdev-add).
+//
+// A child is the name of a node that is there, or the options of one to be opened for it. A child that the options leave out may be
+// named by the image itself (a backing file). Whatever fails, nothing of it stays open.
+
+import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
+import { checked } from '../base/checked.ts'
+import type { AnyDriver, ChildRule, NodeOptions, OpenContext } from './driver.ts'
+import { Edge } from './edge.ts'
+import { GraphNode } from './graph-node.ts'
+import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
+import type { Objects } from './objects.ts'
+import { planPermissions } from './permission-update.ts'
+import { ALL } from './permissions.ts'
+
+/** A chain of images that is longer is most likely a circle. */
+const MAX_DEPTH = 200
+
+/** What a child that is written inside another's options takes over where it says nothing itself (QEMU's bdrv_inherited_options). */
+interface Inherited {
+  readonly 'read-only': boolean
+  readonly cache: GenericOptions['cache']
+  readonly discard: GenericOptions['discard']
+}
+
+export class NodeOpener {
+  readonly #drivers: ReadonlyMap<string, AnyDriver>
+  readonly #opening = new Set<string>()
+  #anonymous = 0
+
+  constructor(
+    drivers: readonly AnyDriver[],
+    private readonly nodes: Map<string, GraphNode>,
+    private readonly objects: Objects,
+    private readonly closeOrphan: (node: GraphNode) => Promise<void>,
+  ) {
+    this.#drivers = new Map(drivers.map(driver => [driver.name, driver]))
+  }
+
+  async open(options: NodeOptions, inherited?: Inherited, depth = 0): Promise<GraphNode> {
+    if (depth > MAX_DEPTH)
+      throw new InvalidParameter(`more than ${MAX_DEPTH} images are stacked here; look for a circle among the backing files`)
+    const driver = this.#drivers.get(options.driver)
+    if (!driver) throw new InvalidParameter(`Unknown driver '${options.driver}'`)
+    const { generic, children, own } = split(driver, { ...inherited, ...options })
+    const name = generic['node-name'] ?? `#block${String(++this.#anonymous).padStart(3, '0')}`
+    if (generic['node-name'] !== undefined) checkNodeName(name)
+    if (this.nodes.has(name) || this.#opening.has(name)) throw new InvalidParameter(`Duplicate nodes with node-name='${name}'`)
+    this.#opening.add(name)
+    try {
+      await using below = new Below(name, this.closeOrphan)
+      await this.#openChildren(below, driver, children, own, generic, depth)
+      const node = await this.#openNode(name, driver, own, generic, options, below.edges)
+      below.keep(node)
+      this.nodes.set(name, node)
+      return node
+    } finally {
+      this.#opening.delete(name)
+    }
+  }
+
+  async #openChildren(
+    below: Below,
+    driver: AnyDriver,
+    given: Readonly<Record<string, unknown>>,
+    own: unknown,
+    generic: GenericOptions,
+    depth: number,
+  ) {
+    const open = async (childName: string, value: unknown) => {
+      const rule = driver.children[childName]!
+      const node = await this.#child(rule, value, generic, depth)
+      below.add(childName, node, rule, isReadOnly(driver, generic, new Map([[childName, node]])))
+    }
+    const wanted = Object.keys(driver.children)
+    for (const childName of wanted) if (given[childName]) await open(childName, given[childName])
+    const left = wanted.filter(childName => given[childName] === undefined)
+    if (driver.implicitChildren && left.length > 0) {
+      const filenames = Object.fromEntries([...below.edges].map(([childName, edge]) => [childName, edge.node.filename]))
+      const context = { nodeName: below.name, children: Object.fromEntries(below.edges), filenames }
+      const named = await driver.implicitChildren(own, context)
+      for (const childName of left) if (named[childName]) await open(childName, named[childName])
+    }
+    for (const childName of wanted) {
+      if (!below.edges.has(childName) && !driver.children[childName]!.optional)
+        throw new InvalidParameter(`A block device must be specified for "${childName}"`)
+    }
+  }
+
+  async #child(rule: ChildRule, value: unknown, generic: GenericOptions, depth: number): Promise<GraphNode> {
+    if (typeof value === 'string') {
+      const node = this.nodes.get(value)
+      if (!node) throw new NotFound(`Cannot find device='${value}' nor node-name='${value}'`)
+      return node
+    }
+    const { cache, 'read-only': readOnly } = generic
+    return this.open(
+      value as NodeOptions,
+      { cache, 'read-only': rule.role === 'backing' || readOnly, discard: rule.role === 'data' ? 'unmap' : generic.discard },
+      depth + 1,
+    )
+  }
+
+  async #openNode(
+    name: string,
+    driver: AnyDriver,
+    own: unknown,
+    generic: GenericOptions,
+    options: NodeOptions,
+    children: ReadonlyMap<string, Edge>,
+  ): Promise<GraphNode> {
+    let opened: GraphNode | undefined
+    const attempt = async (readOnly: boolean) => {
+      const context: OpenContext = {
+        nodeName: name,
+        readOnly,
+        unmap: generic.discard === 'unmap',
+        cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
+        children: Object.fromEntries(children),
+        object: id => this.objects.find(id),
+        bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
+        report: event => opened?.report(event),
+      }
+      const node = await driver.open(own, context)
+      return new GraphNode({ name, driver, node, readOnly, generic, options, children })
+    }
+    const readOnly = isReadOnly(driver, generic, new Map([...children].map(([childName, { node }]) => [childName, node])))
+    try {
+      opened = await attempt(readOnly)
+    } catch (error) {
+      if (readOnly || !generic['auto-read-only'] || !(error instanceof ReadOnly)) throw error
+      opened = await attempt(true)
+    }
+    return opened
+  }
+
+  #bitmap(nodeName: string, bitmap: string) {
+    const node = this.nodes.get(nodeName)
+    if (!node) throw new NotFound(`Node '${nodeName}' not found`)
+    return node.bitmaps.get(bitmap)
+  }
+}
+
+/** Also where the data below cannot be written. */
+const isReadOnly = (driver: AnyDriver, generic: GenericOptions, children: ReadonlyMap<string, GraphNode>) =>
+  generic['read-only'] ||
+  [...children].some(([childName, node]) => ['data', 'filtered'].includes(driver.children[childName]!.role) && node.readOnly)
+
+/** The children while their parent is being opened: let go of again unless it is kept. */
+class Below implements AsyncDisposable {
+  readonly edges = new Map<string, Edge>()
+  #kept = false
+
+  constructor(
+    readonly name: string,
+    private readonly closeOrphan: (node: GraphNode) => Promise<void>,
+  ) {}
+
+  /** What the driver may do while it opens is what it may do while nobody uses its node. */
+  add(childName: string, node: GraphNode, rule: ChildRule, readOnly: boolean) {
+    const edge = new Edge({ description: `node '${this.name}'`, childName }, node)
+    this.edges.set(childName, edge)
+    planPermissions({ moved: new Map(), asked: new Map([[edge, rule.permissions({ perm: 0, shared: ALL }, readOnly)]]) })()
+  }
+
+  keep(node: GraphNode) {
+    for (const edge of this.edges.values()) edge.parent.node = node
+    this.#kept = true
+  }
+
+  async [Symbol.asyncDispose]() {
+    if (this.#kept) return
+    for (const edge of this.edges.values()) {
+      planPermissions({ moved: new Map([[edge, undefined]]) })()
+      edge.node.parents.delete(edge)
+      await this.closeOrphan(edge.node)
+    }
+  }
+}
+
+function split(driver: AnyDriver, options: NodeOptions) {
+  const generic = checked(genericOptions, options)
+  const rest = Object.entries(options).filter(([name]) => !genericNames.has(name))
+  const isChild = ([name]: [string, unknown]) => name in driver.children
+  const own: unknown = checked(driver.options, Object.fromEntries(rest.filter(entry => !isChild(entry))))
+  return { generic, own, children: Object.fromEntries(rest.filter(isChild)) }
+}

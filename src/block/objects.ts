@@ -1,0 +1,31 @@
+// What nodes and exports refer to by id and what is no node: throttle groups, quotas, secrets, TLS credentials (QMP's object-add).
+
+import { InvalidParameter, NotFound } from '../base/errors.ts'
+
+export class Objects {
+  readonly #byId = new Map<string, { readonly type: string; readonly value: unknown; readonly users: Set<string> }>()
+
+  add(id: string, type: string, value: unknown) {
+    if (this.#byId.has(id)) throw new InvalidParameter(`attempt to add duplicate property '${id}' to object (type 'container')`)
+    this.#byId.set(id, { type, value, users: new Set() })
+  }
+
+  /** Undefined where there is none: each kind of user has its own sentence for that. */
+  find(id: string): unknown {
+    return this.#byId.get(id)?.value
+  }
+
+  /** Somebody depends on the object until disposed. */
+  use(id: string, user: string): Disposable {
+    const users = this.#byId.get(id)?.users
+    users?.add(user)
+    return { [Symbol.dispose]: () => users?.delete(user) }
+  }
+
+  delete(id: string) {
+    const object = this.#byId.get(id)
+    if (!object) throw new NotFound(`object '${id}' not found`)
+    if (object.users.size > 0) throw new InvalidParameter(`object '${id}' is in use, can not be deleted`)
+    this.#byId.delete(id)
+  }
+}

@@ -1,0 +1,86 @@
+// What a change of the graph does to permissions: worked out first, for every edge below the change, and refused as a whole where two
+// parents of one node do not go together (QEMU's bdrv_refresh_perms in block.c).
+
+import type { Edge } from './edge.ts'
+import type { GraphNode } from './graph-node.ts'
+import { ALL, permissionNames, PermissionConflict, union, type Permissions } from './permissions.ts'
+
+/** Edges as they would be: which node has which parents, and what each parent asks for. */
+export interface Plan {
+  /** Edges that would lead elsewhere, lead somewhere for the first time, or be gone (undefined). */
+  readonly moved: ReadonlyMap<Edge, GraphNode | undefined>
+  /** What roots would ask for; other roots ask for what they have. */
+  readonly asked?: ReadonlyMap<Edge, Permissions>
+}
+
+/** Works out all permissions after the plan; throws PermissionConflict and changes nothing, or returns what makes them so. */
+export function planPermissions({ moved, asked = new Map() }: Plan): () => void {
+  const planned = new Map<Edge, Permissions>(asked)
+  const parentsOf = (node: GraphNode) => {
+    const parents = [...node.parents].filter(edge => !moved.has(edge))
+    for (const [edge, to] of moved) if (to === node) parents.push(edge)
+    return parents
+  }
+  const permissionsOf = (edge: Edge) => planned.get(edge) ?? edge.permissions
+  const targetOf = (edge: Edge) => (moved.has(edge) ? moved.get(edge) : edge.node)
+
+  // From the top down, so that a node is looked at when all of its parents have been.
+  for (const node of fromTheTop(affected(moved, asked), targetOf)) {
+    const parents = parentsOf(node)
+    checkTogether(node, parents, permissionsOf)
+    const together = union(parents.map(permissionsOf))
+    for (const [childName, edge] of node.children) {
+      const permissions = node.driver.children[childName]!.permissions(together, node.readOnly)
+      // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
+      const leaving = parents.length === 0 && node.isBusy
+      planned.set(edge, leaving ? { perm: permissionsOf(edge).perm, shared: ALL } : permissions)
+    }
+  }
+  return () => {
+    for (const [edge, permissions] of planned) edge.permissions = permissions
+  }
+}
+
+/** Where something changes: the nodes that edges leave and come to. */
+function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>) {
+  const nodes = new Set<GraphNode>()
+  for (const [edge, to] of moved) {
+    nodes.add(edge.node)
+    if (to) nodes.add(to)
+  }
+  for (const edge of asked.keys()) nodes.add(edge.node)
+  return nodes
+}
+
+/** The nodes and all below them, each behind all of its parents among them. */
+function fromTheTop(starts: Iterable<GraphNode>, targetOf: (edge: Edge) => GraphNode | undefined): GraphNode[] {
+  const done = new Set<GraphNode>()
+  const bottomUp: GraphNode[] = []
+  const visit = (node: GraphNode) => {
+    if (done.has(node)) return
+    done.add(node)
+    for (const edge of node.children.values()) {
+      const below = targetOf(edge)
+      if (below) visit(below)
+    }
+    bottomUp.push(node)
+  }
+  for (const node of starts) visit(node)
+  return bottomUp.toReversed()
+}
+
+function checkTogether(node: GraphNode, parents: readonly Edge[], permissionsOf: (edge: Edge) => Permissions) {
+  for (const user of parents) {
+    for (const other of parents) {
+      const refused = permissionsOf(user).perm & ~permissionsOf(other).shared
+      if (user === other || refused === 0) continue
+      const names = permissionNames(refused)
+      throw new PermissionConflict(
+        `Permission conflict on node '${node.name}': permissions '${names}' are both required by ${describe(user, node)} and unshared by ${describe(other, node)}.`,
+      )
+    }
+  }
+}
+
+const describe = ({ parent }: Edge, node: GraphNode) =>
+  `${parent.description} (uses node '${node.name}' as '${parent.childName}' child)`

@@ -1,0 +1,59 @@
+// Scratch space: sparse files for what frozen views keep, together under one limit.
+//
+// A file's name is gone as soon as it is open, so that neither a crash nor a forgotten session leaves one behind.
+
+import { mkdir, open, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Quota } from '../base/quota.ts'
+import { systemFault } from '../base/system-fault.ts'
+import type { Graph } from './graph.ts'
+import type { GraphNode } from './graph-node.ts'
+
+/** The id of the quota among the graph's objects. Begins with what no user's id can. */
+const POOL = '#scratch'
+
+export class Scratch {
+  readonly #quota: Quota
+  #files = 0
+
+  /** `limit` is bytes for all files together, `timeoutSeconds` how long a guest's write may wait for its old data to be kept (0: for ever). */
+  constructor(
+    private readonly graph: Graph,
+    readonly folder: string,
+    limit: number,
+    readonly timeoutSeconds: number,
+  ) {
+    this.#quota = new Quota(limit)
+    graph.objects.add(POOL, 'quota', this.#quota)
+  }
+
+  get limit() {
+    return this.#quota.limit
+  }
+
+  get used() {
+    return this.#quota.used
+  }
+
+  /** A node of `size` bytes that reads as zeroes; whoever asked for it deletes it. */
+  async openNode(size: number): Promise<GraphNode> {
+    const filename = join(this.folder, `${process.pid}-${++this.#files}`)
+    try {
+      await mkdir(this.folder, { recursive: true, mode: 0o700 })
+      await using file = await open(filename, 'wx', 0o600)
+      await file.truncate(size)
+    } catch (error) {
+      throw systemFault(`no scratch space in ${this.folder}`, error)
+    }
+    try {
+      return await this.graph.open({
+        driver: 'quota',
+        pool: POOL,
+        discard: 'unmap',
+        file: { driver: 'file', filename, discard: 'unmap' },
+      })
+    } finally {
+      await rm(filename)
+    }
+  }
+}

@@ -1,0 +1,34 @@
+// A graph for tests, in which the driver `memory` opens nodes that the test holds in its hands.
+
+import { z } from 'zod'
+import type { AnyDriver } from '../../src/block/driver.ts'
+import { Graph } from '../../src/block/graph.ts'
+import { drivers } from '../../src/drivers/index.ts'
+import { filters } from '../../src/filters/index.ts'
+import { MemoryNode } from './memory-node.ts'
+
+/** A graph whose `memory` driver opens nodes that the test holds in its hands. */
+export function testGraph() {
+  const nodes = new Map<string, MemoryNode & { closed?: boolean }>()
+  const memory: AnyDriver = {
+    name: 'memory',
+    options: z.strictObject({
+      size: z.int().default(100_000),
+      alignment: z.int().default(1),
+      'max-transfer': z.int().optional(),
+    }),
+    children: {},
+    async open(
+      { size, alignment, 'max-transfer': maxTransfer }: { size: number; alignment: number; 'max-transfer'?: number },
+      { nodeName },
+    ) {
+      const node: MemoryNode & { closed?: boolean } = new MemoryNode(Buffer.alloc(size))
+      Object.assign(node, { alignment, maxTransfer })
+      node[Symbol.asyncDispose] = async () => void (node.closed = true)
+      nodes.set(nodeName, node)
+      return node
+    },
+  }
+  const graph = new Graph([memory, ...drivers, ...filters])
+  return { graph, memory: (name: string) => nodes.get(name)! }
+}
