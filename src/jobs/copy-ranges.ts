@@ -1,0 +1,123 @@
+// Copies ranges from one node to another for a job: several pieces at a time, holes as holes, within the job's speed, with its error policies.
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import { messageOf, nbdErrorOf } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import { pieces, type Range } from '../base/ranges.ts'
+import { isZero } from '../base/zeroes.ts'
+import type { BlockIo } from '../block/driver.ts'
+import type { ErrorPolicy } from './backup-options.ts'
+import type { Job, Progress } from './job.ts'
+
+const PIECE_BYTES = 1 << 20
+
+/** An error that is to be ignored is tried again after this time, and not at once and for ever. */
+const RETRY_MS = 100
+
+export interface Copying {
+  readonly source: BlockIo
+  readonly target: BlockIo
+  readonly ranges: AsyncIterable<Range & { readonly zero?: boolean }>
+  /** Bytes, as the job shows them. */
+  readonly total: number
+  /** Pieces of at most 1 MiB at a time; so many MiB are held at most. */
+  readonly workers: number
+  readonly onSourceError: ErrorPolicy
+  readonly onTargetError: ErrorPolicy
+  readonly emit: Emit
+  /** A piece has arrived. */
+  readonly done: (range: Range) => Promise<void>
+}
+
+interface Piece extends Range {
+  readonly zero: boolean
+}
+
+export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Progress, void, void> {
+  const { total, workers } = copying
+  const running = new Set<Promise<void>>()
+  const again: Piece[] = []
+  let failure: { error: unknown } | undefined
+  let current = 0
+
+  /** Never rejects: the loop below looks at `failure`. */
+  const attempt = async (piece: Piece) => {
+    try {
+      if (await copyPiece(job, copying, piece)) current += piece.length
+      else again.push(piece)
+    } catch (error) {
+      failure ??= { error }
+    }
+  }
+  const start = (piece: Piece) => {
+    const copied = attempt(piece).finally(() => running.delete(copied))
+    running.add(copied)
+  }
+  const next = planned(copying.ranges)
+  try {
+    for (let ended = false; !ended || running.size > 0 || again.length > 0;) {
+      if (failure) throw failure.error
+      if (running.size >= workers || (ended && again.length === 0)) await Promise.race(running)
+      else {
+        const piece = again.shift() ?? (await next.next()).value
+        if (piece) {
+          await job.throttle(piece.length)
+          start(piece)
+        } else ended = true
+      }
+      yield { current, total: Math.max(total, current) }
+    }
+    if (failure) throw failure.error
+    yield { current: Math.max(total, current), total: Math.max(total, current) }
+  } finally {
+    await next.return(undefined)
+    await Promise.all(running)
+  }
+}
+
+async function* planned(ranges: Copying['ranges']): AsyncGenerator<Piece, undefined> {
+  for await (const range of ranges) {
+    const zero = range.zero === true
+    if (zero) yield { offset: range.offset, length: range.length, zero }
+    else for (const piece of pieces(range, PIECE_BYTES)) yield { ...piece, zero }
+  }
+}
+
+/** False when it failed, and is to be tried again. */
+async function copyPiece(job: Job, copying: Copying, { offset, length, zero }: Piece): Promise<boolean> {
+  const { source, target } = copying
+  let data: Buffer | undefined
+  if (!zero) {
+    data = Buffer.allocUnsafe(length)
+    try {
+      await source.read(offset, data)
+    } catch (error) {
+      return failed(job, copying, 'read', copying.onSourceError, error)
+    }
+  }
+  try {
+    if (data && !isZero(data)) await target.write(offset, data)
+    else await target.zero({ offset, length }, { unmap: true })
+  } catch (error) {
+    return failed(job, copying, 'write', copying.onTargetError, error)
+  }
+  await copying.done({ offset, length })
+  return true
+}
+
+/** What the policy makes of it (QEMU's block_job_error_action). */
+async function failed(
+  job: Job,
+  { emit }: Copying,
+  operation: 'read' | 'write',
+  policy: ErrorPolicy,
+  error: unknown,
+): Promise<false> {
+  const noSpace = nbdErrorOf(error) === 'ENOSPC'
+  const action = policy === 'enospc' ? (noSpace ? 'stop' : 'report') : policy
+  emit('BLOCK_JOB_ERROR', { device: job.id, operation, action, reason: messageOf(error) })
+  if (action === 'report') throw error
+  if (action === 'stop') job.stopOnError(noSpace)
+  else await sleep(RETRY_MS)
+  return false
+}

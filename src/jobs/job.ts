@@ -1,0 +1,277 @@
+// A job: work that takes time, with a status that others see and verbs that they use on it.
+//
+// The work is a generator, and every `yield` of it is a place to pause or to stop; so it holds nothing there that others wait for. What it
+// did takes effect only at the end, when all jobs of its group are done (job-group.ts): `prepare` may still fail, then `commit` or
+// `abort`, then `clean`.
+
+import assert from 'node:assert/strict'
+import { Cancelled, InvalidParameter } from '../base/errors.ts'
+import type { Turns } from '../base/turns.ts'
+import { accepted, following, type JobStatus, type JobVerb } from './job-states.ts'
+import { JobGroup } from './job-group.ts'
+import { SpeedLimit } from './speed-limit.ts'
+
+/** QMP's JobType. */
+export type JobType = 'backup' | 'mirror' | 'stream' | 'commit' | 'create'
+
+export interface Progress {
+  /** In the job's own units: bytes for block jobs. */
+  readonly current: number
+  readonly total: number
+}
+
+export interface JobWork {
+  /** Does it. Ends early, by throwing, when `signal` is aborted. */
+  run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void>
+  /** What may still fail when all jobs of the group are done. */
+  prepare?(): Promise<void>
+  /** It has succeeded, with all of its group. */
+  commit?(): void
+  /** It has failed, was cancelled, or another of its group was. It may never have run. */
+  abort?(): void
+  /** Lets go of what it held, however it ended. */
+  clean?(): Promise<void>
+}
+
+export interface JobOptions {
+  readonly id: string
+  readonly type: JobType
+  readonly work: JobWork
+  readonly autoFinalize?: boolean
+  readonly autoDismiss?: boolean
+  /** Bytes a second; 0: no limit. */
+  readonly speed?: number
+  /** Shared with the jobs that succeed together or not at all. */
+  readonly group?: JobGroup
+  readonly events: JobEvents
+  /** What a group of jobs did takes effect in a turn. */
+  readonly turns: Turns
+}
+
+/** Told as it happens, in the order it happens. */
+export interface JobEvents {
+  statusChanged(job: Job): void
+  /** It waits for `finalize`. */
+  pending(job: Job): void
+  /** It is over: done, failed (`job.error`) or cancelled. */
+  ended(job: Job): void
+}
+
+export class Job {
+  readonly id: string
+  readonly type: JobType
+  readonly autoFinalize: boolean
+  readonly autoDismiss: boolean
+  readonly speedLimit: SpeedLimit
+  status: JobStatus = 'created'
+  progress: Progress = { current: 0, total: 0 }
+  error: Error | undefined
+  /** Somebody asked it to stop; how it ends is still to be seen. */
+  cancelled = false
+  userPaused = false
+  /** The last error of its disks made it stop: QMP's io-status. */
+  ioStatus: 'ok' | 'failed' | 'nospace' = 'ok'
+  readonly #work: JobWork
+  readonly #group: JobGroup
+  readonly #events: JobEvents
+  readonly #turns: Turns
+  readonly #stop = new AbortController()
+  readonly #over = Promise.withResolvers<void>()
+  #ran = false
+  #pauses = 0
+  #resumed: PromiseWithResolvers<void> | undefined
+
+  constructor({
+    id,
+    type,
+    work,
+    autoFinalize = true,
+    autoDismiss = true,
+    speed = 0,
+    group = new JobGroup(),
+    events,
+    turns,
+  }: JobOptions) {
+    this.id = id
+    this.type = type
+    this.autoFinalize = autoFinalize
+    this.autoDismiss = autoDismiss
+    this.speedLimit = new SpeedLimit(speed)
+    this.#work = work
+    this.#group = group
+    this.#events = events
+    this.#turns = turns
+    group.add(this)
+  }
+
+  /** Resolves when it is concluded, whatever came of it. */
+  get over(): Promise<void> {
+    return this.#over.promise
+  }
+
+  get isOver() {
+    return this.status === 'concluded' || this.status === 'null'
+  }
+
+  /** For `query-jobs`: when it is first seen. */
+  announce() {
+    this.#events.statusChanged(this)
+  }
+
+  start() {
+    this.enter('running')
+    const running = this.#run()
+    running.catch((error: unknown) => {
+      throw error // the group has caught what the work threw: this is a bug, and must be seen
+    })
+  }
+
+  async #run() {
+    try {
+      // Never in the same turn: whoever starts several does so at one instant.
+      await Promise.resolve()
+      await this.#pausePoint()
+      for await (const progress of this.#work.run(this, this.#stop.signal)) {
+        this.progress = progress
+        await this.#pausePoint()
+      }
+      await this.#pausePoint()
+    } catch (error) {
+      this.error = asError(error)
+    }
+    await this.#turns.take(() => this.#group.worked(this))
+  }
+
+  /** Throwing here ends the generator, so what it holds by `using` is let go. */
+  async #pausePoint() {
+    this.#stop.signal.throwIfAborted()
+    if (this.#pauses > 0) {
+      const before = this.status
+      this.enter(before === 'ready' ? 'standby' : 'paused')
+      while (this.#pauses > 0) await (this.#resumed ??= Promise.withResolvers()).promise
+      this.enter(before)
+    }
+    this.#stop.signal.throwIfAborted()
+  }
+
+  /** Waits until that many more bytes may be done, or it is to stop. */
+  async throttle(bytes: number) {
+    await this.speedLimit.pass(bytes, this.#stop.signal)
+  }
+
+  checkVerb(verb: JobVerb) {
+    if (!accepted[verb].includes(this.status))
+      throw new InvalidParameter(`Job '${this.id}' in state '${this.status}' cannot accept command verb '${verb}'`)
+  }
+
+  /** By the user; nobody else's pause ends by his `resume`. */
+  pause() {
+    this.checkVerb('pause')
+    if (this.userPaused) throw new InvalidParameter('Job is already paused')
+    this.userPaused = true
+    this.hold()
+  }
+
+  resume() {
+    this.checkVerb('resume')
+    if (!this.userPaused) throw new InvalidParameter("Can't resume a job that was not paused")
+    this.userPaused = false
+    this.ioStatus = 'ok'
+    this.release()
+  }
+
+  /** It stops for a while, at its next `yield`. */
+  hold() {
+    this.#pauses++
+  }
+
+  release() {
+    if (--this.#pauses > 0) return
+    this.#resumed?.resolve()
+    this.#resumed = undefined
+  }
+
+  /** An error of its disks stops it until the user resumes it. */
+  stopOnError(noSpace: boolean) {
+    if (this.ioStatus === 'ok') this.ioStatus = noSpace ? 'nospace' : 'failed'
+    if (this.userPaused) return
+    this.userPaused = true
+    this.hold()
+  }
+
+  setSpeed(bytesPerSecond: number) {
+    this.checkVerb('set-speed')
+    if (bytesPerSecond < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
+    this.speedLimit.bytesPerSecond = bytesPerSecond
+  }
+
+  /** By the user. It takes the others of its group with it. */
+  async cancel() {
+    this.checkVerb('cancel')
+    await this.#group.cancel(this)
+  }
+
+  /** Undoes a job that was never started: its transaction failed. */
+  async abandon() {
+    await this.#group.abandon(this)
+  }
+
+  async finalize() {
+    this.checkVerb('finalize')
+    await this.#group.finalize()
+  }
+
+  dismiss() {
+    this.checkVerb('dismiss')
+    this.enter('null')
+  }
+
+  /** For the group: makes the work end. A pause does not hold it any more. */
+  stop() {
+    this.cancelled = true
+    this.#stop.abort(new Cancelled('Operation canceled'))
+    this.#pauses = 0
+    this.userPaused = false
+    this.#resumed?.resolve()
+    this.#resumed = undefined
+  }
+
+  async prepare() {
+    await this.#work.prepare?.()
+  }
+
+  /** For the group: what it did takes effect, or is undone. */
+  settle(succeeded: boolean) {
+    this.#ran = this.status !== 'created'
+    if (succeeded) return this.#work.commit?.()
+    this.enter('aborting')
+    this.error ??= new Cancelled('Operation canceled')
+    this.#work.abort?.()
+  }
+
+  /** For the group: lets go of what it held, and is over. */
+  async conclude() {
+    try {
+      await this.#work.clean?.()
+    } catch (error) {
+      this.error ??= asError(error)
+    }
+    if (this.#ran) this.#events.ended(this)
+    this.enter('concluded')
+    this.#over.resolve()
+    if (this.autoDismiss || !this.#ran) this.enter('null')
+  }
+
+  announcePending() {
+    this.enter('pending')
+    if (!this.autoFinalize) this.#events.pending(this)
+  }
+
+  enter(status: JobStatus) {
+    assert(following[this.status].includes(status), `job '${this.id}' went from ${this.status} to ${status}`)
+    this.status = status
+    this.#events.statusChanged(this)
+  }
+}
+
+export const asError = (thrown: unknown) => (thrown instanceof Error ? thrown : new Error(String(thrown)))

@@ -1,0 +1,82 @@
+// The jobs there are, by id, and the events by which others follow them (QMP's job.json and block-core.json).
+
+import { InvalidParameter, JobNotFound, messageOf, NotFound } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import type { Turns } from '../base/turns.ts'
+import { Job, type JobEvents, type JobOptions } from './job.ts'
+
+/** QEMU's rule for identifiers (id_wellformed in util/id.c). */
+const WELL_FORMED = /^[A-Za-z][A-Za-z0-9._-]*$/
+
+export class Jobs {
+  /** Newest first, as QEMU lists them. */
+  readonly #byId = new Map<string, Job>()
+
+  constructor(
+    private readonly emit: Emit,
+    private readonly turns: Turns,
+  ) {}
+
+  /** Makes a job that others see from now on; whoever made it starts it. @throws InvalidParameter when the id is taken or is none */
+  create(options: Omit<JobOptions, 'events' | 'turns'>): Job {
+    this.check(options.id)
+    const job = new Job({ ...options, events: this.#events, turns: this.turns })
+    this.#byId.set(job.id, job)
+    job.announce()
+    return job
+  }
+
+  check(id: string) {
+    if (!WELL_FORMED.test(id)) throw new InvalidParameter(`Invalid job ID '${id}'`)
+    if (this.#byId.has(id)) throw new InvalidParameter(`Job ID '${id}' already in use`)
+  }
+
+  /** @throws NotFound in the words of job-* commands */
+  get(id: string): Job {
+    const job = this.#byId.get(id)
+    if (!job) throw new NotFound('Job not found')
+    return job
+  }
+
+  /** @throws JobNotFound in the words of block-job-* commands */
+  getBlockJob(id: string): Job {
+    const job = this.#byId.get(id)
+    if (!job || job.type === 'create') throw new JobNotFound(`Block job '${id}' not found`)
+    return job
+  }
+
+  [Symbol.iterator](): Iterator<Job> {
+    return [...this.#byId.values()].toReversed().values()
+  }
+
+  /** Ends all that still run, and waits for it. Not for somebody in a turn: a job that ends takes one. */
+  async cancelAll() {
+    for (const job of this) {
+      if (job.isOver) continue
+      await this.turns.take(() => job.cancel())
+      await job.over
+    }
+  }
+
+  readonly #events: JobEvents = {
+    statusChanged: job => {
+      if (job.status === 'null') this.#byId.delete(job.id)
+      this.emit('JOB_STATUS_CHANGE', { id: job.id, status: job.status })
+    },
+    pending: job => {
+      if (job.type !== 'create') this.emit('BLOCK_JOB_PENDING', { type: job.type, id: job.id })
+    },
+    ended: job => {
+      if (job.type === 'create') return
+      const data = {
+        type: job.type,
+        device: job.id,
+        len: job.progress.total,
+        offset: job.progress.current,
+        speed: job.speedLimit.bytesPerSecond,
+      }
+      if (job.cancelled) this.emit('BLOCK_JOB_CANCELLED', data)
+      else this.emit('BLOCK_JOB_COMPLETED', { ...data, ...(job.error && { error: messageOf(job.error) }) })
+    },
+  }
+}

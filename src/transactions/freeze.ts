@@ -1,0 +1,99 @@
+// Keeps the instant of a transaction as a view of one disk: copy-before-write over the disk, into scratch space, and over that the view.
+//
+// The guest's writes are never held back by whoever reads the view: what they overwrite goes to scratch space, and if that is full or slow
+// the view breaks (`broken`) and the guest goes on.
+
+import assert from 'node:assert/strict'
+import type { Action } from '../block/action.ts'
+import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+import type { Scratch } from '../block/scratch.ts'
+
+export interface FreezeOptions {
+  /** Only what is dirty there is in the view. */
+  readonly bitmap?: { readonly node: string; readonly name: string }
+  /** Where what guests overwrite is kept; by default scratch space of its own. */
+  readonly target?: GraphNode
+  /** For the copy-before-write node; by default it has none of its own. */
+  readonly filterNodeName?: string
+}
+
+export class Freeze implements Action, AsyncDisposable {
+  #target: GraphNode | undefined
+  #filter: GraphNode | undefined
+  #view: GraphNode | undefined
+  #inserted = false
+  #broken: Error | undefined
+  #watching: Disposable | undefined
+  /** Called once when the view breaks after the instant. */
+  onBroken: (error: Error) => void = () => {}
+
+  constructor(
+    private readonly graph: Graph,
+    readonly disk: GraphNode,
+    private readonly scratch: Scratch,
+    private readonly options: FreezeOptions = {},
+  ) {}
+
+  /** The frozen view, a node that cannot be written; a discard says that its reader is done with a range. There once it is prepared. */
+  get view(): GraphNode {
+    assert(this.#view, 'the view is there once it is prepared')
+    return this.#view
+  }
+
+  get broken() {
+    return this.#broken
+  }
+
+  async prepare() {
+    const { target, bitmap, filterNodeName } = this.options
+    try {
+      if (!target) this.#target = await this.scratch.openNode(this.disk.size)
+      this.#filter = await this.graph.open({
+        driver: 'copy-before-write',
+        file: this.disk.name,
+        target: (target ?? this.#target!).name,
+        'on-cbw-error': 'break-snapshot',
+        'cbw-timeout': this.scratch.timeoutSeconds,
+        discard: 'unmap',
+        ...(bitmap && { bitmap }),
+        ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
+      })
+      this.#watching = this.#filter.watch(({ error }) => {
+        this.#broken ??= error
+        this.onBroken(error)
+      })
+      this.#view = await this.graph.open({ driver: 'snapshot-access', file: this.#filter.name })
+      this.graph.planReplace(this.disk, this.#filter)
+    } catch (error) {
+      await this.#close()
+      throw error
+    }
+  }
+
+  commit() {
+    this.graph.planReplace(this.disk, this.#filter!)()
+    this.#inserted = true
+  }
+
+  async abort() {
+    await this.#close()
+  }
+
+  /** Ends the view. Whoever reads it has let go of it. */
+  async [Symbol.asyncDispose]() {
+    await this.#close()
+  }
+
+  async #close() {
+    this.#watching?.[Symbol.dispose]()
+    const [view, filter, target] = [this.#view, this.#filter, this.#target]
+    this.#view = this.#filter = this.#target = undefined
+    if (view) await this.graph.delete(view.name)
+    // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
+    if (filter && this.#inserted) this.graph.planReplace(filter, this.disk)()
+    this.#inserted = false
+    if (filter) await this.graph.delete(filter.name)
+    if (target) await this.graph.delete(target.name)
+  }
+}
