@@ -92,7 +92,11 @@ function settle({ state, control, nbd, machines, scratch, sessions }: Checked, f
     machines: mapValues(machines, ({ disks }) => ({
       disks: mapValues(disks, ({ image, format, 'read-only': readOnly }) => ({ image: absolute(image), format, readOnly })),
     })),
-    scratch: { path: scratch.path ? absolute(scratch.path) : join(absolute(state), 'scratch'), limit: scratch.limit },
+    scratch: {
+      path: scratch.path ? absolute(scratch.path) : join(absolute(state), 'scratch'),
+      limit: scratch.limit,
+      timeoutMs: scratch.timeout,
+    },
     sessions: { expireMs: sessions.expire },
   }
 }

@@ -127,6 +127,12 @@ export const schema = z
           .describe(
             'How much all of them may keep together. A session that needs more breaks, and the guests go on. Default: 10G.',
           ),
+        timeout: duration
+          .refine(ms => ms % 1000 === 0, 'must be whole seconds')
+          .default(10_000)
+          .describe(
+            'How long a guest’s write waits for its old data to be kept. Then the session breaks, and the guest goes on. Default: 10s.',
+          ),
       })
       .prefault({}),
     sessions: z

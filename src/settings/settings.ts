@@ -16,6 +16,8 @@ export interface Settings {
     readonly path: string
     /** Bytes for all of them together. */
     readonly limit: number
+    /** How long a guest's write may wait for scratch space; whole seconds. */
+    readonly timeoutMs: number
   }
   readonly sessions: {
     /** How long a pull session stays open when nobody ends it. */

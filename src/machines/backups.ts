@@ -1,0 +1,197 @@
+// The backup sessions that are open, over all machines: how they begin at one instant, and how they end.
+
+import { setTimeout, clearTimeout } from 'node:timers'
+import { InvalidParameter, NotFound } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import type { Log } from '../base/log.ts'
+import { timeName } from '../base/time.ts'
+import type { Turns } from '../base/turns.ts'
+import type { Graph } from '../block/graph.ts'
+import type { Scratch } from '../block/scratch.ts'
+import { exportNode, type NodeExport } from '../nbd-server/export-node.ts'
+import { Exports } from '../nbd-server/exports.ts'
+import { NbdServer } from '../nbd-server/server.ts'
+import { Freeze } from '../transactions/freeze.ts'
+import { transact } from '../transactions/transact.ts'
+import type { Checkpoints } from './checkpoints.ts'
+import { CollectChanges } from './collect-changes.ts'
+import type { Machine } from './machine.ts'
+import { PullSession } from './pull-session.ts'
+
+export interface BackupsContext {
+  readonly graph: Graph
+  readonly scratch: Scratch
+  readonly exports: Exports
+  readonly emit: Emit
+  readonly turns: Turns
+  readonly log: Log
+  readonly expireMs: number
+}
+
+export interface PullOptions {
+  readonly machine: Machine
+  readonly checkpoints: Checkpoints
+  /** Default: the machine's name and the time. */
+  readonly name?: string | undefined
+  /** Offer what changed since this checkpoint. */
+  readonly since?: string | undefined
+  /** Make the instant a checkpoint. */
+  readonly checkpoint?: string | undefined
+  readonly description?: string | undefined
+  /** A unix socket for this session alone, whose exports are called as the disks. */
+  readonly socket?: string | undefined
+  readonly expireMs?: number | undefined
+}
+
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
+
+export class Backups implements AsyncDisposable {
+  readonly #sessions = new Map<string, PullSession>()
+  readonly #timers = new Map<string, NodeJS.Timeout>()
+
+  constructor(private readonly context: BackupsContext) {}
+
+  [Symbol.iterator](): Iterator<PullSession> {
+    return this.#sessions.values()
+  }
+
+  /** @throws NotFound */
+  get(name: string): PullSession {
+    const session = this.#sessions.get(name)
+    if (!session) throw new NotFound(`there is no backup session '${name}'; 'stillpoint backup list' shows those that are open`)
+    return session
+  }
+
+  /** One instant over all disks: frozen views, what changed since, and the checkpoint if one was asked for; or nothing of it. */
+  async beginPull(options: PullOptions): Promise<PullSession> {
+    const { machine, checkpoints, since, checkpoint, description, socket, expireMs = this.context.expireMs } = options
+    const { graph, scratch, log } = this.context
+    const name = options.name ?? `${machine.name}-${timeName()}`
+    this.#checkName(name)
+    if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
+    const disks = machine.disks.map(disk => {
+      const freeze = new Freeze(graph, disk.node, scratch)
+      const changes =
+        since === undefined
+          ? undefined
+          : new CollectChanges(() => freeze.view, `backup-${disk.name}`, checkpoints.changesSince(since, disk))
+      return { disk, freeze, changes }
+    })
+    const actions = [
+      ...disks.flatMap(({ freeze, changes }) => [freeze, ...(changes ? [changes] : [])]),
+      ...(checkpoint === undefined ? [] : checkpoints.createActions(checkpoint)),
+    ]
+    let time = new Date()
+    await transact(actions, commits =>
+      graph.drained(
+        machine.disks.map(({ node }) => node),
+        () => {
+          commits()
+          time = new Date()
+        },
+      ),
+    )
+
+    await using undo = new AsyncDisposableStack()
+    for (const { freeze } of disks) undo.use(freeze)
+    if (checkpoint !== undefined) {
+      undo.defer(async () => void (await checkpoints.delete(checkpoint)))
+      await checkpoints.add({ name: checkpoint, description, time })
+    }
+    const exports = socket === undefined ? this.context.exports : new Exports()
+    const exported: NodeExport[] = []
+    for (const { disk, freeze, changes } of disks) {
+      const made = await exportNode(graph, exports, {
+        id: `${name}/${disk.name}`,
+        name: socket === undefined ? `${name}/${disk.name}` : disk.name,
+        description: `${machine.name}/${disk.name} as it was at ${time.toISOString()}`,
+        node: freeze.view,
+        bitmaps: changes?.bitmap ? [{ name: changes.bitmap.name!, bitmap: changes.bitmap }] : [],
+      })
+      undo.defer(() => made.remove('hard'))
+      exported.push(made)
+    }
+    const server =
+      socket === undefined ? undefined : undo.use(await NbdServer.listen({ unix: socket, mode: 0o660 }, { exports, log }))
+    const session = new PullSession({
+      name,
+      machine,
+      checkpoints,
+      since,
+      checkpoint,
+      time,
+      expires: new Date(Date.now() + expireMs),
+      disks: disks.map((disk, index) => ({ ...disk, export: exported[index]! })),
+      ...(server && { socket: { path: socket!, server } }),
+    })
+    undo.move()
+    for (const { disk, freeze } of disks) {
+      freeze.onBroken = error => this.#broken(session, disk.name, error)
+      if (freeze.broken) this.#broken(session, disk.name, freeze.broken) // as early as that
+    }
+    this.#sessions.set(name, session)
+    this.#timers.set(
+      name,
+      setTimeout(() => this.#expire(session), expireMs),
+    )
+    this.context.emit('BACKUP_BEGUN', { machine: machine.name, session: name })
+    return session
+  }
+
+  /** The reader has what it wanted; the session's checkpoint stays. @throws InvalidParameter when the views are lost */
+  async finish(name: string) {
+    const session = this.get(name)
+    if (session.broken)
+      throw new InvalidParameter(
+        `the backup is not whole: ${session.broken.message}; 'stillpoint backup abort ${name}' ends the session`,
+      )
+    await this.#end(session, 'BACKUP_FINISHED', {})
+  }
+
+  /** What was read of it is not to be used; the checkpoint that came with it is taken back. */
+  async abort(name: string, reason = 'aborted by the user') {
+    const session = this.get(name)
+    const { checkpoints, checkpoint } = session.parts
+    await this.#end(session, 'BACKUP_ABORTED', { reason })
+    if (checkpoint !== undefined && checkpoints.list.some(({ name }) => name === checkpoint)) await checkpoints.delete(checkpoint)
+  }
+
+  /** The daemon stops: nobody can read on. */
+  async [Symbol.asyncDispose]() {
+    for (const session of this) await this.abort(session.name, 'the daemon stopped')
+  }
+
+  async #end(session: PullSession, event: string, data: object) {
+    clearTimeout(this.#timers.get(session.name))
+    this.#timers.delete(session.name)
+    this.#sessions.delete(session.name)
+    await session[Symbol.asyncDispose]()
+    this.context.emit(event, { machine: session.parts.machine.name, session: session.name, ...data })
+  }
+
+  #broken(session: PullSession, disk: string, error: Error) {
+    const { machine } = session.parts
+    this.context.log.error('a backup session is broken, and the guest goes on', { session: session.name, disk, err: error })
+    this.context.emit('BACKUP_BROKEN', { machine: machine.name, session: session.name, disk, reason: error.message })
+  }
+
+  #expire(session: PullSession) {
+    const { log, turns } = this.context
+    turns
+      .take(async () => {
+        if (this.#sessions.get(session.name) !== session) return
+        log.warn('a backup session that nobody ended has expired', { session: session.name })
+        await this.abort(session.name, 'expired')
+      })
+      .catch((error: unknown) => log.error('an expired backup session could not be ended', { session: session.name, err: error }))
+  }
+
+  #checkName(name: string) {
+    if (!NAME.test(name))
+      throw new InvalidParameter(
+        `'${name}' cannot be the name of a session: it may have up to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit`,
+      )
+    if (this.#sessions.has(name))
+      throw new InvalidParameter(`there is a backup session '${name}' already; finish or abort it, or choose another name`)
+  }
+}

@@ -1,0 +1,56 @@
+// All machines, each with its checkpoints, and the live exports of their disks.
+
+import { NotFound } from '../base/errors.ts'
+import type { Graph } from '../block/graph.ts'
+import { exportNode } from '../nbd-server/export-node.ts'
+import type { Exports } from '../nbd-server/exports.ts'
+import type { MachineSettings } from '../settings/settings.ts'
+import { Checkpoints } from './checkpoints.ts'
+import { Machine } from './machine.ts'
+import type { StateFolder } from './state-folder.ts'
+
+interface Entry {
+  readonly machine: Machine
+  readonly checkpoints: Checkpoints
+}
+
+export class Machines implements AsyncDisposable {
+  private constructor(
+    private readonly entries: ReadonlyMap<string, Entry>,
+    private readonly parts: AsyncDisposableStack,
+  ) {}
+
+  /** Opens and exports the disks of all machines, or of none. */
+  static async open(settings: Readonly<Record<string, MachineSettings>>, graph: Graph, exports: Exports, state: StateFolder) {
+    await using parts = new AsyncDisposableStack()
+    const entries = new Map<string, Entry>()
+    for (const [name, machineSettings] of Object.entries(settings)) {
+      const machine = parts.use(await Machine.open(name, machineSettings, graph))
+      entries.set(name, { machine, checkpoints: await Checkpoints.open(machine, graph, state) })
+      for (const { name: disk, node } of machine.disks) {
+        const id = `${name}/${disk}`
+        const exported = await exportNode(graph, exports, { id, name: id, node, writable: !node.readOnly })
+        parts.defer(() => exported.remove('hard'))
+      }
+    }
+    return new Machines(entries, parts.move())
+  }
+
+  get list(): readonly Entry[] {
+    return [...this.entries.values()]
+  }
+
+  /** @throws NotFound */
+  get(name: string): Entry {
+    const entry = this.entries.get(name)
+    if (!entry) {
+      const known = [...this.entries.keys()].map(known => `'${known}'`).join(', ')
+      throw new NotFound(`there is no machine '${name}'; the configuration has ${known || 'none'}`)
+    }
+    return entry
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.parts[Symbol.asyncDispose]()
+  }
+}
