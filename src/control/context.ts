@@ -2,7 +2,14 @@
 
 import type { Log } from '../base/log.ts'
 import type { Turns } from '../base/turns.ts'
+import type { Graph } from '../block/graph.ts'
+import type { Scratch } from '../block/scratch.ts'
+import type { Jobs } from '../jobs/jobs.ts'
+import type { Backups } from '../machines/backups.ts'
+import type { Machines } from '../machines/machines.ts'
+import type { Exports } from '../nbd-server/exports.ts'
 import type { AnyCommand } from './command.ts'
+import type { DaemonInfo } from './commands/query-daemon.ts'
 
 /** The appliance, as commands see it: one object for all of them. */
 export interface CommandContext {
@@ -11,6 +18,14 @@ export interface CommandContext {
   /** Commands are in a turn already; this is for what they start and do not wait for. */
   readonly turns: Turns
   readonly log: Log
+  readonly graph: Graph
+  readonly jobs: Jobs
+  readonly scratch: Scratch
+  /** What NBD clients find, by name. */
+  readonly exports: Exports
+  readonly machines: Machines
+  readonly backups: Backups
+  describeDaemon(): DaemonInfo
   /** Ends the appliance in an orderly way, after the command that asked for it has been answered. */
   quit(): void
 }

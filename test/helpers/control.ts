@@ -27,12 +27,13 @@ export async function controlServer(stack: AsyncDisposableStack, more: readonly 
   const log: string[] = []
   const events = new Events()
   const quit = Promise.withResolvers<void>()
-  const context: CommandContext = {
+  // Commands that look at the graph are tested with a whole daemon.
+  const context = {
     emit: events.emit,
     turns: new Turns(),
     log: createLog('debug', { write: line => log.push(line) }, { journal: true }),
     quit: quit.resolve,
-  }
+  } as CommandContext
   const server = stack.use(await QmpServer.listen({ sockets: [path], commands: [...commands, ...more], context, events }))
   return { server, path, log, events, context, quit: quit.promise }
 }

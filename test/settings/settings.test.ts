@@ -30,7 +30,7 @@ t.test('everything that is not said has its default', async t => {
     control: { socket: '/run/stillpoint/control.sock' },
     nbd: [{ unix: '/run/stillpoint/nbd.sock' }],
     machines: {},
-    scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30 },
+    scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30, timeoutMs: 10_000 },
     sessions: { expireMs: 86_400_000 },
   })
 })
@@ -73,7 +73,7 @@ sessions: { expire: 1h30m }
         },
       },
     },
-    scratch: { path: '/srv/sp/conf/state/scratch', limit: 512 * 2 ** 20 },
+    scratch: { path: '/srv/sp/conf/state/scratch', limit: 512 * 2 ** 20, timeoutMs: 10_000 },
     sessions: { expireMs: 5_400_000 },
   })
   t.same(parse('nbd: []').nbd, [], 'nobody has to listen')

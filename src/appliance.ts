@@ -1,0 +1,89 @@
+// The appliance: every part of the daemon, started one after another and stopped in reverse.
+
+import type { Log } from './base/log.ts'
+import { Turns } from './base/turns.ts'
+import { version } from './base/version.ts'
+import { Graph } from './block/graph.ts'
+import { Scratch } from './block/scratch.ts'
+import { commands } from './control/commands/index.ts'
+import type { CommandContext } from './control/context.ts'
+import { Events } from './control/events.ts'
+import { QmpServer } from './control/qmp-server.ts'
+import { drivers } from './drivers/index.ts'
+import { filters } from './filters/index.ts'
+import { Jobs } from './jobs/jobs.ts'
+import { Backups } from './machines/backups.ts'
+import { Machines } from './machines/machines.ts'
+import { StateFolder } from './machines/state-folder.ts'
+import { Exports } from './nbd-server/exports.ts'
+import { Memory } from './nbd-server/memory.ts'
+import { NbdServer } from './nbd-server/server.ts'
+import type { Settings } from './settings/settings.ts'
+
+/** Bytes that requests of NBD clients may hold, over all servers. */
+const NBD_MEMORY = 256 << 20
+
+export class Appliance implements AsyncDisposable {
+  private constructor(
+    private readonly parts: AsyncDisposableStack,
+    /** Resolves when somebody has asked for the end of it (QMP's quit). */
+    readonly quitAsked: Promise<void>,
+  ) {}
+
+  /** If a later part fails to start, the earlier ones are closed again. */
+  static async start(settings: Settings, log: Log): Promise<Appliance> {
+    await using parts = new AsyncDisposableStack()
+    const started = new Date()
+    const quit = Promise.withResolvers<void>()
+    const events = new Events()
+    const turns = new Turns()
+
+    const state = parts.use(await StateFolder.open(settings.state))
+    const graph = parts.use(new Graph([...drivers, ...filters]))
+    const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
+    const exports = new Exports()
+    const machines = parts.use(await Machines.open(settings.machines, graph, exports, state))
+    const memory = new Memory(NBD_MEMORY)
+    for (const listener of settings.nbd) {
+      const address = 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener
+      parts.use(await NbdServer.listen(address, { exports, log, memory }))
+    }
+    const backups = parts.use(
+      new Backups({ graph, scratch, exports, emit: events.emit, turns, log, expireMs: settings.sessions.expireMs }),
+    )
+    const jobs = new Jobs(events.emit, turns)
+    parts.defer(() => jobs.cancelAll())
+
+    const context: CommandContext = {
+      emit: events.emit,
+      turns,
+      log,
+      graph,
+      jobs,
+      scratch,
+      exports,
+      machines,
+      backups,
+      quit: quit.resolve,
+      describeDaemon: () => ({
+        version,
+        pid: process.pid,
+        started: started.toISOString(),
+        config: settings.file,
+        state: settings.state,
+        control: [settings.control.socket],
+        nbd: settings.nbd.map(listener =>
+          'unix' in listener ? { type: 'unix', path: listener.unix } : { type: 'inet', ...listener },
+        ),
+        scratch: { path: scratch.folder, used: scratch.used, limit: scratch.limit },
+      }),
+    }
+    parts.use(await QmpServer.listen({ sockets: [settings.control.socket], commands, context, events }))
+    return new Appliance(parts.move(), quit.promise)
+  }
+
+  /** The last opened is closed first: no more commands, jobs and sessions ended, requests of clients drained, images closed. */
+  async [Symbol.asyncDispose]() {
+    await this.parts[Symbol.asyncDispose]()
+  }
+}
