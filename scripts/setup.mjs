@@ -32,6 +32,7 @@ const give = (why, advice) => {
 /** Debian's packages, the program in each that shows it is there, and what is lost without it. */
 const packages = {
   'qemu-utils': { has: 'qemu-img', without: 'qemu-img and qemu-io judge nothing' },
+  'qemu-system-common': { has: 'qemu-storage-daemon', without: 'qemu-storage-daemon judges nothing' },
   'libnbd-bin': { has: 'nbdcopy', without: 'nbdcopy and nbdinfo judge nothing' },
   e2fsprogs: { has: 'mkfs.ext4', without: 'there is no real file system to back up' },
   nbdkit: { has: 'nbdkit', without: 'no other NBD server is a client’s peer' },
@@ -41,7 +42,7 @@ const packages = {
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
-  test: ['qemu-utils', 'nbdkit', 'libnbd-bin', 'python3-libnbd', 'fio', 'nbd-client', 'e2fsprogs'],
+  test: ['qemu-utils', 'qemu-system-common', 'nbdkit', 'libnbd-bin', 'python3-libnbd', 'fio', 'nbd-client', 'e2fsprogs'],
 }
 
 /** Runs a program whose output is the user's to see. It gets no standard input, so it cannot ask and wait. */

@@ -4,7 +4,7 @@
 import type { z } from 'zod'
 import { InvalidParameter } from '../base/errors.ts'
 import { Float, isJsonObject, toPlain, type Json, type JsonObject } from './json.ts'
-import { qapiTypeOf, type IntegerName, type ObjectType, type QapiType, type UnionType } from './qapi-type.ts'
+import { qapiTypeOf, type Builtin, type IntegerName, type ObjectType, type QapiType, type UnionType } from './qapi-type.ts'
 
 /** @throws InvalidParameter with QEMU's text */
 export function parseArguments<Schema extends z.ZodType>(schema: Schema, given: JsonObject): z.output<Schema> {
@@ -45,7 +45,7 @@ function visit(type: QapiType, value: Json, path: Path): unknown {
   }
 }
 
-function builtin(name: (QapiType & { meta: 'builtin' })['name'], value: Json, path: Path): unknown {
+function builtin(name: Builtin, value: Json, path: Path): unknown {
   switch (name) {
     case 'any':
       return toPlain(value)
@@ -102,10 +102,10 @@ function object({ members, others }: ObjectType, given: JsonObject, path: Path) 
 }
 
 /** The tag is looked at first, since it says what the other members are. */
-function union({ tag, variants }: UnionType, given: JsonObject, path: Path) {
+function union({ tag, variants, tagType }: UnionType, given: JsonObject, path: Path) {
   const value = given[tag]
   if (value === undefined) throw missing([...path, tag])
-  const chosen = visit({ meta: 'enum', values: [...variants.keys()] }, value, [...path, tag]) as string
+  const chosen = visit(tagType, value, [...path, tag]) as string
   return object(variants.get(chosen)!, given, path)
 }
 

@@ -4,13 +4,14 @@
 // in the same words. A value is complete with the token that closes its last bracket; a bare number or word only with what follows it.
 // Beyond RFC 8259 it takes single quotes, and `\'` in strings.
 //
-// After a byte that belongs nowhere the tokens so far are forgotten, and everything is skipped up to a control character, 0xFE, 0xFF or
-// one of `{}[]:,`: a client that sends 0xFF or a newline is always understood again.
+// After a byte that belongs nowhere the tokens so far are forgotten, and everything is skipped up to a control character (but
+// no tab), 0xFE, 0xFF or one of `{}[]:,`: a client that sends 0xFF or a newline is always understood again.
 //
 // A peer makes us hold no more than the limits. QEMU's are 64 MiB, 2^21 tokens and 1024 levels; ours leave room for a transaction of
 // thousands of actions.
 
 import { parseTokens, type Token, type TokenType } from './json-parser.ts'
+import { readableText } from './json-string.ts'
 import type { Json } from './json.ts'
 
 export interface JsonLimits {
@@ -76,6 +77,7 @@ const steps: Record<State, readonly (readonly [readonly number[], Step])[]> = {
   recovery: [
     [IN_STRING, 'recovery'],
     [[...bytes(0, 0x1f), ...STRUCTURE, 0xfe, 0xff], 'start'],
+    [chars('\t'), 'recovery'],
   ],
   double: [
     [IN_STRING, 'double'],
@@ -93,10 +95,10 @@ const steps: Record<State, readonly (readonly [readonly number[], Step])[]> = {
     [DIGITS, 'digits'],
     [chars('0'), 'zero'],
   ],
+  // QEMU's has no 0e1, though JSON has.
   zero: [
     [DIGITS, 'stray'],
     [chars('.'), 'point'],
-    [chars('eE'), 'e'],
   ],
   digits: [
     [DIGITS, 'digits'],
@@ -117,16 +119,25 @@ const steps: Record<State, readonly (readonly [readonly number[], Step])[]> = {
   word: [[LETTERS, 'word']],
 }
 
-const table = Object.fromEntries(
-  Object.entries(steps).map(([state, lines]) => {
-    const row: (Step | undefined)[] = Array.from({ length: 256 })
-    for (const [of, step] of lines) for (const byte of of) row[byte] = step
-    return [state, row]
-  }),
-) as Record<State, (Step | undefined)[]>
+/** A state as the loop over the bytes uses it: what each byte does, the next state itself where it is one. */
+interface Row {
+  readonly steps: (Row | Exclude<Step, State> | undefined)[]
+  readonly endsAs: TokenType | undefined
+}
+
+const rows = Object.fromEntries(
+  Object.keys(steps).map(state => [state, { steps: Array.from({ length: 256 }), endsAs: endsAs[state as State] }]),
+) as unknown as Record<State, Row>
+
+for (const [state, lines] of Object.entries(steps)) {
+  for (const [of, step] of lines)
+    for (const byte of of) rows[state as State].steps[byte] = step in rows ? rows[step as State] : (step as Exclude<Step, State>)
+}
+
+const { start, recovery } = rows
 
 export class JsonStream {
-  #state: State = 'start'
+  #row = start
   /** What earlier chunks held of the token that is being read, a character for each byte. */
   #begun = ''
   #tokens: Token[] = []
@@ -142,46 +153,45 @@ export class JsonStream {
     /** Where the token begins in this chunk. */
     let from = 0
     let at = 0
-    const token = (to: number) => this.#begun + chunk.toString('latin1', from, to)
-    const begin = (state: State) => {
-      this.#state = state
+    const token = () => this.#begun + chunk.toString('latin1', from, at)
+    const begin = (row: Row) => {
+      this.#row = row
       this.#begun = ''
       from = at
     }
     while (at < chunk.length) {
+      const row = this.#row
       const byte = chunk[at]!
-      const state: State = this.#state
-      const step = table[state][byte]
-      const ended = endsAs[state]
-      if (step === undefined && ended) {
-        yield* some(this.#token(ended, token(at)))
-        begin('start') // and looks at the byte again
+      const step = row.steps[byte]
+      if (step === undefined && row.endsAs) {
+        yield* some(this.#token(row.endsAs, token()))
+        begin(start) // and looks at the byte again
         continue
       }
-      if (state === 'recovery' && step === 'start') {
-        begin('start') // the same
+      if (row === recovery && step === start) {
+        begin(start) // the same
         continue
       }
       at++
       if (step === undefined || step === 'stray') {
-        yield this.#failed(`JSON parse error, stray '${readable(token(at))}'`)
-        begin('recovery')
+        yield this.#failed(`JSON parse error, stray '${readable(token())}'`)
+        begin(recovery)
       } else if (step === 'structure') {
         yield* some(this.#token(String.fromCharCode(byte) as TokenType, ''))
-        begin('start')
+        begin(start)
       } else if (step === 'end of string') {
-        yield* some(this.#token('string', token(at)))
-        begin('start')
+        yield* some(this.#token('string', token()))
+        begin(start)
       } else {
-        if (step === 'start' || step === 'recovery') from = at
-        this.#state = step
-        if (this.#begun.length + at - from > this.limits.bytes) {
+        this.#row = step
+        if (step === start || step === recovery) from = at
+        else if (this.#begun.length + at - from > this.limits.bytes) {
           yield this.#failed('JSON token size limit exceeded')
-          begin('start')
+          begin(start)
         }
       }
     }
-    this.#begun = token(at)
+    this.#begun = token()
   }
 
   /** The value that this token ends, or the error that it is. */
@@ -212,7 +222,8 @@ export class JsonStream {
   }
 }
 
-const some = (item: JsonItem | undefined) => (item ? [item] : [])
+const none: readonly JsonItem[] = []
+const some = (item: JsonItem | undefined) => (item ? [item] : none)
 
 /** For an error message; QEMU's end at a zero byte. */
-const readable = (token: string) => Buffer.from(token.split('\0', 1)[0]!, 'latin1').toString('utf8')
+const readable = (token: string) => readableText(token.split('\0', 1)[0]!)

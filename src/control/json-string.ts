@@ -38,8 +38,7 @@ function unicode(token: string, at: number, special: RegExp): string {
   const isPair = first >= 0xd800 && first <= 0xdbff && second >= 0xdc00 && second <= 0xdfff
   const point = isPair ? 0x10000 + ((first & 0x3ff) << 10) + (second & 0x3ff) : first
   if (!isCharacter(point)) {
-    const shown = Buffer.from(token.slice(at, at + 6), 'latin1').toString('utf8')
-    throw new JsonError(`${shown} is not a valid Unicode character`)
+    throw new JsonError(`${readableText(token.slice(at, at + 6))} is not a valid Unicode character`)
   }
   if (isPair) special.lastIndex += 6
   return String.fromCodePoint(point)
@@ -50,25 +49,41 @@ function hex(token: string, at: number) {
   return digits === undefined ? -1 : Number.parseInt(digits, 16)
 }
 
-/** Decodes a run of bytes beyond ASCII. */
 function utf8(bytes: string): string {
-  let result = ''
-  for (let at = 0; at < bytes.length;) {
-    const lead = bytes.charCodeAt(at)
-    const length = lead < 0xc0 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf8 ? 4 : 0
-    let point = lead & (0xff >> (length + 1))
-    for (let more = 1; more < length; more++) {
-      const byte = bytes.charCodeAt(at + more) // NaN past the end, which is no continuation
-      point = (byte & 0xc0) === 0x80 ? (point << 6) | (byte & 0x3f) : -1
-      if (point < 0) break
-    }
-    const isShortest = point >= [0, 0, 0x80, 0x800, 0x10000][length]! || (point === 0 && length === 2)
-    if (length === 0 || !isShortest || !isCharacter(point)) throw new JsonError('invalid UTF-8 sequence in string')
-    result += String.fromCodePoint(point)
-    at += length
-  }
-  return result
+  return [...sequences(bytes)]
+    .map(point => {
+      if (point < 0) throw new JsonError('invalid UTF-8 sequence in string')
+      return String.fromCodePoint(point)
+    })
+    .join('')
 }
+
+/** For people: what is no text is shown as U+FFFD. Takes a character for each byte. */
+export const readableText = (bytes: string) =>
+  [...sequences(bytes)].map(point => (point < 0 ? '\ufffd' : String.fromCodePoint(point))).join('')
+
+/** The code point of each UTF-8 sequence, or -1 where it is none or not allowed. */
+function* sequences(bytes: string): Generator<number> {
+  for (let at = 0; at < bytes.length;) {
+    const lead = bytes.charCodeAt(at++)
+    // How many bytes the lead byte announces; QEMU's idea of it is the one before RFC 3629.
+    const length = Math.clz32(~lead << 24)
+    if (length === 0) yield lead
+    else if (length === 1 || length > 6) yield -1
+    else {
+      let point = lead & (0x7f >> length)
+      let more = 1
+      for (; more < length && (bytes.charCodeAt(at) & 0xc0) === 0x80; more++)
+        point = (point << 6) | (bytes.charCodeAt(at++) & 0x3f)
+      const isWhole = more === length && isShortest(point, length)
+      yield isWhole && isCharacter(point) ? point : -1
+    }
+  }
+}
+
+/** Whether no shorter sequence says the same; a zero in two bytes is allowed. */
+const isShortest = (point: number, length: number) =>
+  point >= [0x80, 0x800, 0x10000, Infinity][Math.min(length, 5) - 2]! || (point === 0 && length === 2)
 
 const isCharacter = (point: number) =>
   point >= 0 &&

@@ -9,7 +9,7 @@
 
 import { z } from 'zod'
 
-export type Builtin = 'str' | 'int' | 'number' | 'bool' | 'null' | 'any'
+export type Builtin = 'str' | 'number' | 'bool' | 'null' | 'any'
 
 export type IntegerName = 'int64' | 'uint64' | 'int32' | 'uint32' | 'int16' | 'uint16' | 'int8' | 'uint8'
 
@@ -17,13 +17,14 @@ export interface Member {
   readonly name: string
   readonly type: QapiType
   readonly optional: boolean
+  readonly schema: z.core.$ZodType
 }
 
 export interface ObjectType {
   readonly meta: 'object'
   readonly members: readonly Member[]
   /** Members of other names are allowed, of this type. */
-  readonly others?: QapiType
+  readonly others?: QapiType | undefined
 }
 
 export interface UnionType {
@@ -31,14 +32,21 @@ export interface UnionType {
   readonly tag: string
   /** By the value of the tag: the object with all its members, the tag among them. */
   readonly variants: ReadonlyMap<string, ObjectType>
+  /** Of the tag: all its values. */
+  readonly tagType: EnumType
+}
+
+export interface EnumType {
+  readonly meta: 'enum'
+  readonly values: readonly string[]
 }
 
 export type QapiType =
-  | { readonly meta: 'builtin'; readonly name: Exclude<Builtin, 'int'> }
+  | { readonly meta: 'builtin'; readonly name: Builtin }
   | { readonly meta: 'integer'; readonly name: IntegerName }
-  | { readonly meta: 'enum'; readonly values: readonly string[] }
   | { readonly meta: 'array'; readonly element: QapiType }
   | { readonly meta: 'alternate'; readonly name: string; readonly options: readonly QapiType[] }
+  | EnumType
   | ObjectType
   | UnionType
 
@@ -54,20 +62,40 @@ export const uint16 = z.number().meta({ qapi: 'uint16' })
 const known = new WeakMap<z.core.$ZodType, QapiType>()
 
 /** The same object for the same schema, so that a schema that contains itself comes to an end. */
-export function qapiTypeOf(schema: z.core.$ZodType): QapiType {
+export function qapiTypeOf(wrapped: z.core.$ZodType): QapiType {
+  const schema = unwrap(wrapped)
   const before = known.get(schema)
   if (before) return before
-  // What is recursive comes back here through an object or a lazy schema, which fill in what they promised.
+  // Whoever is within itself finds this, which is filled in by then.
   const type = {} as QapiType
   known.set(schema, type)
   return Object.assign(type, read(schema))
 }
 
 /** As zod's own declarations: a schema of any kind, told apart by `def.type`. */
-type Schema = z.core.$ZodTypes
+const defOf = (schema: z.core.$ZodType) => (schema as z.core.$ZodTypes)._zod.def
+
+/** Without what says only whether a value must be there, or what becomes of it once it has been checked. */
+function unwrap(schema: z.core.$ZodType): z.core.$ZodType {
+  const def = defOf(schema)
+  switch (def.type) {
+    case 'optional':
+    case 'default':
+    case 'prefault':
+    case 'nonoptional':
+    case 'readonly':
+      return unwrap(def.innerType)
+    case 'pipe':
+      return unwrap(def.in)
+    case 'lazy':
+      return unwrap(def.getter())
+    default:
+      return schema
+  }
+}
 
 function read(schema: z.core.$ZodType): QapiType {
-  const { def } = (schema as Schema)._zod
+  const def = defOf(schema)
   switch (def.type) {
     case 'string':
       return { meta: 'builtin', name: 'str' }
@@ -94,16 +122,6 @@ function read(schema: z.core.$ZodType): QapiType {
       return 'discriminator' in def ? union(def as z.core.$ZodDiscriminatedUnionDef) : alternate(schema, def.options)
     case 'nullable':
       return alternate(schema, [def.innerType, z.null()])
-    case 'optional':
-    case 'default':
-    case 'prefault':
-    case 'nonoptional':
-    case 'readonly':
-      return qapiTypeOf(def.innerType)
-    case 'pipe':
-      return qapiTypeOf(def.in)
-    case 'lazy':
-      return qapiTypeOf(def.getter())
     default:
       throw new TypeError(`QAPI has nothing like zod's ${def.type}`)
   }
@@ -122,6 +140,7 @@ function object({ shape, catchall }: z.core.$ZodObjectDef): ObjectType {
     name,
     type: qapiTypeOf(member),
     optional: member._zod.optin !== undefined,
+    schema: member,
   }))
   const isClosed = !catchall || catchall._zod.def.type === 'never'
   return { meta: 'object', members, ...(!isClosed && { others: qapiTypeOf(catchall) }) }
@@ -130,16 +149,16 @@ function object({ shape, catchall }: z.core.$ZodObjectDef): ObjectType {
 function union({ discriminator: tag, options }: z.core.$ZodDiscriminatedUnionDef): UnionType {
   const variants = options.flatMap(option => {
     const type = qapiTypeOf(option) as ObjectType
-    const values = type.members.find(({ name }) => name === tag)!.type as QapiType & { meta: 'enum' }
-    return values.values.map(value => [value, type] as const)
+    const { values } = type.members.find(({ name }) => name === tag)!.type as EnumType
+    return values.map(value => [value, type] as const)
   })
-  return { meta: 'union', tag, variants: new Map(variants) }
+  return { meta: 'union', tag, variants: new Map(variants), tagType: { meta: 'enum', values: variants.map(([value]) => value) } }
 }
 
 function alternate(schema: z.core.$ZodType, options: readonly z.core.$ZodType[]): QapiType {
   const types = options.map(qapiTypeOf)
   if (types.every(({ meta }) => meta === 'enum')) {
-    return { meta: 'enum', values: types.flatMap(type => (type as QapiType & { meta: 'enum' }).values) }
+    return { meta: 'enum', values: types.flatMap(type => (type as EnumType).values) }
   }
   const name = nameOf(schema)
   if (name === undefined) throw new TypeError('an alternate needs a name: named(NAME, z.union(...))')

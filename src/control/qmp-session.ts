@@ -41,7 +41,7 @@ export class QmpSession implements Session, AsyncDisposable {
   async run(): Promise<void> {
     const stream = new JsonStream()
     try {
-      await this.#send({ QMP: { version: versionInfo, capabilities: ['oob'] } })
+      await this.#write(toLine({ QMP: { version: versionInfo, capabilities: ['oob'] } })).done
       for await (const chunk of this.socket as AsyncIterable<Buffer>) {
         for (const item of stream.feed(chunk)) {
           if (this.#stopped) continue
@@ -84,23 +84,37 @@ export class QmpSession implements Session, AsyncDisposable {
   }
 
   async #answer(item: JsonItem): Promise<void> {
-    if ('error' in item) return this.#send({ error: { class: 'GenericError', desc: item.error } })
+    if ('error' in item) return this.#write(toLine({ error: { class: 'GenericError', desc: item.error } })).done
     const id = isJsonObject(item.value) ? item.value['id'] : undefined
-    try {
-      await this.#send({ return: await this.#execute(item.value), id })
-    } catch (error) {
-      await this.#send({ id, error: this.#errorOf(error) })
+    const failure = (error: unknown) => toLine({ id, error: this.#errorOf(error, item.value) })
+    const reply = async (work: () => unknown) => {
+      try {
+        return toLine({ return: (await work()) ?? {}, id })
+      } catch (error) {
+        return failure(error)
+      }
     }
+    let call
+    try {
+      call = this.#read(item.value)
+    } catch (error) {
+      return this.#write(failure(error)).done
+    }
+    const { run, turn } = call
+    // Written within the turn: what the next command emits comes after the reply.
+    const answer = async () => this.#write(await reply(run))
+    const written = await (turn ? this.context.turns.take(answer) : answer())
+    return written.done
   }
 
-  async #execute(value: Json): Promise<unknown> {
+  /** What is to be done; whatever is wrong with the request itself is thrown. */
+  #read(value: Json) {
     const request = readRequest(value, { oob: this.#oob })
     if (!this.#negotiated && request.command !== 'qmp_capabilities')
       throw new CommandNotFound("Expecting capabilities negotiation with 'qmp_capabilities'")
     const command = findCommand(this.byName, request)
     const args: unknown = parseArguments(command.arguments, request.arguments)
-    const run = () => command.run(args, this.context, this)
-    return (await (command.turn ? this.context.turns.take(run) : run())) ?? {}
+    return { run: () => command.run(args, this.context, this), turn: command.turn }
   }
 
   get commands() {
@@ -113,19 +127,21 @@ export class QmpSession implements Session, AsyncDisposable {
     this.#oob = capabilities.includes('oob')
   }
 
-  #errorOf(error: unknown) {
+  #errorOf(error: unknown, request: Json) {
     if (error instanceof Fault) {
       const data = error.exitCode === 1 ? undefined : { 'exit-code': error.exitCode }
       return { class: error.qmpClass, desc: error.message, data }
     }
-    this.log.error('a command failed by a bug', { err: error })
+    const command = isJsonObject(request) ? request['execute'] : undefined
+    this.log.error('a command failed by a bug', { err: error, command })
     return { class: 'GenericError', desc: `internal error: ${messageOf(error)}` }
   }
 
-  /** Done when the system has it, or the client is gone. */
-  async #send(message: object): Promise<void> {
-    if (this.socket.destroyed) return
-    const line = `${toText(message)}\r\n`
-    await new Promise<void>(resolve => this.socket.write(line, 'latin1', () => resolve()))
+  /** `done` when the system has it, or the client is gone. */
+  #write(line: string): { done: Promise<void> } {
+    if (this.socket.destroyed) return { done: Promise.resolve() }
+    return { done: new Promise(resolve => this.socket.write(line, 'latin1', () => resolve())) }
   }
 }
+
+const toLine = (message: object) => `${toText(message)}\r\n`

@@ -14,24 +14,29 @@ interface Request {
   readonly outOfBand: boolean
 }
 
-const MEMBERS = new Set(['execute', 'arguments', 'id'])
+const MEMBERS = new Set(['execute', 'exec-oob', 'arguments', 'id'])
 const NO_ARGUMENTS: JsonObject = {}
 
 /** @throws InvalidParameter */
 export function readRequest(value: Json, { oob }: { readonly oob: boolean }): Request {
   if (!isJsonObject(value)) throw new InvalidParameter('QMP input must be a JSON object')
   const { execute, 'exec-oob': execOob, arguments: args } = value
-  if (oob && execOob !== undefined && typeof execOob !== 'string') throw notString('exec-oob')
+  if (execOob !== undefined) {
+    if (!oob) throw unexpected('exec-oob')
+    if (typeof execOob !== 'string') throw notString('exec-oob')
+  }
   if (execute !== undefined && typeof execute !== 'string') throw notString('execute')
-  if (oob && execOob !== undefined && execute !== undefined)
+  if (execute !== undefined && execOob !== undefined)
     throw new InvalidParameter("QMP input member 'execute' clashes with 'exec-oob'")
   if (args !== undefined && !isJsonObject(args)) throw new InvalidParameter("QMP input member 'arguments' must be an object")
-  const other = Object.keys(value).find(name => !MEMBERS.has(name) && !(oob && name === 'exec-oob'))
-  if (other !== undefined) throw new InvalidParameter(`QMP input member '${other}' is unexpected`)
+  const other = Object.keys(value).find(name => !MEMBERS.has(name))
+  if (other !== undefined) throw unexpected(other)
   const command = execute ?? execOob
   if (command === undefined) throw new InvalidParameter("QMP input lacks member 'execute'")
-  return { command: command as string, arguments: args ?? NO_ARGUMENTS, outOfBand: execute === undefined }
+  return { command, arguments: args ?? NO_ARGUMENTS, outOfBand: execute === undefined }
 }
+
+const unexpected = (name: string) => new InvalidParameter(`QMP input member '${name}' is unexpected`)
 
 const notString = (name: string) => new InvalidParameter(`QMP input member '${name}' must be a string`)
 

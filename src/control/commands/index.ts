@@ -12,6 +12,7 @@ import { queryCheckpoints } from './query-checkpoints.ts'
 import { queryCommands } from './query-commands.ts'
 import { queryDaemon } from './query-daemon.ts'
 import { queryMachines } from './query-machines.ts'
+import { queryQmpSchema } from './query-qmp-schema.ts'
 import { queryVersion } from './query-version.ts'
 import { quit } from './quit.ts'
 
@@ -27,6 +28,7 @@ export const commands: readonly AnyCommand[] = [
   queryCommands,
   queryDaemon,
   queryMachines,
+  queryQmpSchema,
   queryVersion,
   quit,
 ]

@@ -1,0 +1,45 @@
+// Turns are taken one at a time, in order, whatever becomes of the work.
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import fc from 'fast-check'
+import t from 'tap'
+import { Turns } from '../../src/base/turns.ts'
+
+t.test('work is done alone and in the order it came, and a failure is its own', async t => {
+  const work = fc.array(fc.record({ pauses: fc.nat(3), fails: fc.boolean(), later: fc.boolean() }), { maxLength: 12 })
+  await fc.assert(
+    fc.asyncProperty(work, async all => {
+      const turns = new Turns()
+      const log: string[] = []
+      const results: Promise<unknown>[] = []
+      for (const [index, { pauses, fails, later }] of all.entries()) {
+        if (later) await Promise.resolve()
+        const result = turns.take(async () => {
+          log.push(`begin ${index}`)
+          for (let pause = 0; pause < pauses; pause++) await Promise.resolve()
+          log.push(`end ${index}`)
+          if (fails) throw new Error(`fails ${index}`)
+          return index
+        })
+        results.push(result.catch((error: unknown) => (error as Error).message))
+      }
+      const outcomes = await Promise.all(results)
+      const wanted = all.flatMap((_, index) => [`begin ${index}`, `end ${index}`])
+      const isRight =
+        log.join() === wanted.join() &&
+        outcomes.every((outcome, index) => outcome === (all[index]!.fails ? `fails ${index}` : index))
+      return isRight
+    }),
+  )
+  t.pass()
+})
+
+t.test('work that throws at once fails as a promise, and the next goes on', async t => {
+  const turns = new Turns()
+  const failing = turns.take(() => {
+    throw new Error('at once')
+  })
+  const next = turns.take(() => sleep(1, 'next'))
+  await t.rejects(failing, { message: 'at once' })
+  t.equal(await next, 'next')
+})
