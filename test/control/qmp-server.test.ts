@@ -83,7 +83,9 @@ t.test('a client that closes its side after its requests still gets the replies'
   client.socket.end(`${HELLO}{"execute":"query-commands","id":7}`)
   await client.next()
   t.same(await client.next(), { return: {} })
-  t.match(await client.next(), { id: 7, return: [{ name: 'qmp_capabilities' }] })
+  const { id, return: names } = await client.next()
+  t.equal(id, 7)
+  t.ok((names as { name: string }[]).some(({ name }) => name === 'qmp_capabilities'))
   t.equal(await client.line(), undefined)
 })
 

@@ -21,7 +21,7 @@ export async function scratchFolder(stack: AsyncDisposableStack) {
   return folder
 }
 
-/** A server with these commands beside the product's own; `log` holds what it logged. */
+/** A server with these commands beside the product's own, which win; `log` holds what it logged. */
 export async function controlServer(stack: AsyncDisposableStack, more: readonly AnyCommand[] = []) {
   const path = join(await scratchFolder(stack), 'control.sock')
   const log: string[] = []
@@ -34,7 +34,7 @@ export async function controlServer(stack: AsyncDisposableStack, more: readonly 
     log: createLog('debug', { write: line => log.push(line) }, { journal: true }),
     quit: quit.resolve,
   } as CommandContext
-  const server = stack.use(await QmpServer.listen({ sockets: [path], commands: [...commands, ...more], context, events }))
+  const server = stack.use(await QmpServer.listen({ sockets: [path], commands: [...more, ...commands], context, events }))
   return { server, path, log, events, context, quit: quit.promise }
 }
 
