@@ -3,11 +3,21 @@
 // All contexts are cut at the same place, so that whoever adds up the lengths of one knows about all; and as far as one reply can go
 // it covers the whole request.
 
-import { blockStatus, blockStatusExtent, MAX_EXTENTS, ReplyType } from 'nbd-client-ts/protocol'
+import {
+  blockStatus,
+  blockStatusExt,
+  blockStatusExtExtent,
+  blockStatusExtent,
+  blockStatusPayload,
+  MAX_EXTENTS,
+  ReplyType,
+} from 'nbd-client-ts/protocol'
+import { InvalidParameter } from '../base/errors.ts'
 import { setImmediate as turn } from 'node:timers/promises'
 import { endOf, type Range } from '../base/ranges.ts'
 import type { Context, ContextExtent } from './context.ts'
 import type { SelectedContext } from './meta-contexts.ts'
+import type { ReplyMode } from './offer.ts'
 import type { Replies } from './replies.ts'
 import type { Request } from './request.ts'
 
@@ -19,8 +29,8 @@ const GROWTH = 4096
 export interface StatusTerms {
   /** No more than this many extents of each context. */
   readonly limit: number
-  /** Asked now and then; false ends the answer where it is. */
-  readonly mayGrow: (bytes: number) => boolean
+  /** Asked now and then whether there may be so many more; false ends the answer where it is. */
+  readonly mayGrow: (extents: number) => boolean
 }
 
 /** What a context says, alike neighbours joined: each length with its flags. */
@@ -56,7 +66,7 @@ async function ask(context: Context, range: Range, { limit, mayGrow }: StatusTer
     const count = told.flags.length
     if (count > 0 && told.flags[count - 1] === flags) told.lengths[count - 1]! += more
     else {
-      if (count >= limit || (count % GROWTH === GROWTH - 1 && !mayGrow(GROWTH * blockStatusExtent.size))) return false
+      if (count >= limit || (count % GROWTH === GROWTH - 1 && !mayGrow(GROWTH))) return false
       told.lengths.push(more)
       told.flags.push(flags)
     }
@@ -95,17 +105,61 @@ function cut(told: Told, reach: number) {
 
 export const maxExtents = (one: boolean) => (one ? 1 : MAX_EXTENTS)
 
+/** The answer's size grows by this much with each extent, in bytes. */
+export const extentSize = (mode: ReplyMode) => (mode === 'extended' ? blockStatusExtExtent : blockStatusExtent).size
+
 /** One chunk for each context, in the order of their ids. */
 export function sendStatus(replies: Replies, request: Request, contexts: readonly SelectedContext[], told: readonly Told[]) {
+  const isExtended = replies.mode === 'extended'
+  const type = isExtended ? ReplyType.BLOCK_STATUS_EXT : ReplyType.BLOCK_STATUS
+  const header = isExtended ? blockStatusExt.size : blockStatus.size
   for (const [index, { id }] of contexts.entries()) {
     const { lengths, flags } = told[index]!
-    const length = blockStatus.size + lengths.length * blockStatusExtent.size
-    const chunk = replies.chunk(request, ReplyType.BLOCK_STATUS, index === contexts.length - 1, length)
-    let at = blockStatus.encode({ contextId: id }, chunk, replies.chunkHeader)
-    for (let extent = 0; extent < lengths.length; extent++) {
-      chunk.writeUInt32BE(lengths[extent]!, at + blockStatusExtent.at.length)
-      chunk.writeUInt32BE(flags[extent]!, at + blockStatusExtent.at.status)
-      at += blockStatusExtent.size
+    const count = lengths.length
+    const chunk = replies.chunk(request, type, index === contexts.length - 1, header + count * extentSize(replies.mode))
+    const at = replies.chunkHeader
+    if (isExtended) {
+      blockStatusExt.encode({ contextId: id, count }, chunk, at)
+      writeWide(chunk, at + header, lengths, flags)
+    } else {
+      blockStatus.encode({ contextId: id }, chunk, at)
+      writeNarrow(chunk, at + header, lengths, flags)
     }
   }
+}
+
+// By hand, as there may be a million: the tables' `encode` would take as long as the bitmap.
+
+function writeNarrow(into: Buffer, start: number, lengths: readonly number[], flags: readonly number[]) {
+  const { size, at } = blockStatusExtent
+  for (let index = 0, here = start; index < lengths.length; index++, here += size) {
+    into.writeUInt32BE(lengths[index]!, here + at.length)
+    into.writeUInt32BE(flags[index]!, here + at.status)
+  }
+}
+
+function writeWide(into: Buffer, start: number, lengths: readonly number[], flags: readonly number[]) {
+  const { size, at } = blockStatusExtExtent
+  for (let index = 0, here = start; index < lengths.length; index++, here += size) {
+    const length = lengths[index]!
+    into.writeUInt32BE(Math.floor(length / 2 ** 32), here + at.length)
+    into.writeUInt32BE(length % 2 ** 32, here + at.length + 4)
+    into.writeUInt32BE(0, here + at.status)
+    into.writeUInt32BE(flags[index]!, here + at.status + 4)
+  }
+}
+
+/** What the payload of a BLOCK_STATUS asks for: a range, and some of the contexts. Throws InvalidParameter. */
+export function readFilter(payload: Buffer, offset: number, size: number, contexts: readonly SelectedContext[]) {
+  const length = Number(blockStatusPayload.decode(payload).length)
+  if (length === 0) throw new InvalidParameter('a BLOCK_STATUS of no bytes')
+  if (offset + length > size) throw new InvalidParameter(`BLOCK_STATUS reaches past the end of the export, which is at ${size}`)
+  const ids = new Set<number>()
+  for (let at = blockStatusPayload.size; at < payload.length; at += 4) {
+    const id = payload.readUInt32BE(at)
+    if (ids.has(id) || !contexts.some(context => context.id === id))
+      throw new InvalidParameter(`context ${id} was not chosen, or is asked for twice`)
+    ids.add(id)
+  }
+  return { range: { offset, length }, contexts: contexts.filter(({ id }) => ids.has(id)) }
 }

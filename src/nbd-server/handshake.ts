@@ -129,6 +129,12 @@ class Handshake {
         this.#mode = 'structured'
         await this.#answer(option, OptionReply.ACK)
         return undefined
+      case Option.EXTENDED_HEADERS:
+        data.end()
+        if (this.#mode === 'extended') throw new OptionRefused(OptionReply.ERR_INVALID, 'extended headers were agreed on already')
+        this.#mode = 'extended'
+        await this.#answer(option, OptionReply.ACK)
+        return undefined
       case Option.LIST_META_CONTEXT:
       case Option.SET_META_CONTEXT:
         await this.#metaContexts(option, data)

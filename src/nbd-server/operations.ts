@@ -1,10 +1,10 @@
 // What each command does: calls of the export's node, and the replies that follow.
 
 import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
-import { alignDown, type Range } from '../base/ranges.ts'
+import { alignDown } from '../base/ranges.ts'
 import { isZero } from '../base/zeroes.ts'
 import type { BlockIo } from '../block/driver.ts'
-import { maxExtents, sendStatus, statusOf } from './block-status.ts'
+import { extentSize, maxExtents, readFilter, sendStatus, statusOf } from './block-status.ts'
 import { HEADROOM, type Buffers, type Payload } from './buffers.ts'
 import type { Agreement } from './handshake.ts'
 import type { Outbox } from './outbox.ts'
@@ -61,7 +61,7 @@ export class Operations {
   costOf({ type, flags, length }: Request) {
     if (type === Command.WRITE) return length
     if (type === Command.READ) return this.#inPieces(flags, length) ? PIECE : length
-    return type === Command.CACHE ? Math.min(length, PIECE) : 0
+    return type === Command.CACHE ? Math.min(length, PIECE) : 0 // a BLOCK_STATUS takes more as its answer grows
   }
 
   /** The reply is in the outbox when it is done. Throws what the node throws. */
@@ -187,16 +187,18 @@ export class Operations {
 
   async #blockStatus(admitted: Admitted) {
     const { replies, share, agreement } = this.terms
-    const { request } = admitted
-    const range: Range = { offset: request.offset, length: request.length }
+    const { request, payload } = admitted
+    const { range, contexts } = payload
+      ? readFilter(payload.payload, request.offset, agreement.size, agreement.contexts)
+      : { range: { offset: request.offset, length: request.length }, contexts: agreement.contexts }
     const limit = maxExtents((request.flags & Flag.REQ_ONE) !== 0)
-    const mayGrow = (bytes: number) => {
+    const mayGrow = (extents: number) => {
+      const bytes = extents * extentSize(replies.mode)
       if (this.#gone || !share.tryTake(bytes)) return false
       admitted.held += bytes
       return true
     }
-    const told = await statusOf(agreement.contexts, range, { limit, mayGrow })
-    sendStatus(replies, request, agreement.contexts, told)
+    sendStatus(replies, request, contexts, await statusOf(contexts, range, { limit, mayGrow }))
   }
 
   async #take(bytes: number) {

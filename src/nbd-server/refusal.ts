@@ -1,6 +1,13 @@
 // Which requests are refused before anything is done, and why. What was not offered is refused here and nowhere else.
 
-import { Command, CommandFlag as Flag, nameOf, TransmissionFlag as Offer, type NbdErrorName } from 'nbd-client-ts/protocol'
+import {
+  blockStatusPayload,
+  Command,
+  CommandFlag as Flag,
+  nameOf,
+  TransmissionFlag as Offer,
+  type NbdErrorName,
+} from 'nbd-client-ts/protocol'
 import { MAX_PAYLOAD, type ReplyMode } from './offer.ts'
 import type { Request } from './request.ts'
 
@@ -76,8 +83,7 @@ export function refusalOf(request: Request, terms: RefusalTerms): Refusal | unde
       return offset === 0 && length === 0 ? undefined : invalid('a FLUSH has no range')
     case Command.BLOCK_STATUS:
       if (terms.contexts === 0) return invalid('no metadata context was chosen')
-      if (withPayload)
-        return (terms.flags & Offer.BLOCK_STATUS_PAYLOAD) === 0 ? invalid('BLOCK_STATUS_PAYLOAD was not offered') : undefined
+      if (withPayload) return filterRefusal(length, terms)
       if (length === 0) return invalid('a BLOCK_STATUS of no bytes')
       break
     case Command.READ:
@@ -88,5 +94,14 @@ export function refusalOf(request: Request, terms: RefusalTerms): Refusal | unde
   }
   if (offset + length > terms.size)
     return { error: rule.beyond, message: `${name} reaches past the end of the export, which is at ${terms.size}` }
+  return undefined
+}
+
+/** `length` is the payload's; what is in it is looked at when it is here. */
+function filterRefusal(length: number, { flags, contexts }: RefusalTerms) {
+  if ((flags & Offer.BLOCK_STATUS_PAYLOAD) === 0) return invalid('BLOCK_STATUS_PAYLOAD was not offered')
+  const ids = (length - blockStatusPayload.size) / 4
+  if (ids < 1 || ids > contexts || !Number.isInteger(ids))
+    return invalid(`${length} bytes do not hold the ids of contexts, each once`)
   return undefined
 }
