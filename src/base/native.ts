@@ -100,7 +100,7 @@ function bind(koffi: typeof import('koffi').default): Native {
         await call('flock', flock, fd, LOCK_EX | LOCK_NB)
         return true
       } catch (error) {
-        if (['EAGAIN', 'EWOULDBLOCK'].includes((error as NodeJS.ErrnoException).code ?? '')) return false // one number, two names
+        if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return false
         throw error
       }
     },

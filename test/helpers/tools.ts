@@ -34,9 +34,25 @@ export interface Ended {
   readonly stderr: string
 }
 
+interface Circumstances {
+  readonly input?: string
+  readonly timeoutMs?: number
+  readonly cwd?: string
+  /** Beside our own. */
+  readonly env?: Readonly<Record<string, string | undefined>>
+  /** Who runs it, by number; only root may choose. */
+  readonly uid?: number
+  readonly gid?: number
+}
+
 /** Runs a program while ours go on in this process, and waits for its end. */
-export async function attempt(tool: string, args: readonly string[], { input = '', timeoutMs = 30_000 } = {}): Promise<Ended> {
-  const child = spawn(find(tool) ?? tool, args, { timeout: timeoutMs, killSignal: 'SIGKILL' })
+export async function attempt(
+  tool: string,
+  args: readonly string[],
+  { input = '', timeoutMs = 30_000, env, ...more }: Circumstances = {},
+): Promise<Ended> {
+  const options = { timeout: timeoutMs, killSignal: 'SIGKILL', env: { ...process.env, ...env }, ...more } as const
+  const child = spawn(find(tool) ?? tool, args, options)
   const stdout: Buffer[] = []
   const stderr: Buffer[] = []
   child.stdout.on('data', (data: Buffer) => stdout.push(data))
@@ -51,7 +67,7 @@ export async function attempt(tool: string, args: readonly string[], { input = '
 }
 
 /** The same for a program that must succeed: what it printed. */
-export async function run(tool: string, args: readonly string[], options?: { input?: string; timeoutMs?: number }) {
+export async function run(tool: string, args: readonly string[], options?: Circumstances) {
   const { code, signal, stdout, stderr } = await attempt(tool, args, options)
   if (code !== 0) throw new Error(`${tool} ${args.join(' ')}: ${signal ?? `exit code ${code}`}\n${stdout}${stderr}`)
   return stdout

@@ -1,0 +1,145 @@
+// stillpoint backup: sessions in which backup programs read a machine's disks as they were at one instant.
+
+import { InvalidArgumentError, Option } from 'commander'
+import { parseDuration } from '../../base/units.ts'
+import { connectDaemon } from '../connect.ts'
+import type { Daemon } from '../daemon-client.ts'
+import { verb, type Noun } from '../define.ts'
+import { Misuse } from '../failure.ts'
+import { formatSpan, formatTime } from '../format.ts'
+import { note, print, printJson } from '../output.ts'
+import type { SessionInfo } from '../replies.ts'
+import { describeSession, sessionForPrograms } from '../session-text.ts'
+import { table } from '../table.ts'
+
+const SESSION = 'the session'
+
+interface StartOptions {
+  pull?: boolean
+  name?: string
+  since?: string
+  checkpoint?: string
+  description?: string
+  /** The session's own. */
+  socket?: string
+  /** Seconds. */
+  expire?: number
+}
+
+const start = verb<{ machine: string }, StartOptions>({
+  name: 'start',
+  summary: 'open a session: a frozen view of each disk of a machine, over NBD',
+  details:
+    'Prints the address of each disk, for nbdcopy, qemu-img and whatever else speaks NBD. Guests go on writing; what they overwrite is kept in scratch space until the session is finished or aborted, or expires.',
+  arguments: { '<machine>': 'the machine, as the configuration calls it' },
+  options: [
+    new Option('--pull', 'a backup program connects and reads'),
+    new Option('--name <session>', 'what to call the session (default: the machine and the time)'),
+    new Option('--since <checkpoint>', 'an increment: also say what changed since then'),
+    new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
+    new Option('--description <text>', 'a note to keep with the checkpoint'),
+    new Option('--socket <path>', "a unix socket of the session's own, where its exports are called as the disks"),
+    new Option('--expire <time>', 'end it by itself after 90s, 10m, 24h (default: as configured)').argParser(parseExpire),
+  ],
+  namesDaemon: false,
+  examples: [
+    ['stillpoint backup start db --pull --name full --checkpoint full', 'a full backup, from which increments can follow'],
+    ['stillpoint backup start db --pull --name more --since full --checkpoint more', 'an increment since then'],
+    [`stillpoint backup start db --pull --json | jq -r '.disks[].uri'`, 'only the addresses'],
+    ['stillpoint --socket ./control.sock backup start db --pull', "--socket before the noun is the daemon's"],
+  ],
+  async run({ args: { machine }, options, json, socket }) {
+    const { pull, name, since, checkpoint, description, socket: ownSocket, expire } = options
+    if (!pull) throw new Misuse('Say how the backup is read: --pull opens a session for a backup program that speaks NBD')
+    if (description !== undefined && checkpoint === undefined)
+      throw new Misuse('--description is kept with a checkpoint: name it with --checkpoint')
+    await using daemon = await connectDaemon(socket)
+    const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: ownSocket, expire }
+    await tell(daemon, await daemon.ask('backup-begin', asked), json)
+  },
+})
+
+function parseExpire(text: string): number {
+  const ms = parseDuration(text)
+  if (!ms || ms < 1000)
+    throw new InvalidArgumentError('It must be a time of at least a second with its unit, such as 90s, 10m or 24h')
+  return Math.round(ms / 1000)
+}
+
+const list = verb({
+  name: 'list',
+  summary: 'list the sessions that are open',
+  examples: [['stillpoint backup list', 'what is open, and until when']],
+  async run({ json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    const sessions = await daemon.ask('query-backups')
+    if (json) {
+      const { nbd } = await daemon.ask('query-daemon')
+      return sessions.forEach(session => printJson(sessionForPrograms(session, nbd)))
+    }
+    if (sessions.length === 0) note('No session is open.')
+    print(sessionTable(sessions))
+  },
+})
+
+/** Also for the status. */
+export const sessionTable = (sessions: readonly SessionInfo[]) =>
+  table(sessions, [
+    { title: 'SESSION', of: ({ name }) => name },
+    { title: 'MACHINE', of: ({ machine }) => machine },
+    { title: 'STATUS', of: ({ status }) => status },
+    { title: 'SINCE', of: ({ since }) => since },
+    { title: 'CHECKPOINT', of: ({ checkpoint }) => checkpoint },
+    { title: 'INSTANT', of: ({ time }) => formatTime(time) },
+    { title: 'EXPIRES IN', of: ({ expires }) => formatSpan(Date.parse(expires) - Date.now()) },
+    { title: 'PROBLEM', of: ({ reason }) => reason },
+  ])
+
+const show = verb<{ session: string }>({
+  name: 'show',
+  summary: 'show a session with the addresses of its disks',
+  arguments: { '<session>': SESSION },
+  examples: [['stillpoint backup show full', 'the addresses again, and how much changed']],
+  async run({ args: { session: name }, json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    for (const session of await daemon.ask('query-backups', { name })) await tell(daemon, session, json)
+  },
+})
+
+async function tell(daemon: Daemon, session: SessionInfo, json: boolean) {
+  const { nbd } = await daemon.ask('query-daemon')
+  if (json) printJson(sessionForPrograms(session, nbd))
+  else print(describeSession(session, nbd))
+}
+
+const finish = verb<{ session: string }>({
+  name: 'finish',
+  summary: 'end a session whose reader has all it wanted',
+  details: 'A checkpoint that was made with it stays, for the next increment to begin from.',
+  arguments: { '<session>': SESSION },
+  examples: [['nbdcopy "$uri" root.raw && stillpoint backup finish full || stillpoint backup abort full', 'one or the other']],
+  async run({ args: { session: name }, json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    await daemon.ask('backup-finish', { name })
+    if (json) printJson({ name, finished: true })
+  },
+})
+
+const abort = verb<{ session: string }>({
+  name: 'abort',
+  summary: 'end a session that came to nothing',
+  details: 'A checkpoint that was made with it is taken back.',
+  arguments: { '<session>': SESSION },
+  examples: [['stillpoint backup abort full', 'what was read of it is not to be used']],
+  async run({ args: { session: name }, json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    await daemon.ask('backup-abort', { name })
+    if (json) printJson({ name, aborted: true })
+  },
+})
+
+export const backup: Noun = {
+  name: 'backup',
+  summary: 'point-in-time views of a machine for backup programs',
+  verbs: [start, list, show, finish, abort],
+}

@@ -1,0 +1,87 @@
+// stillpoint disk: the disks of machines, and what is where in them.
+
+import { Option } from 'commander'
+import { InvalidParameter, NotFound } from '../../base/errors.ts'
+import { nearest } from '../../base/nearest.ts'
+import { formatSize } from '../../base/units.ts'
+import { connectDaemon } from '../connect.ts'
+import type { Daemon } from '../daemon-client.ts'
+import { verb, type Noun } from '../define.ts'
+import { sessionUris } from '../export-uri.ts'
+import { note, print, printJson } from '../output.ts'
+import { table } from '../table.ts'
+
+const list = verb({
+  name: 'list',
+  summary: 'list the disks of all machines',
+  details: 'DISK is the name of the NBD export; NODE is what QMP commands call it.',
+  examples: [['stillpoint disk list', 'sizes, clients and images']],
+  async run({ json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    const machines = await daemon.ask('query-machines')
+    const disks = machines.flatMap(({ name: machine, disks }) => disks.map(disk => ({ machine, ...disk })))
+    if (json) return disks.forEach(printJson)
+    if (disks.length === 0) note('No disks: the configuration has no machines.')
+    print(
+      table(disks, [
+        { title: 'DISK', of: disk => disk.export },
+        { title: 'NODE', of: disk => disk.node },
+        { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
+        { title: 'MODE', of: disk => (disk['read-only'] ? 'read-only' : 'writable') },
+        { title: 'CLIENTS', right: true, of: ({ clients }) => clients },
+        { title: 'IMAGE', of: ({ image }) => image },
+      ]),
+    )
+  },
+})
+
+const map = verb<{ disk: string }, { bitmap?: string }>({
+  name: 'map',
+  summary: 'show what is where in a disk: data, zeroes, holes, and what a bitmap says changed',
+  details:
+    'Asks over NBD, as a backup program would. With --json it is one array with an object on each line, as `qemu-img map --output=json` has it, and with --bitmap a member "dirty".',
+  arguments: { '<disk>': 'the export: MACHINE/DISK, or SESSION/DISK of an open session' },
+  options: [new Option('--bitmap <name>', 'a bitmap of the export, such as backup-root in a session with --since')],
+  examples: [
+    ['stillpoint disk map db/root', 'what takes space'],
+    ['stillpoint disk map more/root --bitmap backup-root', 'what an increment would read'],
+    [`stillpoint disk map db/root --json | jq 'map(select(.data).length) | add'`, 'bytes of data'],
+  ],
+  async run({ args: { disk: name }, options: { bitmap }, json, socket }) {
+    const uri = await uriOf(name, socket)
+    const { writeMap } = await import('../disk-map/write-map.ts')
+    await writeMap(uri, name, { bitmap, json })
+  },
+})
+
+/** Where the export can be asked. @throws NotFound, InvalidParameter */
+async function uriOf(name: string, socket: string): Promise<string> {
+  await using daemon = await connectDaemon(socket)
+  const [{ nbd }, exports] = await Promise.all([daemon.ask('query-daemon'), exportsOf(daemon)])
+  const found = exports.find(one => one.name === name)
+  if (!found) {
+    const names = exports.map(({ name }) => name)
+    const meant = nearest(name, names)
+    const known = meant ? `did you mean ${meant}?` : names.length > 0 ? `there are: ${names.join(', ')}` : 'there are none'
+    throw new NotFound(`No disk of a machine or a session is called ${name}; ${known}`)
+  }
+  const [uri] = sessionUris(found, found.export, nbd)
+  if (uri === undefined)
+    throw new InvalidParameter('The daemon listens nowhere for NBD clients; add a place to "nbd" in its configuration')
+  return uri
+}
+
+async function exportsOf(daemon: Daemon) {
+  const [machines, sessions] = await Promise.all([daemon.ask('query-machines'), daemon.ask('query-backups')])
+  const live = machines.flatMap(({ disks }) => disks.map(disk => ({ name: disk.export, export: disk.export, socket: undefined })))
+  const frozen = sessions.flatMap(({ name, socket, disks }) =>
+    disks.map(disk => ({ name: `${name}/${disk.disk}`, export: disk.export, socket })),
+  )
+  return [...live, ...frozen]
+}
+
+export const disk: Noun = {
+  name: 'disk',
+  summary: 'the disks of machines',
+  verbs: [list, map],
+}

@@ -1,0 +1,69 @@
+// stillpoint status: the daemon, its machines, open sessions and jobs on one screen.
+
+import { formatSize } from '../../base/units.ts'
+import { connectDaemon } from '../connect.ts'
+import { verb } from '../define.ts'
+import { formatShare, formatSpan, formatTime } from '../format.ts'
+import { print, printJson } from '../output.ts'
+import type { DaemonInfo, JobInfo, Listener, MachineInfo } from '../replies.ts'
+import { facts, table } from '../table.ts'
+import { sessionTable } from './backup.ts'
+
+export const status = verb({
+  name: 'status',
+  summary: 'show the daemon, its machines, open sessions and jobs',
+  examples: [
+    ['stillpoint status', 'one screen'],
+    [`stillpoint status --json | jq .daemon.scratch.used`, 'one number, for a script'],
+  ],
+  async run({ json, socket }) {
+    await using connection = await connectDaemon(socket)
+    const [daemon, machines, backups, jobs] = await Promise.all([
+      connection.ask('query-daemon'),
+      connection.ask('query-machines'),
+      connection.ask('query-backups'),
+      connection.ask('query-jobs'),
+    ])
+    if (json) return printJson({ daemon, machines, backups, jobs })
+    print([describe(daemon), machineTable(machines), sessionTable(backups), jobTable(jobs)].filter(Boolean).join('\n'))
+  },
+})
+
+function describe({ version, pid, started, config, state, control, nbd, scratch }: DaemonInfo): string {
+  return facts({
+    daemon: `stillpoint ${version}, process ${pid}`,
+    started: `${formatTime(started)} (${formatSpan(Date.now() - Date.parse(started))} ago)`,
+    configuration: config,
+    state,
+    control: control.join(', '),
+    nbd: nbd.map(addressOf).join(', ') || 'nobody can connect: the configuration has no nbd listeners',
+    scratch: `${formatSize(scratch.used)} of ${formatSize(scratch.limit)} used (${formatShare(scratch.used, scratch.limit)}) in ${scratch.path}`,
+  })
+}
+
+function addressOf(listener: Listener): string {
+  if (listener.type === 'unix') return listener.path
+  return `${listener.host.includes(':') ? `[${listener.host}]` : listener.host}:${listener.port}`
+}
+
+const machineTable = (machines: readonly MachineInfo[]) =>
+  table(machines, [
+    { title: 'MACHINE', of: ({ name }) => name },
+    { title: 'DISKS', right: true, of: ({ disks }) => disks.length },
+    { title: 'SIZE', right: true, of: ({ disks }) => formatSize(sum(disks.map(({ size }) => size))) },
+    { title: 'CLIENTS', right: true, of: ({ disks }) => sum(disks.map(({ clients }) => clients)) },
+    { title: 'CHECKPOINTS', right: true, of: ({ checkpoints }) => checkpoints },
+    { title: 'CURRENT', of: ({ current }) => current },
+    { title: 'SESSIONS', of: ({ sessions }) => sessions.join(',') || undefined },
+  ])
+
+const sum = (numbers: readonly number[]) => numbers.reduce((total, number) => total + number, 0)
+
+const jobTable = (jobs: readonly JobInfo[]) =>
+  table(jobs, [
+    { title: 'JOB', of: ({ id }) => id },
+    { title: 'TYPE', of: ({ type }) => type },
+    { title: 'STATUS', of: ({ status }) => status },
+    { title: 'DONE', right: true, of: job => formatShare(job['current-progress'], job['total-progress']) },
+    { title: 'PROBLEM', of: ({ error }) => error },
+  ])

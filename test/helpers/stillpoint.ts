@@ -1,0 +1,25 @@
+// The program, run as a user would.
+
+import { fileURLToPath } from 'node:url'
+import { attempt } from './tools.ts'
+
+const root = fileURLToPath(new URL('../../../', import.meta.url))
+/** What a user starts. It looks for the right Node first, which takes longer than most commands. */
+export const LAUNCHER = `${root}bin/stillpoint`
+/** The program as `node` runs it, with a daemon that is only told. */
+export const MAIN = `${root}dist/test/helpers/stillpoint-main.js`
+/** The whole program. */
+export const WHOLE = `${root}dist/src/main.js`
+
+/** Its environment: UTC, and no daemon but the one that is named. */
+export const environment = (more: Readonly<Record<string, string>> = {}) => ({
+  TZ: 'UTC',
+  STILLPOINT_SOCKET: undefined,
+  STILLPOINT_DEBUG: undefined,
+  ...more,
+})
+
+export const stillpoint = (
+  args: readonly string[],
+  { env, ...more }: { env?: Record<string, string>; input?: string } & object = {},
+) => attempt(process.execPath, [MAIN, ...args], { ...more, env: environment(env) })
