@@ -88,7 +88,8 @@ function unwrap(schema: z.core.$ZodType): z.core.$ZodType {
     case 'pipe':
       return unwrap(def.in)
     case 'lazy':
-      return unwrap(def.getter())
+      // Not def.getter(), which may make a new schema each time.
+      return unwrap((schema as z.core.$ZodLazy)._zod.innerType)
     default:
       return schema
   }

@@ -9,9 +9,11 @@ import type { AnyCommand } from './command.ts'
 import type { EventType } from './event-types.ts'
 import { qapiTypeOf, type Builtin, type Member, type ObjectType, type QapiType, type UnionType } from './qapi-type.ts'
 
+export const metaTypes = ['builtin', 'enum', 'array', 'object', 'alternate', 'command', 'event'] as const
+
 export interface SchemaInfo {
   readonly name: string
-  readonly 'meta-type': 'builtin' | 'enum' | 'array' | 'object' | 'alternate' | 'command' | 'event'
+  readonly 'meta-type': (typeof metaTypes)[number]
   readonly [member: string]: unknown
 }
 

@@ -300,6 +300,6 @@ t.test('any bytes are understood, or refused, as QEMU does', { skip: qsdMissing 
       const [mine, theirs] = await Promise.all([answers(ours, bytes), answers(qemu, bytes)])
       deepStrictEqual(comparable(mine), comparable(theirs))
     }),
-    { numRuns: 600 },
+    { numRuns: 300 },
   )
 })

@@ -1,0 +1,50 @@
+// What query-qmp-schema says of QEMU's own commands, held against what qemu-storage-daemon says of them.
+
+import t from 'tap'
+import { controlServer, RawClient } from '../helpers/control.ts'
+import { qemuCommands } from '../helpers/qemu-commands.ts'
+import { qsdMissing, startQsd } from '../helpers/qemu-storage-daemon.ts'
+import { QmpSchema, type SchemaEntry } from '../helpers/qmp-schema.ts'
+
+/** What QEMU has only since 8.0 (QEMU.md, 1.9): the installed one may be older. */
+const LATER = new Set([
+  'block-commit/backing-mask-protocol',
+  'block-export-add/allow-inactive',
+  'block-stream/backing-mask-protocol',
+  'blockdev-add/active',
+  'blockdev-add/+copy-before-write/min-cluster-size',
+  'blockdev-add/+qcow2/discard-no-unref',
+  'blockdev-backup/discard-source',
+  'blockdev-backup/x-perf/min-cluster-size',
+  'nbd-server-start/handshake-max-seconds',
+  'query-block-jobs=/[]/+mirror/actively-synced',
+  'query-named-block-nodes=/[]/active',
+  'transaction/actions/[]/+blockdev-backup/data/discard-source',
+])
+
+async function schemaOf(path: string) {
+  using client = await RawClient.ready(path)
+  const { return: entries } = await client.ask('{"execute":"query-qmp-schema"}')
+  return new QmpSchema(entries as SchemaEntry[])
+}
+
+t.test('of a command that QEMU has we say nothing that QEMU does not', { skip: qsdMissing }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { path } = await controlServer(stack, qemuCommands)
+  const [ours, qemus] = [await schemaOf(path), await schemaOf(await startQsd(stack))]
+  const theirs = new Set(qemus.names('command'))
+  const shared = ours.names('command').filter(name => theirs.has(name))
+  t.ok(shared.length >= qemuCommands.length)
+  const beyond = shared.flatMap(name => ours.beyond(qemus, name)).filter(path => !LATER.has(path))
+  t.same(beyond, [])
+})
+
+t.test('the comparison sees what is missing', { skip: qsdMissing }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { path } = await controlServer(stack, qemuCommands)
+  const [ours, qemus] = [await schemaOf(path), await schemaOf(await startQsd(stack))]
+  const found = new Set(qemus.beyond(ours, 'transaction'))
+  t.ok(found.has('transaction/actions/[]/type/+blockdev-snapshot'))
+  t.ok(found.has('transaction/actions/[]/+blockdev-backup/data/filter-node-name'))
+  t.ok(new Set(qemus.beyond(ours, 'blockdev-add')).has('blockdev-add/+qcow2/lazy-refcounts'))
+})
