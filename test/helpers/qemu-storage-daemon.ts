@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { scratchFolder } from './control.ts'
@@ -26,9 +26,19 @@ export async function startQsd(stack: AsyncDisposableStack) {
     child.kill()
     await gone
   })
-  while (!existsSync(path)) {
+  while (!(await accepts(path))) {
     if (child.exitCode !== null) throw new Error(`qemu-storage-daemon did not start: ${Buffer.concat(said).toString()}`)
     await sleep(10)
   }
   return path
 }
+
+/** The socket is there a moment before anybody listens. */
+const accepts = (path: string) =>
+  new Promise<boolean>(resolve => {
+    const socket = connect(path, () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.on('error', () => resolve(false))
+  })
