@@ -1,24 +1,75 @@
 // A transaction: all of its actions take effect at one instant, or none does.
 
+import { strict as assert } from 'node:assert'
+import { InvalidParameter, messageOf } from '../base/errors.ts'
 import type { Action } from '../block/action.ts'
 
+/** Calls `commits` once while nothing is in flight, or fails without having called it. */
+export type Drained = (commits: () => void) => Promise<void>
+
 /**
- * Prepares all in order; then calls `drained`, which calls what it is given while nothing is in flight, or fails. Whatever fails, what was
- * prepared is undone in reverse, and the first error is thrown.
+ * Prepares all in order, then commits all in order, in one turn of the event loop. When one cannot be prepared, or the nodes cannot be
+ * drained, what was prepared is undone in reverse, and the first error is thrown.
  */
-export async function transact(actions: readonly Action[], drained: (commits: () => void) => Promise<void>): Promise<void> {
+export async function transact(actions: readonly Action[], drained: Drained): Promise<void> {
+  if (actions.length === 0) return
   const transaction = {}
   const prepared: Action[] = []
+  let begun = false
   try {
     for (const action of actions) {
       await action.prepare(transaction)
       prepared.unshift(action)
     }
     await drained(() => {
-      for (const action of actions) action.commit()
+      assert(!begun)
+      begun = true
+      commitAll(actions)
     })
+    assert(begun)
   } catch (error) {
-    for (const action of prepared) await action.abort()
-    throw error
+    // What has happened stays: it cannot be undone, and what fails after it is no reason to.
+    throw begun ? error : await abortAll(prepared, error)
+  }
+}
+
+// Commits and aborts do not fail. Where one does, by a mistake of ours, the others are done all the same: half would be worse.
+
+function commitAll(actions: readonly Action[]) {
+  const errors: unknown[] = []
+  for (const action of actions) {
+    try {
+      action.commit()
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  if (errors.length > 0) throw together(errors)
+}
+
+/** What to throw: the error that the transaction failed with, and what went wrong since. */
+async function abortAll(actions: readonly Action[], cause: unknown) {
+  const errors = [cause]
+  for (const action of actions) {
+    try {
+      await action.abort()
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  return together(errors)
+}
+
+const together = (errors: readonly unknown[]) =>
+  errors.length === 1 ? errors[0] : new AggregateError(errors, errors.map(messageOf).join('; and then: '))
+
+/** QMP's `abort` action, by which a manager tries out a transaction: it never succeeds. */
+export function abort(): Action {
+  return {
+    prepare() {
+      throw new InvalidParameter('Transaction aborted using Abort action')
+    },
+    commit: () => assert.fail(),
+    abort: () => assert.fail(),
   }
 }

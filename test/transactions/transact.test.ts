@@ -1,0 +1,120 @@
+// transact: all or nothing, wherever it fails.
+
+import { setImmediate } from 'node:timers/promises'
+import fc from 'fast-check'
+import t from 'tap'
+import { IoError, messageOf } from '../../src/base/errors.ts'
+import type { Action } from '../../src/block/action.ts'
+import { abort, transact, type Drained } from '../../src/transactions/transact.ts'
+
+/** Appends to what is in common, and takes back what it has reserved; it prepares in several turns when `waits`. */
+function append(
+  log: string[],
+  reserved: Set<string>,
+  value: string,
+  { waits, fails }: { waits: boolean; fails: boolean },
+): Action {
+  return {
+    async prepare() {
+      if (waits) await setImmediate()
+      if (fails) throw new IoError(`${value} cannot be prepared`)
+      reserved.add(value)
+    },
+    commit() {
+      if (!reserved.delete(value)) throw new Error(`${value} was not prepared`)
+      log.push(value)
+    },
+    async abort() {
+      if (waits) await setImmediate()
+      if ([...reserved].at(-1) !== value) throw new Error(`${value} is not the last that was prepared`)
+      reserved.delete(value)
+    },
+  }
+}
+
+const noRequests: Drained = async commits => commits()
+const stuckAfter: Drained = async commits => {
+  commits()
+  throw new IoError('the nodes do not go on')
+}
+
+t.test('all happens, in order and in one turn, or nothing does and the first error is told, wherever it fails', async () => {
+  const shapes = fc.array(fc.record({ waits: fc.boolean(), fails: fc.boolean(), failing: fc.nat(3) }), { maxLength: 8 })
+  await fc.assert(
+    fc.asyncProperty(shapes, fc.constantFrom('drains', 'waits', 'drain fails', 'drain fails later'), async (shapes, drain) => {
+      const log: string[] = []
+      const reserved = new Set<string>()
+      // One in four of those that may fail does: most transactions should get far.
+      const plans = shapes.map(({ waits, fails, failing }) => ({ waits, fails: fails && failing === 0 }))
+      const actions = plans.map((plan, index) => append(log, reserved, String(index), plan))
+      const drained: Drained = async commits => {
+        if (drain === 'drain fails') throw new IoError('a node does not drain')
+        if (drain !== 'drains') await setImmediate()
+        if (drain === 'drain fails later') throw new IoError('a node does not drain')
+        commits()
+        if (log.length !== actions.length) throw new Error('the commits are not done when they return')
+      }
+
+      const firstFailing = plans.findIndex(({ fails }) => fails)
+      const drainFails = drain.startsWith('drain fails') && actions.length > 0
+      const expected = firstFailing >= 0 ? `${firstFailing} cannot be prepared` : drainFails ? 'a node does not drain' : undefined
+      let said: string | undefined
+      await transact(actions, drained).catch((error: unknown) => void (said = messageOf(error)))
+
+      if (said !== expected) throw new Error(`said ${said}, expected ${expected}`)
+      const happened = expected === undefined ? actions.map((_, index) => String(index)) : []
+      if (log.join() !== happened.join()) throw new Error(`${log.join()} happened`)
+      if (reserved.size > 0) throw new Error(`${[...reserved].join()} is still reserved`)
+    }),
+    { numRuns: 300 },
+  )
+})
+
+t.test('all actions of one transaction are told the same, and no two transactions are', async t => {
+  const told: object[] = []
+  const ask: Action = { prepare: transaction => void told.push(transaction), commit() {}, abort() {} }
+  await transact([ask, ask], noRequests)
+  await transact([ask], noRequests)
+  t.equal(told[0], told[1])
+  t.not(told[1], told[2])
+})
+
+t.test('the abort action undoes those before it, and says what it was', async t => {
+  const log: string[] = []
+  const reserved = new Set<string>()
+  const one = append(log, reserved, 'one', { waits: false, fails: false })
+  await t.rejects(transact([one, abort()], noRequests), { message: 'Transaction aborted using Abort action' })
+  t.same([log, [...reserved]], [[], []])
+})
+
+t.test('a commit that throws against the contract does not keep the others from being done', async t => {
+  const log: string[] = []
+  const reserved = new Set<string>()
+  const one = append(log, reserved, 'one', { waits: false, fails: false })
+  const broken: Action = {
+    prepare() {},
+    commit() {
+      throw new Error('a mistake')
+    },
+    abort: () => void t.fail('what was committed is not aborted'),
+  }
+  await t.rejects(transact([broken, one], noRequests), { message: 'a mistake' })
+  t.same(log, ['one'])
+})
+
+t.test('an abort that throws against the contract does not keep the others from being undone', async t => {
+  const reserved = new Set<string>()
+  const one = append([], reserved, 'one', { waits: true, fails: false })
+  const broken: Action = { prepare() {}, commit() {}, abort: () => Promise.reject(new Error('a mistake')) }
+  await t.rejects(transact([one, broken, abort()], noRequests), {
+    message: 'Transaction aborted using Abort action; and then: a mistake',
+  })
+  t.same([...reserved], [])
+})
+
+t.test('a drain that ends badly after the commits does not undo them', async t => {
+  const log: string[] = []
+  const one = append(log, new Set(), 'one', { waits: false, fails: false })
+  await t.rejects(transact([one], stuckAfter), { message: 'the nodes do not go on' })
+  t.same(log, ['one'])
+})
