@@ -38,11 +38,22 @@ const packages = {
   nbdkit: { has: 'nbdkit', without: 'no other NBD server is a client’s peer' },
   'python3-libnbd': { has: '/usr/lib/python3/dist-packages/nbd.py', without: 'libnbd judges nothing call by call' },
   fio: { has: 'fio', without: 'there is no load by fio' },
+  openssl: { has: 'openssl', without: 'there are no certificates to try TLS with' },
   'nbd-client': { has: 'nbd-client', without: 'the kernel’s client judges nothing' },
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
-  test: ['qemu-utils', 'qemu-system-common', 'nbdkit', 'libnbd-bin', 'python3-libnbd', 'fio', 'nbd-client', 'e2fsprogs'],
+  test: [
+    'qemu-utils',
+    'qemu-system-common',
+    'nbdkit',
+    'libnbd-bin',
+    'python3-libnbd',
+    'fio',
+    'nbd-client',
+    'openssl',
+    'e2fsprogs',
+  ],
 }
 
 /** Runs a program whose output is the user's to see. It gets no standard input, so it cannot ask and wait. */

@@ -24,6 +24,7 @@ import {
   OptionReply,
   optionReplyHeader,
 } from 'nbd-client-ts/protocol'
+import type { TlsCredentials } from '../base/tls-credentials.ts'
 import type { Export } from './export.ts'
 import type { Exports } from './exports.ts'
 import type { Link, Peer } from './link.ts'
@@ -50,6 +51,13 @@ export interface HandshakeTerms {
   /** Whether a peer may see an export. Default: all may see all. */
   readonly authorize?: ((peer: Peer, wanted: Export) => boolean | Promise<boolean>) | undefined
   readonly closing: () => boolean
+  readonly tls?: TlsTerms | undefined
+}
+
+export interface TlsTerms {
+  /** `forced`: nothing goes without TLS; `selective`: only exports that are not `tlsOnly` do (FORCEDTLS, SELECTIVETLS). */
+  readonly mode: 'forced' | 'selective'
+  readonly credentials: TlsCredentials
 }
 
 /** More options than this nobody needs. */
@@ -72,6 +80,7 @@ export const handshake = (link: Link, terms: HandshakeTerms) => new Handshake(li
 class Handshake {
   #noZeroes = false
   #fixed = false
+  #secure = false
   #mode: ReplyMode = 'simple'
   /** Of the latest SET_META_CONTEXT; they count for the same export under the same name only. */
   #contexts: { readonly name: string; readonly export: Export; readonly selected: readonly SelectedContext[] } | undefined
@@ -115,6 +124,8 @@ class Handshake {
 
   async #option(option: number, data: OptionData): Promise<Agreement | undefined> {
     if (this.terms.closing()) throw new OptionRefused(OptionReply.ERR_SHUTDOWN, 'the server is going down')
+    if (option !== Option.STARTTLS && this.#mustBeSecured())
+      throw new OptionRefused(OptionReply.ERR_TLS_REQD, 'this server wants TLS first: STARTTLS')
     switch (option) {
       case Option.LIST:
         data.end()
@@ -140,7 +151,9 @@ class Handshake {
         await this.#metaContexts(option, data)
         return undefined
       case Option.STARTTLS:
-        throw new OptionRefused(OptionReply.ERR_POLICY, 'this server has no TLS')
+        data.end()
+        await this.#startTls()
+        return undefined
       default:
         throw new OptionRefused(OptionReply.ERR_UNSUP, `option ${nameOf(Option, option)} is not known here`)
     }
@@ -150,6 +163,7 @@ class Handshake {
   async #exportName(data: Buffer): Promise<Agreement> {
     if (this.#mode === 'extended') throw new ProtocolViolation('EXPORT_NAME after EXTENDED_HEADERS')
     if (this.terms.closing()) throw new ProtocolViolation('EXPORT_NAME while the server is going down')
+    if (this.#mustBeSecured()) throw new ProtocolViolation('EXPORT_NAME without the TLS that this server wants')
     const name = decodeName(data)
     const agreement = this.#agree(name, await this.#find(name))
     const reply = Buffer.alloc(exportNameReply.size + (this.#noZeroes ? 0 : EXPORT_NAME_ZEROES))
@@ -159,9 +173,29 @@ class Handshake {
     return agreement
   }
 
+  async #startTls() {
+    const { tls } = this.terms
+    if (!tls) throw new OptionRefused(OptionReply.ERR_POLICY, 'this server has no TLS')
+    if (this.#secure) throw new OptionRefused(OptionReply.ERR_INVALID, 'TLS is up already')
+    this.link.holdInput() // before it may answer: what comes then is TLS
+    await this.#answer(Option.STARTTLS, OptionReply.ACK)
+    await this.link.startTls(tls.credentials)
+    this.#secure = true
+    this.#mode = 'simple'
+    this.#contexts = undefined
+  }
+
+  #mustBeSecured() {
+    return this.terms.tls?.mode === 'forced' && !this.#secure
+  }
+
+  #isHidden(one: Export) {
+    return this.terms.tls !== undefined && !this.#secure && one.tlsOnly === true
+  }
+
   async #list(): Promise<undefined> {
     for (const one of this.terms.exports) {
-      if (!(await this.#allowed(one))) continue
+      if (this.#isHidden(one) || !(await this.#allowed(one))) continue
       const name = Buffer.from(one.name)
       const length = Buffer.alloc(4)
       length.writeUInt32BE(name.length)
@@ -208,6 +242,9 @@ class Handshake {
 
   async #find(name: string): Promise<Export> {
     const found = this.terms.exports.find(name)
+    // Over TLS there may be more, and whether there is must not be seen without it.
+    if (this.terms.tls && !this.#secure && (!found || found.tlsOnly))
+      throw new OptionRefused(OptionReply.ERR_TLS_REQD, `export ${quoted(name)} needs TLS, if it is here: STARTTLS`)
     if (!found) throw new OptionRefused(OptionReply.ERR_UNKNOWN, `export ${quoted(name)} is not known here`)
     if (!(await this.#allowed(found)))
       throw new OptionRefused(OptionReply.ERR_POLICY, `export ${quoted(name)} is not for this client`)

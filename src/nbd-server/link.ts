@@ -1,13 +1,17 @@
 // One client's connection as streams of bytes in both directions, over a plain socket or, after STARTTLS, over TLS.
 
 import net from 'node:net'
+import type { TlsCredentials, TlsIdentity } from '../base/tls-credentials.ts'
 import { Inbound } from './inbound.ts'
 import { Outbox } from './outbox.ts'
+import { ProtocolViolation } from './vanished.ts'
 
 /** Who is at the other end, for access rules and the log. */
 export interface Peer {
   /** `unix`, or an address and a port. */
   readonly address: string
+  /** Where TLS is up: who it has proved to be. */
+  readonly tls?: TlsIdentity
 }
 
 /** How long a connection whose last byte was sent may take to be closed by the other end. */
@@ -18,10 +22,9 @@ const KEEP_ALIVE_MS = 30_000
 export class Link {
   readonly inbound: Inbound
   readonly outbox = new Outbox({ send: (buffers, done) => this.#send(buffers, done) })
-  /** Resolves when the socket is closed and nothing of it touches any buffer any more. */
-  readonly closed: Promise<void>
-  readonly peer: Peer
+  #peer: Peer
   #socket: net.Socket
+  readonly #closed = Promise.withResolvers<void>()
   #sending = new Set<() => void>()
   #ending = false
   #error: Error | undefined
@@ -29,22 +32,36 @@ export class Link {
   private constructor(socket: net.Socket, inbound: Inbound) {
     this.#socket = socket
     this.inbound = inbound
-    inbound.source = socket
-    this.peer = { address: socket.remoteAddress ? `${socket.remoteAddress}:${socket.remotePort}` : 'unix' }
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.closed = promise
-    socket.on('error', error => (this.#error = error)) // 'close' follows
-    socket.on('end', () => this.inbound.end())
-    socket.on('close', () => {
-      for (const done of this.#sending) done()
-      this.#sending.clear()
-      this.inbound.end()
-      resolve()
-    })
+    this.#peer = { address: socket.remoteAddress ? `${socket.remoteAddress}:${socket.remotePort}` : 'unix' }
     if (socket.remoteAddress) {
       socket.setNoDelay(true)
       socket.setKeepAlive(true, KEEP_ALIVE_MS)
     }
+    this.#use(socket)
+  }
+
+  get peer() {
+    return this.#peer
+  }
+
+  /** Resolves when the socket is closed and nothing of it touches any buffer any more. */
+  get closed() {
+    return this.#closed.promise
+  }
+
+  #use(socket: net.Socket) {
+    this.#socket = socket
+    this.inbound.source = socket
+    const mine = () => socket === this.#socket
+    socket.on('error', error => (this.#error ??= error)) // 'close' follows
+    socket.on('end', () => mine() && this.inbound.end())
+    socket.on('close', () => {
+      if (!mine()) return
+      for (const done of this.#sending) done()
+      this.#sending.clear()
+      this.inbound.end()
+      this.#closed.resolve()
+    })
     socket.resume()
   }
 
@@ -61,6 +78,21 @@ export class Link {
     accepted.destroy() // the server counts it no longer
     const onread = { buffer: () => inbound.space(), callback: (count: number) => inbound.arrived(count) }
     return new Link(new net.Socket({ handle, allowHalfOpen: true, onread } as net.SocketConstructorOpts), inbound)
+  }
+
+  /** What the client sends from now on stays with the system. Throws when it has sent something already. */
+  holdInput() {
+    this.#socket.pause()
+    if (this.inbound.available > 0 || this.inbound.ended)
+      throw new ProtocolViolation('the client sends in the clear behind STARTTLS')
+  }
+
+  /** Goes on over TLS, after `holdInput`. Throws TlsFailure. */
+  async startTls(credentials: TlsCredentials) {
+    const { socket, identity } = await credentials.accept(this.#socket)
+    socket.on('data', (chunk: Buffer) => this.inbound.feed(chunk))
+    this.#peer = { ...this.#peer, tls: identity }
+    this.#use(socket)
   }
 
   /** Why it was lost, where the system has said so. */

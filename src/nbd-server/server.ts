@@ -5,6 +5,7 @@ import type { Log } from '../base/log.ts'
 import type { Export } from './export.ts'
 import type { Exports } from './exports.ts'
 import { Buffers } from './buffers.ts'
+import type { TlsTerms } from './handshake.ts'
 import { Connection } from './connection.ts'
 import { Link, type Peer } from './link.ts'
 import { addressText, listen, type ListenAddress } from './listening.ts'
@@ -19,6 +20,8 @@ export interface NbdServerOptions {
   readonly maxConnections?: number
   /** How many may be connected and have not chosen an export yet; the one that has been for longest makes room. Default 100. */
   readonly maxHandshakes?: number
+  /** TLS is offered, or wanted. Default: neither. */
+  readonly tls?: TlsTerms
   /** How long a client may take to choose an export; 0: no limit. Default 10 s. */
   readonly handshakeMs?: number
   /** Whether a peer may see and use an export. Default: all may use all. */
@@ -78,9 +81,9 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     this.#makeRoom()
-    const { exports, log, authorize, handshakeMs = 10_000 } = this.options
+    const { exports, log, authorize, tls, handshakeMs = 10_000 } = this.options
     const connection = new Connection(Link.over(socket), {
-      handshake: { exports, authorize, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
+      handshake: { exports, authorize, tls, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
       handshakeMs,
       memory: this.#memory,
       buffers: this.#buffers,
