@@ -1,13 +1,70 @@
 // The events of the control socket, as query-qmp-schema and the reference page tell of them. Who emits an event lists it here.
 
-import type { z } from 'zod'
+import { z } from 'zod'
+import { int64 } from './qapi-type.ts'
 
 export interface EventType {
   /** As on the wire. */
   readonly name: string
   readonly summary: string
-  /** Without it the event has no data. */
-  readonly data?: z.ZodType
+  readonly data: z.ZodType
 }
 
-export const eventTypes: readonly EventType[] = []
+const jobType = z.enum(['backup', 'mirror', 'stream', 'commit', 'create'])
+const jobStatus = z.enum([
+  'created',
+  'running',
+  'paused',
+  'ready',
+  'standby',
+  'waiting',
+  'pending',
+  'aborting',
+  'concluded',
+  'null',
+])
+
+const blockJob = { type: jobType, device: z.string(), len: int64, offset: int64, speed: int64 }
+
+const backupSession = { machine: z.string(), session: z.string() }
+
+export const eventTypes: readonly EventType[] = [
+  {
+    name: 'JOB_STATUS_CHANGE',
+    summary: 'A job is in another status.',
+    data: z.strictObject({ id: z.string(), status: jobStatus }),
+  },
+  {
+    name: 'BLOCK_JOB_PENDING',
+    summary: 'A job waits for job-finalize.',
+    data: z.strictObject({ type: jobType, id: z.string() }),
+  },
+  {
+    name: 'BLOCK_JOB_COMPLETED',
+    summary: 'A job has ended by itself: with an error where there is one, else it has done its work.',
+    data: z.strictObject({ ...blockJob, error: z.string().optional() }),
+  },
+  { name: 'BLOCK_JOB_CANCELLED', summary: 'A job has ended because it was cancelled.', data: z.strictObject(blockJob) },
+  {
+    name: 'BLOCK_JOB_ERROR',
+    summary: 'A job could not read or write, and does what it was told to do then.',
+    data: z.strictObject({
+      device: z.string(),
+      operation: z.enum(['read', 'write']),
+      action: z.enum(['ignore', 'report', 'stop']),
+      reason: z.string().describe('What went wrong, for people'),
+    }),
+  },
+  { name: 'BACKUP_BEGUN', summary: 'A backup session is open.', data: z.strictObject(backupSession) },
+  {
+    name: 'BACKUP_BROKEN',
+    summary: 'The frozen view of a disk is lost: the session can only be aborted. The guest goes on.',
+    data: z.strictObject({ ...backupSession, disk: z.string(), reason: z.string() }),
+  },
+  { name: 'BACKUP_FINISHED', summary: 'A backup session has ended well.', data: z.strictObject(backupSession) },
+  {
+    name: 'BACKUP_ABORTED',
+    summary: 'A backup session has ended, and what was read of it is not to be used.',
+    data: z.strictObject({ ...backupSession, reason: z.string() }),
+  },
+]

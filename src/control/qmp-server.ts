@@ -43,6 +43,9 @@ export class QmpServer implements AsyncDisposable {
     // A client that has said all it has to say, and closed its side, still gets its replies.
     const listener = createServer({ allowHalfOpen: true }, socket => void this.#serve(socket).catch(this.#report))
     listener.maxConnections = MAX_CLIENTS
+    listener.on('drop', () =>
+      this.options.context.log.warn(`the control socket ${path} has more than ${MAX_CLIENTS} clients; one was refused`),
+    )
     await listenUnix(listener, path)
     this.#listeners.push(listener)
   }

@@ -42,7 +42,7 @@ export function schemaInfo(commands: readonly AnyCommand[], events: readonly Eve
     ...events.map(({ name, data }) => ({
       name,
       'meta-type': 'event' as const,
-      'arg-type': types.nameOf(qapiTypeOf(data ?? NOTHING)),
+      'arg-type': types.nameOf(qapiTypeOf(data)),
     })),
   ]
   return [...named, ...types.describe()]

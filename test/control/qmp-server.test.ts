@@ -205,14 +205,14 @@ t.test('a client that sends without reading is not served further, and costs no 
   const { path } = await controlServer(stack, [big])
   using deaf = await RawClient.ready(path)
   deaf.socket.pause()
-  deaf.send('{"execute":"big"}'.repeat(1000))
+  deaf.send('{"execute":"big"}'.repeat(200))
   await sleep(200)
   t.ok(served < 20, `${served} were served`)
   using other = await RawClient.ready(path)
   t.match(await other.ask('{"execute":"query-version"}'), { return: {} })
   deaf.socket.resume()
-  for (let count = 0; count < 1000; count++) await deaf.line()
-  t.equal(served, 1000, 'once it reads, all are')
+  for (let count = 0; count < 200; count++) await deaf.line()
+  t.equal(served, 200, 'once it reads, all are')
 })
 
 t.test('the command of a client that vanished goes on to its end, and the next one has its turn', async t => {
@@ -297,6 +297,15 @@ t.test('the end waits for a command that runs, and not for a client that does no
   let last: string | undefined
   for (let line = await client.line(); line !== undefined; line = await client.line()) last = line
   t.equal(last, '{"return": "a", "id": "a"}\r\n')
+})
+
+t.test('there may be a hundred clients, and one more is refused', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { path, log } = await controlServer(stack)
+  for (let count = 0; count < 100; count++) stack.use(await RawClient.ready(path))
+  using refused = await RawClient.connect(path)
+  t.equal(await refused.line(), undefined)
+  t.match(log, [/has more than 100 clients/])
 })
 
 t.test('a server that cannot have all its sockets has none', async t => {

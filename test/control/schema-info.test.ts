@@ -36,7 +36,7 @@ t.test('types have numbers in the order of their first use, and built-in ones th
       [one],
       [
         { name: 'ONE', summary: 'Happens.', data: z.strictObject({ flag: z.boolean() }) },
-        { name: 'TWO', summary: 'Too.' },
+        { name: 'TWO', summary: 'Too.', data: z.strictObject({}) },
       ],
     ),
     [

@@ -35,8 +35,8 @@ export class QmpSchema {
    * What this one has and the other has not, as paths: `transaction/actions/[]/+abort/data`. `+` is a case of a union or a value of an
    * enumeration.
    */
-  beyond(other: QmpSchema, command: string): string[] {
-    const [mine, theirs] = [this.get(command), other.get(command)]
+  beyond(other: QmpSchema, name: string): string[] {
+    const [mine, theirs] = [this.get(name), other.get(name)]
     const found: string[] = []
     const seen = new Set<string>()
     const compare = (a: SchemaEntry, b: SchemaEntry, path: string) => {
@@ -68,7 +68,7 @@ export class QmpSchema {
     }
     for (const side of ['arg-type', 'ret-type'] as const)
       if (mine[side] !== undefined)
-        compare(this.get(mine[side]), other.get(theirs[side]), side === 'arg-type' ? command : `${command}=`)
+        compare(this.get(mine[side]), other.get(theirs[side]), side === 'arg-type' ? name : `${name}=`)
     return found
   }
 
