@@ -7,7 +7,7 @@ export const exitCodes = {
   failed: 1,
   usage: 2,
   partlyDone: 3,
-  warnings: 4,
+  interrupted: 130,
 } as const
 
 /** Something in how the program was called makes no sense; the sentence says what would. */

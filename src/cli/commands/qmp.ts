@@ -26,9 +26,7 @@ export const qmp = verb<{ command?: string; json?: string }>({
     if (command.startsWith('{'))
       throw new Misuse(`The command comes first, then its arguments: stillpoint qmp query-block-jobs '{}'`)
     const args = text === undefined ? undefined : parseArguments(text)
-    const { connectClient } = await import('../daemon-client.ts')
-    await using client = await connectClient(socket)
-    const value = await client.execute(command, args)
+    const value = await (await import('../qmp/run-one.ts')).runOne(socket, command, args)
     print(json ? `${JSON.stringify(value)}\n` : prettyJson(value))
   },
 })

@@ -2,10 +2,11 @@
 
 import { createInterface, type Interface } from 'node:readline'
 import { Fault } from '../../base/errors.ts'
-import { nearest } from '../../base/nearest.ts'
-import { ConnectionLost, QmpError, type QmpClient, type QmpEvent } from '../../control/qmp-client.ts'
+import { ConnectionLost, type QmpClient, type QmpEvent } from '../../control/qmp-client.ts'
 import { connectClient } from '../daemon-client.ts'
+import { exitCodes } from '../failure.ts'
 import { print } from '../output.ts'
+import { commandsOf, withSuggestion } from './did-you-mean.ts'
 import { loadHistory, saveHistory, MAX_HISTORY } from './history.ts'
 import { parseLine } from './parse-line.ts'
 import { prettyJson } from './pretty-json.ts'
@@ -22,7 +23,31 @@ export async function runShell(socket: string): Promise<void> {
   await using client = await connectClient(socket, { onEvent: event => shown.event(event) })
   const commands = await commandsOf(client)
   print(`Connected to ${socket}. "help" says what can be typed, ^D leaves.\n`)
-  using lines = createInterface({
+  using lines = openLines(commands)
+  /** `busy` is what the daemon is at. */
+  const state = { busy: '', lost: false }
+  shown.event = event => above(lines, eventText(event), state.busy === '')
+  lines.on('SIGINT', () => interrupted(lines, state.busy))
+  whenEnded(client, () => {
+    state.lost = true
+    lines.close()
+  })
+  lines.prompt()
+  for await (const text of lines) {
+    const line = text.trim()
+    if (line === 'exit') return
+    state.busy = line
+    await obey(client, line, commands)
+    state.busy = ''
+    if (line === 'quit') return
+    lines.prompt()
+  }
+  print('\n')
+  if (state.lost) throw new ConnectionLost(`The daemon at ${socket} ended the connection`)
+}
+
+function openLines(commands: readonly string[]): Interface {
+  const lines = createInterface({
     input: process.stdin,
     output: process.stdout,
     terminal: true,
@@ -32,64 +57,34 @@ export async function runShell(socket: string): Promise<void> {
     removeHistoryDuplicates: true,
     completer: (line: string) => complete(line, commands),
   })
-  lines.on('history', saveHistory)
-  const state = { busy: '', lost: false }
-  shown.event = event => above(lines, eventText(event), state.busy === '')
-  lines.on('SIGINT', () => {
-    if (state.busy !== '') {
-      print(`\nLeft while ${state.busy} was under way; the daemon goes on with it.\n`)
-      process.exit(130)
-    }
-    // As shells do: the line is given up, and one that is empty is an occasion to say how to leave.
-    if (lines.line === '') print('\n^D leaves.\n')
-    else print('\n')
-    lines.write(null, { ctrl: true, name: 'e' })
-    lines.write(null, { ctrl: true, name: 'u' })
-    lines.prompt()
-  })
-  whenEnded(client, () => {
-    state.lost = true
-    lines.close()
-  })
-  lines.prompt()
-  for await (const text of lines) {
-    if (/^\s*(exit|\.exit)\s*$/.test(text)) return
-    state.busy = text.trim()
-    await obey(client, text, commands)
-    state.busy = ''
-    if (/^\s*quit\s*$/.test(text) || state.lost) break
-    lines.prompt()
+  return lines.on('history', saveHistory)
+}
+
+/** ^C does as in other shells: the line is given up; an empty one is an occasion to say how to leave. */
+function interrupted(lines: Interface, busy: string) {
+  if (busy !== '') {
+    print(`\nLeft while ${busy} was under way; the daemon goes on with it.\n`)
+    process.exit(exitCodes.interrupted)
   }
-  if (state.lost && !/quit/.test(state.busy)) throw new ConnectionLost(`The daemon at ${socket} ended the connection`)
-  print('\n')
+  print(lines.line === '' ? '\n^D leaves.\n' : '\n')
+  // To the end, and all before it away; that shows the prompt again, too.
+  lines.write(null, { ctrl: true, name: 'e' })
+  lines.write(null, { ctrl: true, name: 'u' })
 }
 
 async function obey(client: QmpClient, text: string, commands: readonly string[]) {
+  let command = ''
   try {
     const line = parseLine(text)
     if (!line) return
-    if (line.command === 'help') print(HELP)
-    else if (line.command === 'commands') print(`${commands.join('\n')}\n`)
-    else print(prettyJson(await client.execute(line.command, line.args)))
-  } catch (error) {
+    command = line.command
+    if (command === 'help') print(HELP)
+    else if (command === 'commands') print(`${commands.join('\n')}\n`)
+    else print(prettyJson(await client.execute(command, line.args)))
+  } catch (thrown) {
+    const error = withSuggestion(thrown, command, commands)
     if (!(error instanceof Fault) || error instanceof ConnectionLost) throw error
-    print(`${error.qmpClass}: ${error.message}${adviceOn(error, text, commands)}\n`)
-  }
-}
-
-function adviceOn(error: Fault, text: string, commands: readonly string[]): string {
-  if (error.qmpClass !== 'CommandNotFound') return ''
-  const meant = nearest(text.trim().split(/\s/, 1)[0]!, commands)
-  return meant === undefined ? '' : `; did you mean ${meant}?`
-}
-
-async function commandsOf(client: QmpClient): Promise<string[]> {
-  try {
-    const commands = (await client.execute('query-commands')) as readonly { readonly name: string }[]
-    return commands.map(({ name }) => name).toSorted()
-  } catch (error) {
-    if (error instanceof QmpError) return [] // then there is nothing to complete
-    throw error
+    print(`${error.qmpClass}: ${error.message}\n`)
   }
 }
 
