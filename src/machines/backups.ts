@@ -67,7 +67,7 @@ export class Backups implements AsyncDisposable {
     const { machine, checkpoints, since, checkpoint, description, socket, expireMs = this.context.expireMs } = options
     const { graph, scratch, log } = this.context
     const name = options.name ?? `${machine.name}-${timeName()}`
-    this.#checkName(name)
+    this.#checkName(name, options)
     if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)
@@ -186,12 +186,15 @@ export class Backups implements AsyncDisposable {
       .catch((error: unknown) => log.error('an expired backup session could not be ended', { session: session.name, err: error }))
   }
 
-  #checkName(name: string) {
+  #checkName(name: string, { machine, socket }: PullOptions) {
     if (!NAME.test(name))
       throw new InvalidParameter(
         `'${name}' cannot be the name of a session: it may have up to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit`,
       )
     if (this.#sessions.has(name))
       throw new InvalidParameter(`there is a backup session '${name}' already; finish or abort it, or choose another name`)
+    const taken = machine.disks.map(disk => `${name}/${disk.name}`).find(wanted => this.context.exports.find(wanted))
+    if (taken !== undefined && socket === undefined)
+      throw new InvalidParameter(`there is an export '${taken}' already; choose another name for the session`)
   }
 }

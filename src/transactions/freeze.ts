@@ -91,7 +91,8 @@ export class Freeze implements Action, AsyncDisposable {
     this.#view = this.#filter = this.#target = undefined
     if (view) await this.graph.delete(view.name)
     // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
-    if (filter && this.#inserted) this.graph.planReplace(filter, this.disk)()
+    // What is below it now may be the filter of another view, which was put in later.
+    if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node)()
     this.#inserted = false
     if (filter) await this.graph.delete(filter.name)
     if (target) await this.graph.delete(target.name)
