@@ -100,7 +100,7 @@ function bind(koffi: typeof import('koffi').default): Native {
         await call('flock', flock, fd, LOCK_EX | LOCK_NB)
         return true
       } catch (error) {
-        if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return false
+        if (['EAGAIN', 'EWOULDBLOCK'].includes((error as NodeJS.ErrnoException).code ?? '')) return false // one number, two names
         throw error
       }
     },

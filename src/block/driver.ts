@@ -97,11 +97,14 @@ export interface OpenContext {
   readonly object: (id: string) => unknown
   /** The same dirty bitmap that QMP would find: by node and name. */
   readonly bitmap: (node: string, name: string) => BitmapReader
-  /** Tell whoever watches the node something that no request is there to hear: `snapshot-broken`. */
+  /** Tell whoever watches the node something that no request is there to hear. */
   readonly report: (event: NodeEvent) => void
 }
 
-export type NodeEvent = { readonly type: 'snapshot-broken'; readonly error: Error }
+export type NodeEvent =
+  | { readonly type: 'snapshot-broken'; readonly error: Error }
+  /** QMP's BLOCK_IMAGE_CORRUPTED: the image contradicts itself; `fatal` says that it takes no more writes. */
+  | { readonly type: 'image-corrupted'; readonly error: Error; readonly fatal: boolean }
 
 /** As much of a dirty bitmap as a driver may see. */
 export interface BitmapReader {

@@ -3,6 +3,7 @@
 import type { AnyDriver } from '../block/driver.ts'
 import { file, hostDevice } from './file.ts'
 import { nullCo } from './null-co.ts'
+import { qcow2 } from './qcow2/qcow2.ts'
 import { raw } from './raw.ts'
 
-export const drivers: readonly AnyDriver[] = [file, hostDevice, raw, nullCo]
+export const drivers: readonly AnyDriver[] = [file, hostDevice, raw, qcow2, nullCo]

@@ -1,0 +1,35 @@
+// The options of the qcow2 driver, in QMP's words (BlockdevOptionsQcow2).
+
+import { z } from 'zod'
+
+const MiB = 1 << 20
+
+const size = (least: number) => z.int().min(least)
+
+export const options = z.strictObject({
+  'cache-size': size(0).optional().describe('Bytes of tables to keep in memory in all; a quarter is for refcount blocks'),
+  'l2-cache-size': size(0)
+    .optional()
+    .describe('Bytes of L2 tables to keep in memory; 32 MiB by default, enough for 256 GiB with clusters of 64 KiB'),
+  'refcount-cache-size': size(0).optional().describe('Bytes of refcount blocks to keep in memory'),
+  'l2-cache-entry-size': size(512).optional().describe('Accepted; L2 tables are kept by 4 KiB'),
+  'cache-clean-interval': z.int().min(0).optional().describe('Accepted; what is not used makes room for what is'),
+  'lazy-refcounts': z.boolean().optional().describe('Accepted; refcounts are always kept'),
+  'pass-discard-request': z
+    .boolean()
+    .optional()
+    .describe('Give the space of discarded clusters back to the file; as `discard` says by default'),
+  'pass-discard-snapshot': z.boolean().optional().describe('Accepted; as pass-discard-request'),
+  'pass-discard-other': z.boolean().optional().describe('Accepted; as pass-discard-request'),
+  'overlap-check': z.unknown().optional().describe('Accepted; guest data are never written over tables'),
+})
+
+export type Qcow2Options = z.infer<typeof options>
+
+export function cacheBytes(options: Qcow2Options): { l2CacheBytes: number; refcountCacheBytes: number } {
+  const total = options['cache-size']
+  return {
+    l2CacheBytes: options['l2-cache-size'] ?? (total === undefined ? 32 * MiB : Math.floor(total * 0.75)),
+    refcountCacheBytes: Math.max(MiB, options['refcount-cache-size'] ?? (total === undefined ? 4 * MiB : Math.floor(total / 4))),
+  }
+}

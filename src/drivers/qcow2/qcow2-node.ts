@@ -1,0 +1,107 @@
+// An opened qcow2 image as a node of the graph.
+
+import type { Range } from '../../base/ranges.ts'
+import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import { extents } from './extents.ts'
+import { writeGuest } from './guest-file.ts'
+import type { Image } from './image.ts'
+import { L2Tables } from './l2-tables.ts'
+import { Kind } from './mapping.ts'
+import { Reader } from './reader.ts'
+import { resize } from './resize.ts'
+import { Writer } from './writer.ts'
+import { Zeroing } from './zeroing.ts'
+
+export class Qcow2Node implements BlockNode {
+  readonly #reader: Reader
+  readonly #writer: Writer
+  readonly #zeroing: Zeroing
+
+  constructor(
+    /** For what is done with images and not with disks: snapshots, bitmaps, checks. */
+    readonly image: Image,
+    readonly filename?: string,
+  ) {
+    const tables = new L2Tables(image)
+    this.#reader = new Reader(image)
+    this.#writer = new Writer(image, tables, this.#reader)
+    this.#zeroing = new Zeroing(image, tables, this.#writer)
+  }
+
+  get size() {
+    return this.image.header.size
+  }
+
+  async read(offset: number, into: Buffer) {
+    const { requests } = this.image
+    const epoch = requests.enter()
+    try {
+      await this.#reader.read(offset, into)
+    } finally {
+      requests.leave(epoch)
+    }
+  }
+
+  async write(offset: number, data: Buffer, flags?: WriteFlags) {
+    const { image } = this
+    const { requests, mapping } = image
+    image.checkUndamaged()
+    const epoch = requests.enter()
+    try {
+      if (mapping.find(offset, data.length) && mapping.length === data.length && mapping.kind === Kind.data && mapping.copied) {
+        // In place, in one piece. Where no table has changed, the file can see to it that the data are durable.
+        const durable = flags?.fua && !image.dataFile && !image.writeback.dirty
+        await writeGuest(image, mapping.host, data, durable ? flags : undefined)
+        if (durable) return
+      } else {
+        await this.#writer.write(offset, data)
+      }
+      if (flags?.fua) await image.writeback.flush()
+    } finally {
+      requests.leave(epoch)
+    }
+  }
+
+  async zero(range: Range, flags: ZeroFlags = {}) {
+    const { requests, writeback } = this.image
+    this.image.checkUndamaged()
+    const epoch = requests.enter()
+    try {
+      await this.#zeroing.zero(range, flags)
+      if (flags.fua) await writeback.flush()
+    } finally {
+      requests.leave(epoch)
+    }
+  }
+
+  async discard(range: Range) {
+    const { requests } = this.image
+    this.image.checkUndamaged()
+    if (!this.image.discard) return
+    const epoch = requests.enter()
+    try {
+      await this.#zeroing.discard(range)
+    } finally {
+      requests.leave(epoch)
+    }
+  }
+
+  async flush() {
+    if (this.image.readOnly) return
+    this.image.checkUndamaged()
+    await this.image.writeback.flush()
+  }
+
+  async *extents(range: Range): AsyncGenerator<Extent> {
+    yield* extents(this.image, range)
+  }
+
+  async resize(size: number) {
+    this.image.checkUndamaged()
+    await resize(this.image, this.#zeroing, size)
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.image.close()
+  }
+}

@@ -1,0 +1,194 @@
+// Checkpoints: what changed since each is known exactly, whatever is made and deleted, or is said to be unknown.
+
+import fc from 'fast-check'
+import t from 'tap'
+import { CheckpointInconsistent, InvalidParameter, NotFound } from '../../src/base/errors.ts'
+import { ALL, Permission } from '../../src/block/permissions.ts'
+import { bitmapName, Checkpoints } from '../../src/machines/checkpoints.ts'
+import type { Disk, Machine } from '../../src/machines/machine.ts'
+import { StateFolder } from '../../src/machines/state-folder.ts'
+import { testGraph } from '../helpers/test-graph.ts'
+
+const GRANULE = 65536
+const SIZE = 20 * GRANULE + 100
+
+/** A machine of two disks with a guest on each. */
+async function room(stack: AsyncDisposableStack, folder: string) {
+  const { graph } = testGraph()
+  stack.use(graph)
+  const state = stack.use(await StateFolder.open(folder))
+  const disks: Disk[] = []
+  for (const name of ['root', 'data'])
+    disks.push({ name, node: await graph.add({ driver: 'memory', 'node-name': `db.${name}`, size: SIZE }) })
+  const guests = disks.map(({ node }) => graph.attach(node, { description: 'a guest', perm: Permission.write, shared: ALL }))
+  const machine = { name: 'db', disks } as unknown as Machine
+  const write = (disk: number, granule: number) => guests[disk]!.write(granule * GRANULE, Buffer.alloc(10, 1))
+  return { machine, graph, state, write, disks, open: () => Checkpoints.open(machine, graph, state) }
+}
+
+/** The granules of a disk that changed since. */
+function changes(checkpoints: Checkpoints, name: string, disk: Disk) {
+  const granules = new Set<number>()
+  for (const bitmap of checkpoints.changesSince(name, disk) ?? []) {
+    for (const { offset, length } of bitmap.dirtyRanges({ offset: 0, length: SIZE }))
+      for (let at = offset; at < offset + length; at += GRANULE) granules.add(Math.floor(at / GRANULE))
+  }
+  return sorted(granules)
+}
+
+const sorted = (granules: Iterable<number>) => [...granules].sort((a, b) => a - b).join()
+
+/** Undefined when it is said to be inconsistent. */
+function changesIfKnown(checkpoints: Checkpoints, name: string, disk: Disk) {
+  try {
+    return changes(checkpoints, name, disk)
+  } catch (error) {
+    if (error instanceof CheckpointInconsistent) return undefined
+    throw error
+  }
+}
+
+t.test('whatever is written, made and deleted, what changed since each checkpoint is exactly what was written since', async t => {
+  const act = fc.oneof(
+    { weight: 5, arbitrary: fc.record({ kind: fc.constant('write' as const), disk: fc.nat(1), granule: fc.nat(20) }) },
+    { weight: 2, arbitrary: fc.record({ kind: fc.constant('create' as const) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant('delete' as const), at: fc.nat(9), children: fc.boolean() }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant('lose' as const), at: fc.nat(9), disk: fc.nat(1) }) },
+  )
+  const folder = t.testdir()
+  let runs = 0
+  await fc.assert(
+    fc.asyncProperty(fc.array(act, { maxLength: 40 }), async acts => {
+      await using stack = new AsyncDisposableStack()
+      const { machine, write, disks, open } = await room(stack, `${folder}/${runs++}`)
+      const checkpoints = await open()
+      /** Per checkpoint and disk, what was written since it; undefined where a bitmap was lost. */
+      const model: { name: string; since: (Set<number> | undefined)[] }[] = []
+      for (const [step, act] of acts.entries()) {
+        if (act.kind === 'write') {
+          await write(act.disk, act.granule)
+          for (const { since } of model) since[act.disk]?.add(act.granule)
+        } else if (act.kind === 'create') {
+          await checkpoints.create({ name: `c${step}` })
+          model.push({ name: `c${step}`, since: [new Set(), new Set()] })
+        } else if (model.length > 0 && act.kind === 'delete') {
+          const at = act.at % model.length
+          const deleted = await checkpoints.delete(model[at]!.name, { children: act.children })
+          const gone = model.splice(at, act.children ? model.length : 1)
+          if (deleted.join() !== gone.map(({ name }) => name).join()) throw new Error(`deleted ${deleted.join()}`)
+        } else if (model.length > 0 && act.kind === 'lose') {
+          // Somebody takes a bitmap away behind our back: all that rests on it is unknown from now on.
+          const at = act.at % model.length
+          const { bitmaps } = disks[act.disk]!.node
+          const lost = bitmaps.find(bitmapName(model[at]!.name))
+          if (lost) bitmaps.remove(lost)
+          for (const { since } of model.slice(0, at + 1)) since[act.disk] = undefined
+        }
+        for (const { name, since } of model) {
+          for (const [index, disk] of disks.entries()) {
+            const found = changesIfKnown(checkpoints, name, disk)
+            const right = since[index] && sorted(since[index])
+            if (found !== right) throw new Error(`since ${name} on ${disk.name}: ${found}, and not ${right}`)
+          }
+        }
+        for (const { node } of machine.disks) {
+          const recording = [...node.bitmaps].filter(bitmap => bitmap.recording).length
+          if (recording > 1) throw new Error(`a write marks ${recording} bitmaps`)
+        }
+      }
+    }),
+    { numRuns: 60 },
+  )
+})
+
+t.test('a checkpoint is known after a restart, and that its bitmap is not', async t => {
+  const folder = t.testdir()
+  {
+    await using stack = new AsyncDisposableStack()
+    const checkpoints = await (await room(stack, folder)).open()
+    await checkpoints.create({ name: 'one', description: 'before the upgrade' })
+    await checkpoints.create({ name: 'two' })
+    t.equal(checkpoints.problemOf('one'), undefined)
+  }
+  await using stack = new AsyncDisposableStack()
+  const { open, write } = await room(stack, folder)
+  const checkpoints = await open()
+  t.match(checkpoints.list, [
+    { name: 'one', description: 'before the upgrade', disks: ['root', 'data'], consistency: 'crash' },
+    { name: 'two', parent: 'one' },
+  ])
+  t.match(checkpoints.problemOf('one'), /^checkpoint inconsistent: missing or broken bitmap checkpoint-one for disk root/)
+  t.throws(() => checkpoints.changedBytes('two'), { name: 'CheckpointInconsistent', exitCode: 20 })
+  await checkpoints.create({ name: 'three' })
+  await write(0, 1)
+  t.equal(checkpoints.changedBytes('three'), GRANULE)
+  await checkpoints.delete('two')
+  t.match(checkpoints.problemOf('one'), /inconsistent/, 'what is deleted after it does not make it whole')
+})
+
+t.test('names that cannot be, are taken or are unknown are refused, and nothing has changed', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { open, disks } = await room(stack, t.testdir())
+  const checkpoints = await open()
+  await checkpoints.create({ name: 'one' })
+  for (const name of ['', '-x', 'a/b', 'a b', 'x'.repeat(129)]) await t.rejects(checkpoints.create({ name }), InvalidParameter)
+  await t.rejects(checkpoints.create({ name: 'one' }), /has a checkpoint 'one' already/)
+  await t.rejects(checkpoints.delete('nope'), NotFound)
+  disks[1]!.node.bitmaps.add({ name: 'checkpoint-two' })
+  await t.rejects(checkpoints.create({ name: 'two' }), { message: 'Bitmap already exists: checkpoint-two' })
+  t.same(
+    checkpoints.list.map(({ name }) => name),
+    ['one'],
+  )
+  t.equal(disks[0]!.node.bitmaps.find('checkpoint-two'), undefined, 'all disks or none')
+  t.ok(disks[0]!.node.bitmaps.get('checkpoint-one').recording)
+})
+
+t.test('a checkpoint that cannot be written down is none', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { open, disks, state } = await room(stack, t.testdir())
+  const checkpoints = await open()
+  await checkpoints.create({ name: 'one' })
+  state.write = () => Promise.reject(new InvalidParameter('the disk is full'))
+  await t.rejects(checkpoints.create({ name: 'two' }), /full/)
+  t.same(
+    checkpoints.list.map(({ name }) => name),
+    ['one'],
+  )
+  t.same(
+    [...disks[0]!.node.bitmaps].map(({ name, recording }) => ({ name, recording })),
+    [{ name: 'checkpoint-one', recording: true }],
+  )
+})
+
+t.test('with metadata only a checkpoint is forgotten, and its bitmaps stay', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { open, disks } = await room(stack, t.testdir())
+  const checkpoints = await open()
+  await checkpoints.create({ name: 'one' })
+  await checkpoints.delete('one', { metadataOnly: true })
+  t.same(checkpoints.list, [])
+  t.ok(disks[0]!.node.bitmaps.find('checkpoint-one'))
+})
+
+t.test('a disk that a checkpoint does not know counts as changed as a whole', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { open, disks, graph, write } = await room(stack, t.testdir())
+  const checkpoints = await open()
+  await checkpoints.create({ name: 'one' })
+  await write(0, 3)
+  disks.push({ name: 'new', node: await graph.add({ driver: 'memory', 'node-name': 'db.new', size: 12_345 }) })
+  t.equal(checkpoints.changesSince('one', disks[2]!), undefined)
+  t.equal(checkpoints.changedBytes('one'), GRANULE + 12_345)
+  await checkpoints.create({ name: 'two' })
+  await checkpoints.delete('two')
+  t.equal(checkpoints.changedBytes('one'), GRANULE + 12_345)
+})
+
+t.test('a second daemon is kept out of the state folder, and a damaged file is not guessed at', async t => {
+  const folder = t.testdir({ 'checkpoints-db.json': '{"version":1,"checkpoints":[{"name":"x"}]}' })
+  await using stack = new AsyncDisposableStack()
+  const { open } = await room(stack, folder)
+  await t.rejects(open(), /is damaged; move it away/)
+  await t.rejects(StateFolder.open(folder), { name: 'Busy', exitCode: 11, message: /another daemon runs on the state folder/ })
+})
