@@ -144,6 +144,6 @@ export const errorName = (errno: number): NbdErrorName => byNumber.get(errno as 
 export function peerText(bytes: Buffer, limit = 4096): string {
   return bytes
     .toString('utf8', 0, Math.min(bytes.length, limit))
-    .replaceAll(/[\p{Cc}\p{Cf}\u2028\u2029]+/gu, ' ')
+    .replaceAll(/[\s\p{Cc}\p{Cf}]+/gu, ' ')
     .trim()
 }

@@ -10,6 +10,7 @@ export class HandshakeReader implements Receiver {
   /** What came behind the last piece. */
   #surplus: Buffer = Buffer.alloc(0)
   #error: NbdError | undefined
+  #over = false
 
   constructor(private readonly transport: Transport) {
     transport.receiver = this
@@ -44,7 +45,15 @@ export class HandshakeReader implements Receiver {
     for (let left = length; left > 0; left -= Math.min(left, 4096)) await this.read(Math.min(left, 4096))
   }
 
+  /** Whatever still comes does not matter. */
+  ignoreRest(): void {
+    this.#over = true
+    this.#surplus = Buffer.alloc(0)
+    this.transport.paused = false
+  }
+
   received(bytes: Buffer): void {
+    if (this.#over) return
     this.#take(bytes)
     if (!this.#target || this.#filled < this.#target.length) return
     this.transport.paused = true

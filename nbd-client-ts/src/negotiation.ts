@@ -168,6 +168,7 @@ export class Negotiation {
     if (this.transport.error) return
     // The answer does not matter, and many a server does not give one.
     if (this.isFixedNewstyle) this.#send(Option.ABORT)
+    this.reader.ignoreRest()
     await this.transport.end(ABORT_MS)
   }
 
