@@ -56,7 +56,9 @@ export class Connection implements Receiver {
       inPayload: () => this.#intake.inPayload,
       expired: () => this.#expired(requestTimeoutMs),
     })
-    this.#outbox = new Outbox(transport, session.mode === 'extended', this.#tag, () => this.#watchdog.moved())
+    this.#outbox = new Outbox(transport, session.mode === 'extended', this.#tag, () => {
+      if (this.#oldest()?.isSent === false) this.#watchdog.moved()
+    })
     this.#intake.start(
       parseReplies(this.#intake, session, {
         find: (high, low) => (high === this.#tag ? this.#pending.get(low) : undefined),

@@ -16,7 +16,7 @@ export class Outbox {
   #rest: { request: Request; data: Buffer } | undefined
   #scheduled = false
   #writing = false
-  /** Their payloads end in the write that is under way. */
+  /** Their last bytes are in the write that is under way. */
   #ending: Request[] = []
   #idle: PromiseWithResolvers<void> | undefined
 
@@ -71,7 +71,8 @@ export class Outbox {
       this.#encode(request, headers, taken * size)
       taken++
       bytes += size
-      if (request.payload) {
+      if (!request.payload) this.#ending.push(request)
+      else {
         buffers.push(headers.subarray(from, taken * size))
         from = taken * size
         request.use()
@@ -84,8 +85,8 @@ export class Outbox {
     this.#writing = true
     this.transport.write(buffers, () => {
       this.#writing = false
-      this.#releaseEnding()
       this.moved()
+      this.#end()
       this.#pump()
       if (!this.isEmpty) return
       this.#idle?.resolve()
@@ -95,17 +96,20 @@ export class Outbox {
 
   /** The transport has closed: it uses nothing any more. */
   close(): void {
-    this.#releaseEnding()
+    this.#end()
     this.#rest?.request.release()
     this.#rest = undefined
     this.#waiting = []
     this.#idle?.resolve()
   }
 
-  #releaseEnding() {
+  #end() {
     const ending = this.#ending
     this.#ending = []
-    for (const request of ending) request.release()
+    for (const request of ending) {
+      request.isSent = true
+      if (request.payload) request.release()
+    }
   }
 
   #continue(buffers: Buffer[]) {

@@ -16,6 +16,8 @@ export abstract class Request<Result = unknown> {
   /** While it is on a connection. */
   cookie = 0
   payload: Buffer | undefined
+  /** The socket has taken all of it. */
+  isSent = false
   /** As the header states it. */
   wireLength: number
   problems: ReplyProblem[] = []
@@ -73,6 +75,7 @@ export abstract class Request<Result = unknown> {
 
   /** It is about to be sent on a connection, perhaps not for the first time. */
   begin(_session: Session): void {
+    this.isSent = false
     this.problems = []
     this.#problemCount = 0
   }

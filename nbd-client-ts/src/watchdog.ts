@@ -1,8 +1,11 @@
 // Notices a peer that has stopped answering.
 //
 // Only the request that has waited longest is watched: nothing sent before it is in its way any more, so its time runs from when that
-// came to be, from its own last chunk, or from when the socket last took some of what we send. A large reply that is under way for
-// another request may finish first, as long as its bytes keep coming.
+// came to be, from its own last chunk, or, until it is sent, from when the socket last took some of what we send. A large chunk that
+// is under way may finish first, as long as its bytes keep coming; but not drop by drop for ever.
+
+/** How many times the timeout a chunk may take whose bytes keep coming. */
+const PATIENCE = 10
 
 export interface Watched {
   /** A request that waits for its reply, the longest. */
@@ -43,7 +46,7 @@ export class Watchdog {
     this.#lastByte = performance.now()
   }
 
-  /** The socket took bytes; or a chunk for the oldest request is complete. */
+  /** The oldest request is nearer to its end: a chunk of its reply came, or the socket took bytes while it is not yet sent. */
   moved(): void {
     this.#since = performance.now()
     this.#overdue = false
@@ -51,7 +54,7 @@ export class Watchdog {
 
   /** A reply's payload is complete. */
   payloadOver(): void {
-    if (this.#overdue) this.#look()
+    if (this.#overdue && this.connection.oldest() === this.#watched) this.connection.expired()
   }
 
   #look() {
@@ -62,8 +65,10 @@ export class Watchdog {
       this.#watched = oldest
       this.moved()
     }
-    if (now - this.#since < this.timeoutMs) return
-    if (this.connection.inPayload() && now - this.#lastByte < this.timeoutMs) this.#overdue = true
+    const waited = now - this.#since
+    if (waited < this.timeoutMs) return
+    const isComing = this.connection.inPayload() && now - this.#lastByte < this.timeoutMs
+    if (isComing && waited < PATIENCE * this.timeoutMs) this.#overdue = true
     else this.connection.expired()
   }
 }

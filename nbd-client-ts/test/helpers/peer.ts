@@ -36,12 +36,14 @@ export class Gone extends Error {}
 /** One connection, from the server's side. */
 export class Peer {
   #chunks: Buffer[] = []
+  #length = 0
   #ended = false
   #wake: (() => void) | undefined
 
   constructor(readonly socket: net.Socket) {
     socket.on('data', (chunk: Buffer) => {
       this.#chunks.push(chunk)
+      this.#length += chunk.length
       this.#wake?.()
     })
     socket.on('error', () => socket.destroy())
@@ -52,21 +54,20 @@ export class Peer {
   }
 
   async read(length: number): Promise<Buffer> {
-    for (;;) {
-      const all = Buffer.concat(this.#chunks)
-      if (all.length >= length) {
-        this.#chunks = [all.subarray(length)]
-        return all.subarray(0, length)
-      }
-      if (this.#ended) throw new Gone(`wanted ${length} bytes, and there were ${all.length}`)
+    while (this.#length < length) {
+      if (this.#ended) throw new Gone(`wanted ${length} bytes, and there were ${this.#length}`)
       await new Promise<void>(resolve => (this.#wake = resolve))
     }
+    const all = Buffer.concat(this.#chunks)
+    this.#chunks = [all.subarray(length)]
+    this.#length -= length
+    return all.subarray(0, length)
   }
 
   /** Waits until the client has gone; how many bytes it had sent that nobody has read. */
   async ended(): Promise<number> {
     while (!this.#ended) await new Promise<void>(resolve => (this.#wake = resolve))
-    return Buffer.concat(this.#chunks).length
+    return this.#length
   }
 
   send(...parts: Buffer[]): void {
@@ -103,8 +104,12 @@ export interface AnyRequest {
 }
 
 /** Plays on every connection until the stack is disposed; `number` counts them from 0. */
-export async function play(stack: AsyncDisposableStack, script: (peer: Peer, number: number) => Promise<void>): Promise<string> {
-  const socket = join(folder(stack), 'peer.sock')
+export async function play(
+  stack: AsyncDisposableStack,
+  script: (peer: Peer, number: number) => Promise<void>,
+  over: 'unix' | 'tcp' = 'unix',
+): Promise<string> {
+  const path = join(folder(stack), 'peer.sock')
   const sockets = new Set<net.Socket>()
   const failures: unknown[] = []
   let count = 0
@@ -116,13 +121,13 @@ export async function play(stack: AsyncDisposableStack, script: (peer: Peer, num
       connection.destroy()
     })
   })
-  await new Promise<void>(resolve => server.listen(socket, resolve))
+  await new Promise<void>(resolve => server.listen(over === 'unix' ? { path } : { port: 0, host: '127.0.0.1' }, resolve))
   stack.defer(async () => {
     for (const socket of sockets) socket.destroy()
     await new Promise(resolve => server.close(resolve))
     if (failures.length > 0) throw failures[0]
   })
-  return `nbd+unix:///?socket=${socket}`
+  return over === 'unix' ? `nbd+unix:///?socket=${path}` : `nbd://127.0.0.1:${(server.address() as net.AddressInfo).port}`
 }
 
 // --- Messages ---------------------------------------------------------------------------------------------------------------------
