@@ -1,0 +1,174 @@
+// A blob: 64 bytes that describe themselves, and the stored bytes behind them. Every number is big-endian.
+//
+//      0  4  magic "SPb1"
+//      4  1  type: what the plain bytes are (BlobType)
+//      5  1  codec: 0 as they are, 1 zstd
+//      6  1  flags: bit 0 encrypted; the others are 0
+//      7  1  0
+//      8  4  stored length: of what follows the header, with the 16 bytes of the tag where it is encrypted
+//     12  4  plain length
+//     16  8  counter: of the session; with four zero bytes before it, the nonce
+//     24 32  id: SHA-256 of the plain bytes, or HMAC-SHA256 with the id key where the repository is encrypted
+//     56  4  0
+//     60  4  CRC-32 (zlib's) of the first 60 bytes
+//
+// Encrypted means AES-256-GCM by the key of the session that wrote it (keys.ts), with the header as associated data, so no part of
+// it can be changed or given to other bytes; the tag follows the ciphertext.
+
+import { createCipheriv, createDecipheriv, timingSafeEqual } from 'node:crypto'
+import zlib from 'node:zlib'
+import { messageOf } from '../base/errors.ts'
+import { Damaged } from './faults.ts'
+
+export const BlobType = { data: 1, node: 2, attachment: 3, manifest: 4 } as const
+export type BlobType = (typeof BlobType)[keyof typeof BlobType]
+
+export const HEADER = 64
+export const TAG = 16
+export const ID = 32
+const MAGIC = 0x53506231
+const ENCRYPTED = 1
+
+/** No blob has more plain bytes: the largest chunk, and far more than any node or manifest. */
+export const MAX_PLAIN = 16 << 20
+
+export const codecs = { raw: 0, zstd: 1 } as const
+
+export interface BlobHeader {
+  readonly type: number
+  readonly codec: number
+  readonly encrypted: boolean
+  readonly storedLength: number
+  readonly plainLength: number
+  readonly counter: number
+  readonly id: Buffer
+}
+
+export function encodeBlobHeader(header: BlobHeader, into: Buffer) {
+  into.fill(0, 0, HEADER)
+  into.writeUInt32BE(MAGIC, 0)
+  into.writeUInt8(header.type, 4)
+  into.writeUInt8(header.codec, 5)
+  into.writeUInt8(header.encrypted ? ENCRYPTED : 0, 6)
+  into.writeUInt32BE(header.storedLength, 8)
+  into.writeUInt32BE(header.plainLength, 12)
+  into.writeBigUInt64BE(BigInt(header.counter), 16)
+  into.set(header.id, 24)
+  into.writeUInt32BE(zlib.crc32(into.subarray(0, 60)), 60)
+}
+
+/** Throws Damaged for anything that no writer wrote. The id is a view of `from`. */
+export function decodeBlobHeader(from: Buffer): BlobHeader {
+  if (from.length < HEADER) throw new Damaged('a blob is cut short in its header')
+  if (from.readUInt32BE(0) !== MAGIC) throw new Damaged('there is no blob where one should be')
+  if (zlib.crc32(from.subarray(0, 60)) !== from.readUInt32BE(60)) throw new Damaged('the header of a blob is damaged')
+  const header = {
+    type: from.readUInt8(4),
+    codec: from.readUInt8(5),
+    encrypted: from.readUInt8(6) === ENCRYPTED,
+    storedLength: from.readUInt32BE(8),
+    plainLength: from.readUInt32BE(12),
+    counter: Number(from.readBigUInt64BE(16)),
+    id: from.subarray(24, 24 + ID),
+  }
+  if (from.readUInt8(6) > ENCRYPTED || header.codec > codecs.zstd || header.plainLength > MAX_PLAIN)
+    throw new Damaged('the header of a blob has values that this version does not know')
+  if (header.storedLength > header.plainLength + (header.encrypted ? TAG : 0))
+    throw new Damaged('a blob is longer stored than plain')
+  return header
+}
+
+/** The nonce of AES-GCM: a key is one session's, and a session counts its blobs. */
+function nonceOf(counter: number) {
+  const nonce = Buffer.alloc(12)
+  nonce.writeBigUInt64BE(BigInt(counter), 4)
+  return nonce
+}
+
+export interface SealOptions {
+  readonly type: BlobType
+  readonly id: Buffer
+  readonly counter: number
+  /** The session's key; undefined in a repository that is not encrypted. */
+  readonly key: Uint8Array | undefined
+}
+
+const level = { params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } }
+
+/** Writes header and stored bytes to `into`, which has room for HEADER + plain + TAG bytes; says how many it wrote. */
+export function sealBlob(plain: Uint8Array, { type, id, counter, key }: SealOptions, into: Buffer): number {
+  // One output buffer of the right size at once; what does not fit is not smaller.
+  const compressed = plain.length > 0 ? zlib.zstdCompressSync(plain, { ...level, chunkSize: plain.length + 1024 }) : plain
+  const smaller = compressed.length < plain.length
+  const bytes = smaller ? compressed : plain
+  const header = {
+    type,
+    codec: smaller ? codecs.zstd : codecs.raw,
+    encrypted: key !== undefined,
+    storedLength: bytes.length + (key ? TAG : 0),
+    plainLength: plain.length,
+    counter,
+    id,
+  }
+  encodeBlobHeader(header, into)
+  if (!key) {
+    into.set(bytes, HEADER)
+    return HEADER + bytes.length
+  }
+  const cipher = createCipheriv('aes-256-gcm', key, nonceOf(counter))
+  cipher.setAAD(into.subarray(0, HEADER))
+  into.set(cipher.update(bytes), HEADER)
+  cipher.final()
+  into.set(cipher.getAuthTag(), HEADER + bytes.length)
+  return HEADER + bytes.length + TAG
+}
+
+export interface OpenOptions {
+  readonly type: BlobType
+  /** Which it must be; undefined: the one it says it is. */
+  readonly id?: Uint8Array | undefined
+  readonly key: Uint8Array | undefined
+  /** Of plain bytes (keys.ts). */
+  readonly idOf: (plain: Uint8Array) => Buffer
+}
+
+/** The plain bytes of a blob, which are what its id says, or Damaged. */
+export function openBlob(blob: Buffer, { type, id, key, idOf }: OpenOptions): Buffer {
+  const header = decodeBlobHeader(blob)
+  if (header.type !== type) throw new Damaged(`a blob of type ${header.type} is where one of type ${type} should be`)
+  if (id && !header.id.equals(id)) throw new Damaged('another blob is where this one should be')
+  if (header.encrypted !== (key !== undefined))
+    throw new Damaged(
+      header.encrypted ? 'a blob is encrypted, and the repository is not' : 'a blob is not encrypted, as all should be',
+    )
+  if (blob.length < HEADER + header.storedLength) throw new Damaged('a blob is cut short')
+  const stored = blob.subarray(HEADER, HEADER + header.storedLength)
+  const bytes = key ? decrypt(blob.subarray(0, HEADER), stored, header.counter, key) : stored
+  const plain = header.codec === codecs.raw ? bytes : decompress(bytes, header.plainLength)
+  if (plain.length !== header.plainLength) throw new Damaged('a blob has not the length it says')
+  if (!timingSafeEqual(idOf(plain), header.id)) throw new Damaged('the bytes of a blob are not those that were written')
+  return plain
+}
+
+function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Array) {
+  if (stored.length < TAG) throw new Damaged('a blob is too short to be encrypted')
+  const decipher = createDecipheriv('aes-256-gcm', key, nonceOf(counter), { authTagLength: TAG })
+  decipher.setAAD(header)
+  decipher.setAuthTag(stored.subarray(-TAG))
+  const bytes = decipher.update(stored.subarray(0, -TAG))
+  try {
+    decipher.final()
+  } catch (error) {
+    throw new Damaged('a blob does not decrypt: its bytes were changed', { cause: error })
+  }
+  return bytes
+}
+
+function decompress(bytes: Buffer, plainLength: number) {
+  if (plainLength === 0) throw new Damaged('an empty blob is compressed')
+  try {
+    return zlib.zstdDecompressSync(bytes, { chunkSize: Math.max(64, plainLength), maxOutputLength: plainLength })
+  } catch (error) {
+    throw new Damaged(`a blob does not decompress: ${messageOf(error)}`, { cause: error })
+  }
+}

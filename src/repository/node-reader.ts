@@ -1,0 +1,93 @@
+// Reads the nodes of trees, and other small blobs of meta packs. Neighbours were written together and are wanted together, so a read
+// takes what lies behind it along.
+
+import { BlobType, openBlob } from './blob.ts'
+import { Damaged } from './faults.ts'
+import type { RepositoryKeys } from './keys.ts'
+import { decodePackHeader, PACK_HEADER, packKey } from './pack.ts'
+import type { PackRecord } from './blob-index.ts'
+import type { RepositoryIndex } from './repository-index.ts'
+import type { Target } from './target.ts'
+import { decodeNode, type TreeNode } from './tree-node.ts'
+
+const WINDOW = 256 << 10
+const WINDOWS = 8
+const NODES = 512
+
+export class NodeReader {
+  readonly #windows: { pack: PackRecord; offset: number; bytes: Promise<Buffer> }[] = []
+  readonly #nodes = new Map<string, Promise<TreeNode>>()
+
+  constructor(
+    private readonly target: Target,
+    private readonly keys: RepositoryKeys,
+    private readonly index: RepositoryIndex,
+    private readonly sessions: PackSessions,
+    private readonly signal?: AbortSignal | undefined,
+  ) {}
+
+  async node(id: Buffer, level: number): Promise<TreeNode> {
+    const name = `${level}${id.toString('base64')}`
+    let node = this.#nodes.get(name)
+    if (!node) {
+      node = this.blob(id, BlobType.node).then(plain => decodeNode(plain, level))
+      if (this.#nodes.size >= NODES) this.#nodes.delete(this.#nodes.keys().next().value!)
+      this.#nodes.set(name, node)
+    }
+    return node
+  }
+
+  /** The plain bytes of a blob in a meta pack. */
+  async blob(id: Buffer, type: BlobType): Promise<Buffer> {
+    const place = this.index.meta.find(id)
+    if (!place) throw new Damaged(`the repository has no blob ${id.toString('hex')}, which a restore point needs`)
+    const session = await this.sessions.of(place.pack)
+    const blob = await this.#bytes(place.pack, place.offset, place.length)
+    return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+  }
+
+  async #bytes(pack: PackRecord, offset: number, length: number) {
+    let window = this.#windows.find(
+      window => window.pack === pack && window.offset <= offset && offset + length <= window.offset + WINDOW,
+    )
+    if (!window || length > WINDOW) {
+      const range = { offset, length: Math.max(length, Math.min(WINDOW, pack.size - offset)) }
+      const bytes = this.target
+        .get(packKey(pack.kind, pack.name), { range, signal: this.signal })
+        .then(({ body }) => Buffer.from(body.buffer, body.byteOffset, body.length))
+      window = { pack, offset, bytes }
+      this.#windows.push(window)
+      if (this.#windows.length > WINDOWS) this.#windows.shift()
+    }
+    const bytes = await window.bytes
+    return bytes.subarray(offset - window.offset, offset - window.offset + length)
+  }
+}
+
+/** Which session wrote a pack, whose key its blobs need; it is in the pack's header, and asked for once. */
+export class PackSessions {
+  readonly #known = new Map<PackRecord, Promise<string>>()
+
+  constructor(
+    private readonly target: Target,
+    private readonly keys: RepositoryKeys,
+    private readonly repository: string,
+    private readonly signal?: AbortSignal | undefined,
+  ) {}
+
+  async of(pack: PackRecord): Promise<string> {
+    if (!this.keys.idKey) return '' // nothing is encrypted
+    let session = this.#known.get(pack)
+    if (!session) this.#known.set(pack, (session = this.#read(pack)))
+    return session
+  }
+
+  async #read(pack: PackRecord) {
+    const key = packKey(pack.kind, pack.name)
+    const { body } = await this.target.get(key, { range: { offset: 0, length: PACK_HEADER }, signal: this.signal })
+    const header = decodePackHeader(Buffer.from(body))
+    if (header.repository !== this.repository || header.kind !== pack.kind)
+      throw new Damaged(`${key} is not the pack that it should be`)
+    return header.session
+  }
+}

@@ -1,0 +1,57 @@
+// Restore points as a whole: forgetting and pinning them.
+//
+// Forgetting does not delete: a tombstone takes the manifest's place, so that the second half of a commit, done late by somebody who
+// was stopped, cannot bring it back. The collector removes old tombstones.
+
+import { Busy, NotFound } from '../base/errors.ts'
+import { listSessions } from './commit.ts'
+import { find, putIf } from './conditional.ts'
+import { isTombstone, POINTS, tombstone } from './manifest.ts'
+import type { Repository } from './repository.ts'
+import { PreconditionFailed } from './target.ts'
+import { finishCommits } from './writer.ts'
+
+const PINNED = 'pinned/'
+const pinKey = (key: string) => PINNED + key.slice(POINTS.length)
+
+/** Only what nobody has pinned or reads. Its packs stay until they are collected. */
+export async function forget(repository: Repository, key: string, signal?: AbortSignal): Promise<void> {
+  const { target, cas } = repository
+  await finishCommits(repository, signal)
+  const found = await find(target, key, signal)
+  if (!found || isTombstone(found.body)) throw new NotFound(`there is no restore point '${key}' in ${target.location}`)
+  if (await isPinned(repository, key, signal)) throw new Busy(`restore point ${key} is pinned: take the pin away first`)
+  if ((await pointsInUse(repository, signal)).has(key)) throw new Busy(`restore point ${key} is in use: somebody reads it`)
+  try {
+    await putIf(target, key, tombstone(new Date()), cas ? { ifMatch: found.tag } : {}, signal)
+  } catch (error) {
+    if (!(error instanceof PreconditionFailed)) throw error // somebody else has forgotten it just now
+  }
+}
+
+/** Retention leaves it alone, and so does forgetting. */
+export async function pin(repository: Repository, key: string, reason = '') {
+  await repository.point(key)
+  await repository.target.put(pinKey(key), Buffer.from(JSON.stringify({ pinned: new Date().toISOString(), reason })))
+}
+
+export async function unpin(repository: Repository, key: string) {
+  await repository.target.delete([pinKey(key)])
+}
+
+export const isPinned = async ({ target }: Repository, key: string, signal?: AbortSignal) =>
+  Boolean(await find(target, pinKey(key), signal))
+
+export async function pinnedPoints({ target }: Repository, signal?: AbortSignal): Promise<Set<string>> {
+  const keys = new Set<string>()
+  for await (const { key } of target.list(PINNED, { signal })) keys.add(POINTS + key.slice(PINNED.length))
+  return keys
+}
+
+/** What somebody reads right now. */
+export async function pointsInUse({ target }: Repository, signal?: AbortSignal): Promise<Set<string>> {
+  const keys = new Set<string>()
+  for await (const { record } of listSessions(target, signal))
+    if (record.kind === 'reader' && record.state === 'active') for (const { key } of record.pins ?? []) keys.add(key)
+  return keys
+}

@@ -1,0 +1,65 @@
+// A reading session: while it is there, nothing that its restore points need is deleted, also when they are forgotten meanwhile.
+//
+// It says which restore points it pins and only then looks whether they are (still) there. So whoever forgets one later does so when
+// the session is there to be seen, and the collector, which lists restore points before it lists sessions, sees one of the two.
+
+import { contentOf } from './attachment.ts'
+import { BlobType } from './blob.ts'
+import { NodeReader, PackSessions } from './node-reader.ts'
+import { readState } from './gc-state.ts'
+import { loadIndex, type RepositoryIndex } from './repository-index.ts'
+import type { Point, Repository } from './repository.ts'
+import { Session, type SessionOptions } from './session.ts'
+
+export class RepositoryReader implements AsyncDisposable {
+  readonly nodes: NodeReader
+  readonly sessions: PackSessions
+
+  private constructor(
+    readonly repository: Repository,
+    readonly session: Session,
+    readonly points: readonly Point[],
+    readonly index: RepositoryIndex,
+  ) {
+    const { target, keys, id } = repository
+    this.sessions = new PackSessions(target, keys, id, session.signal)
+    this.nodes = new NodeReader(target, keys, index, this.sessions, session.signal)
+  }
+
+  /** NotFound when one of the restore points is not there. */
+  static async begin(
+    repository: Repository,
+    keys: readonly string[],
+    { beatMs, signal }: Pick<SessionOptions, 'beatMs' | 'signal'> = {},
+  ) {
+    const { target, cas } = repository
+    const { state } = await readState(target, signal)
+    const points = await Promise.all(keys.map(key => repository.point(key, signal)))
+    const pins = points.map(({ key, body }) => ({ key, manifest: body.toString('base64') }))
+    await using undo = new AsyncDisposableStack()
+    const session = undo.use(
+      await Session.begin(
+        target,
+        { kind: 'reader', epoch: state.epoch, pins },
+        { cas, signal, ...(beatMs !== undefined && { beatMs }) },
+      ),
+    )
+    for (const key of keys) await repository.point(key, signal)
+    const { index } = await loadIndex(target, repository.id, { signal })
+    undo.move()
+    return new RepositoryReader(repository, session, points, index)
+  }
+
+  get signal() {
+    return this.session.signal
+  }
+
+  /** The bytes of an attachment, by its id in hex. */
+  async attachment(id: string): Promise<Buffer> {
+    return contentOf(await this.nodes.blob(Buffer.from(id, 'hex'), BlobType.attachment))
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.session[Symbol.asyncDispose]()
+  }
+}

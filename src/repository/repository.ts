@@ -1,0 +1,86 @@
+// A repository that is open: what it is, its keys, and its restore points.
+
+import { NotFound } from '../base/errors.ts'
+import { listSessions } from './commit.ts'
+import { find } from './conditional.ts'
+import type { RepositoryKeys } from './keys.ts'
+import { decodeManifest, isTombstone, machinePrefix, POINTS, timeOfKey, type Manifest } from './manifest.ts'
+import { openKeys, readRepositoryFile, type RepositoryFile } from './repository-file.ts'
+import type { Target } from './target.ts'
+
+export interface Point {
+  /** points/<machine>/<time>-<id>, by which it is known everywhere. */
+  readonly key: string
+  readonly manifest: Manifest
+  /** Its object's bytes. */
+  readonly body: Buffer
+}
+
+export class Repository {
+  private constructor(
+    readonly target: Target,
+    readonly file: RepositoryFile,
+    readonly keys: RepositoryKeys,
+  ) {}
+
+  /** NoRepository, WrongKey, UnknownFormat or Damaged when it cannot be. The target stays the caller's. */
+  static async open(target: Target, { passphrase, signal }: { passphrase?: string | undefined; signal?: AbortSignal } = {}) {
+    const file = await readRepositoryFile(target, signal)
+    return new Repository(target, file, await openKeys(target, file, passphrase, signal))
+  }
+
+  get id() {
+    return this.file.id
+  }
+
+  get cas() {
+    return this.file.cas
+  }
+
+  /** The keys of the restore points of a machine, or of all, oldest first for each machine. Forgotten ones may be among them. */
+  async pointKeys(machine?: string, signal?: AbortSignal): Promise<string[]> {
+    const keys = new Set<string>()
+    const prefix = machine === undefined ? POINTS : machinePrefix(machine)
+    // Sessions first: one that is finished in between has its point by then.
+    for await (const { record } of listSessions(this.target, signal))
+      if (record.state === 'committed' && record.point?.key.startsWith(prefix)) keys.add(record.point.key)
+    for await (const { key } of this.target.list(prefix, { signal })) if (timeOfKey(key)) keys.add(key)
+    return [...keys].sort()
+  }
+
+  /** The restore point, or undefined when it was forgotten or never was. */
+  async findPoint(key: string, signal?: AbortSignal): Promise<Point | undefined> {
+    const found = await find(this.target, key, signal)
+    const body = found ? Buffer.from(found.body) : await this.#committed(key, signal)
+    if (!body || isTombstone(body)) return undefined
+    return { key, body, manifest: this.decode(body, key) }
+  }
+
+  async point(key: string, signal?: AbortSignal): Promise<Point> {
+    const point = await this.findPoint(key, signal)
+    if (!point)
+      throw new NotFound(
+        `there is no restore point '${key}' in ${this.target.location}; "stillpoint point list" shows what there is`,
+      )
+    return point
+  }
+
+  /** Every restore point of a machine, or of all. */
+  async *points(machine?: string, signal?: AbortSignal): AsyncGenerator<Point> {
+    for (const key of await this.pointKeys(machine, signal)) {
+      const point = await this.findPoint(key, signal)
+      if (point) yield point
+    }
+  }
+
+  decode(body: Buffer, what: string) {
+    return decodeManifest(body, this.keys, this.id, what)
+  }
+
+  /** A commit whose second half nobody has done yet. */
+  async #committed(key: string, signal?: AbortSignal) {
+    for await (const { record } of listSessions(this.target, signal))
+      if (record.state === 'committed' && record.point?.key === key) return Buffer.from(record.point.manifest, 'base64')
+    return undefined
+  }
+}

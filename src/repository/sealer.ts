@@ -1,0 +1,173 @@
+// Hashing, compression and encryption off the main thread, on memory shared with it: whoever wants work done takes a slot, fills its
+// input, and gets the result in its output. There are as many slots as the memory allows, and whoever comes later waits.
+
+import { availableParallelism } from 'node:os'
+import { Worker } from 'node:worker_threads'
+import type { BlobType } from './blob.ts'
+import { Damaged } from './faults.ts'
+import { slotBytesFor, slotView, type Answer, type Job, type WorkerData } from './seal-job.ts'
+
+type Work = Job extends infer Each ? (Each extends Job ? Omit<Each, 'number'> : never) : never
+
+interface SealerOptions {
+  /** The longest plain bytes: the chunk size. */
+  readonly maxPlain: number
+  readonly threads?: number
+  /** For each thread. */
+  readonly slots?: number
+}
+
+const MAX_THREADS = 4
+
+export class Sealer implements AsyncDisposable {
+  readonly #threads: Thread[]
+  readonly #free: Slot[]
+  readonly #waiting: PromiseWithResolvers<Slot>[] = []
+  /** How many slots there are: as many pieces of work can be under way. */
+  readonly slots: number
+  /** The longest plain bytes that a slot takes. */
+  readonly maxPlain: number
+  #turn = 0
+
+  private constructor({ maxPlain, threads = Math.min(MAX_THREADS, availableParallelism()), slots = 4 }: SealerOptions) {
+    const slotBytes = slotBytesFor(maxPlain)
+    this.#threads = Array.from({ length: threads }, () => {
+      const memory = new SharedArrayBuffer(slots * slotBytes)
+      return new Thread({ memory, slotBytes })
+    })
+    this.slots = slots * threads
+    this.maxPlain = maxPlain
+    const give = (slot: Slot) => this.#give(slot)
+    // Neighbours belong to different threads, so that a few pieces of work already keep all of them busy.
+    this.#free = Array.from(
+      { length: slots * threads },
+      (_, index) => new Slot(this.#threads[index % threads]!, Math.floor(index / threads), give),
+    )
+  }
+
+  static start(options: SealerOptions) {
+    return new Sealer(options)
+  }
+
+  /** The slot is the caller's until it is disposed. */
+  async take(signal?: AbortSignal): Promise<Slot> {
+    signal?.throwIfAborted()
+    const slot = this.#free.shift()
+    if (slot) return slot
+    const waiter = Promise.withResolvers<Slot>()
+    this.#waiting.push(waiter)
+    const leave = () => {
+      const index = this.#waiting.indexOf(waiter)
+      if (index < 0) return
+      this.#waiting.splice(index, 1)
+      waiter.reject(signal!.reason as Error)
+    }
+    signal?.addEventListener('abort', leave, { once: true })
+    return waiter.promise.finally(() => signal?.removeEventListener('abort', leave))
+  }
+
+  /** SHA-256 in hex of the first `length` bytes. */
+  async digest(bytes: SharedArrayBuffer, length: number) {
+    this.#turn = (this.#turn + 1) % this.#threads.length
+    return (await this.#threads[this.#turn]!.run({ op: 'digest', bytes, length })) as string
+  }
+
+  async [Symbol.asyncDispose]() {
+    await Promise.all(this.#threads.map(thread => thread.end()))
+  }
+
+  #give(slot: Slot) {
+    const waiter = this.#waiting.shift()
+    if (waiter) waiter.resolve(slot)
+    else this.#free.push(slot)
+  }
+}
+
+/** A place for one piece of work at a time. */
+export class Slot implements Disposable {
+  readonly input: Buffer
+  readonly output: Buffer
+  readonly id: Buffer
+
+  constructor(
+    private readonly thread: Thread,
+    private readonly number: number,
+    private readonly give: (slot: Slot) => void,
+  ) {
+    const { input, output, id } = slotView(thread.data.memory, number, thread.data.slotBytes)
+    this.input = input
+    this.output = output
+    this.id = id
+  }
+
+  /** Whether the input is all zeroes; if not, `id` is its id afterwards. */
+  async identify(length: number, idKey: Uint8Array | undefined): Promise<{ zero: boolean }> {
+    return { zero: (await this.thread.run({ op: 'identify', slot: this.number, length, idKey })) === 'zero' }
+  }
+
+  /** The blob of the input, whose id is in `id`; a view of `output`. */
+  async seal(length: number, work: { type: BlobType; counter: number; key: Uint8Array | undefined }): Promise<Buffer> {
+    return this.output.subarray(0, (await this.thread.run({ op: 'seal', slot: this.number, length, ...work })) as number)
+  }
+
+  /** The plain bytes of the blob in the input, which must have the id in `id`; a view of `output`. */
+  async open(
+    length: number,
+    work: { type: BlobType; key: Uint8Array | undefined; idKey: Uint8Array | undefined },
+  ): Promise<Buffer> {
+    return this.output.subarray(0, (await this.thread.run({ op: 'open', slot: this.number, length, ...work })) as number)
+  }
+
+  [Symbol.dispose]() {
+    this.give(this)
+  }
+}
+
+class Thread {
+  readonly #worker: Worker
+  readonly #jobs = new Map<number, PromiseWithResolvers<string | number>>()
+  #next = 0
+  #dead: Error | undefined
+
+  constructor(readonly data: WorkerData) {
+    const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
+    this.#worker = new Worker(new URL(`./seal-worker.${extension}`, import.meta.url), {
+      workerData: data,
+      // What it makes is soon garbage; a small heap keeps little of it.
+      resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
+    })
+    this.#worker.on('message', (answer: Answer) => this.#answered(answer))
+    this.#worker.on('error', error => this.#died(error as Error))
+    this.#worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
+    this.#worker.unref()
+  }
+
+  run(work: Work): Promise<string | number> {
+    if (this.#dead) return Promise.reject(this.#dead)
+    const job = Promise.withResolvers<string | number>()
+    const number = this.#next++
+    this.#jobs.set(number, job)
+    if (this.#jobs.size === 1) this.#worker.ref() // while somebody waits
+    this.#worker.postMessage({ number, ...work })
+    return job.promise
+  }
+
+  async end() {
+    await this.#worker.terminate()
+  }
+
+  #answered({ number, result, failure }: Answer) {
+    const job = this.#jobs.get(number)!
+    this.#jobs.delete(number)
+    if (this.#jobs.size === 0) this.#worker.unref()
+    if (!failure) job.resolve(result!)
+    else if (failure.damaged) job.reject(new Damaged(failure.message))
+    else job.reject(Object.assign(new Error(failure.message), { stack: failure.stack }))
+  }
+
+  #died(error: Error) {
+    this.#dead ??= error
+    for (const job of this.#jobs.values()) job.reject(this.#dead)
+    this.#jobs.clear()
+  }
+}

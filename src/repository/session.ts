@@ -1,0 +1,126 @@
+// A session: whoever works in the repository says so in sessions/<uuid>, and says from time to time that it is still there.
+//
+// The record changes by compare-and-swap only. So when the collector, which cannot wait for ever for one that fell silent, swaps it
+// to `expired`, the session learns of it at its next beat, and at the latest when it wants to commit: then it must not.
+
+import { randomUUID } from 'node:crypto'
+import { hostname } from 'node:os'
+import { PreconditionFailed, type Target } from './target.ts'
+import { messageOf } from '../base/errors.ts'
+import { putIf } from './conditional.ts'
+import { SessionExpired } from './faults.ts'
+import { encodeSession, sessionKey, type SessionRecord } from './session-record.ts'
+
+export const BEAT_MS = 60_000
+
+export interface SessionOptions {
+  /** How often it says that it is there; 0: never. */
+  readonly beatMs?: number
+  /** `false`: the store cannot compare and swap; the repository has one writer. */
+  readonly cas?: boolean
+  readonly signal?: AbortSignal | undefined
+}
+
+export class Session implements AsyncDisposable {
+  readonly #stop = new AbortController()
+  readonly #timer: NodeJS.Timeout | undefined
+  /** One change of the record after another. */
+  #last: Promise<unknown> = Promise.resolve()
+  #ended = false
+  readonly #called = () => this.stop(this.options.signal!.reason as Error)
+
+  private constructor(
+    readonly target: Target,
+    private current: SessionRecord,
+    private tag: string,
+    private readonly options: SessionOptions,
+  ) {
+    const { beatMs = BEAT_MS, signal } = options
+    signal?.addEventListener('abort', this.#called)
+    if (beatMs > 0)
+      this.#timer = setInterval(() => {
+        this.beat().catch(messageOf) // a change that fails tells whoever wants to commit
+      }, beatMs).unref()
+  }
+
+  static async begin(target: Target, first: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>, options: SessionOptions = {}) {
+    const record: SessionRecord = {
+      version: 1,
+      id: randomUUID(),
+      state: 'active',
+      beat: 0,
+      host: hostname(),
+      started: new Date().toISOString(),
+      ...first,
+    }
+    const condition = options.cas === false ? {} : { ifAbsent: true }
+    const tag = await putIf(target, sessionKey(record.id), encodeSession(record), condition, options.signal)
+    return new Session(target, record, tag, options)
+  }
+
+  get id() {
+    return this.current.id
+  }
+
+  get record() {
+    return this.current
+  }
+
+  /** Aborts when the session has been taken for dead, or when its caller's signal does. Its work should stop then. */
+  get signal(): AbortSignal {
+    return this.#stop.signal
+  }
+
+  /** Changes the record; SessionExpired when somebody else has. */
+  change(change: Partial<SessionRecord>): Promise<void> {
+    const mine = this.#changeAfter(this.#last, change)
+    this.#last = mine.catch(messageOf) // its failure is its caller's
+    return mine
+  }
+
+  async #changeAfter(earlier: Promise<unknown>, change: Partial<SessionRecord>) {
+    await earlier
+    const next = { ...this.current, ...change, beat: this.current.beat + 1 }
+    const condition = this.options.cas === false ? {} : { ifMatch: this.tag }
+    try {
+      this.tag = await putIf(this.target, sessionKey(this.id), encodeSession(next), condition)
+      this.current = next
+    } catch (error) {
+      throw error instanceof PreconditionFailed ? this.#expired(error) : error
+    }
+  }
+
+  /** Says that it is there. A store that does not answer is no reason to stop: the commit will tell. */
+  async beat() {
+    if (this.current.state === 'active' && !this.#ended) await this.change({})
+  }
+
+  /** Ends it without a trace. What it has uploaded and not committed is the collector's. */
+  async [Symbol.asyncDispose]() {
+    if (this.#ended) return
+    this.leave()
+    await this.#last
+    await this.target.delete([sessionKey(this.id)])
+  }
+
+  /** No longer tells anybody, and leaves the record: it is committed, and whoever finds it finishes it. */
+  leave() {
+    this.#ended = true
+    clearInterval(this.#timer)
+    this.options.signal?.removeEventListener('abort', this.#called)
+  }
+
+  /** Its work is to stop, for this reason. */
+  stop(reason: Error) {
+    this.#stop.abort(reason)
+  }
+
+  #expired(cause: Error) {
+    const fault = new SessionExpired(
+      `the session in ${this.target.location} was silent for too long and is taken for dead; nothing of it was committed: start it again`,
+      { cause },
+    )
+    this.stop(fault)
+    return fault
+  }
+}
