@@ -5,6 +5,12 @@ import t from 'tap'
 import { createLog } from '../../src/base/log.ts'
 import { BadSettings } from '../../src/base/errors.ts'
 import { loadPlugin, openTarget } from '../../src/push/target.ts'
+import { MemoryStore, MemoryTarget } from '../helpers/memory-target.ts'
+import { targetSuite } from '../helpers/target-suite.ts'
+
+const store = new MemoryStore()
+
+targetSuite(t, 'the memory target of our tests', async () => new MemoryTarget(store))
 
 const context = { log: createLog('silent') }
 

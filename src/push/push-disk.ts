@@ -1,0 +1,220 @@
+// Pushes one disk into a writing session: reads what the plan says, uploads what the repository does not have, and makes the tree.
+//
+// Chunks are read, hashed and sealed many at a time, and taken in the order of the disk: so packs are in disk order, a leaf is complete
+// when the next one begins, and there are never more chunks in memory than the sealer has slots.
+
+import type { BlockIo } from '../block/driver.ts'
+import { BlobType } from '../repository/blob.ts'
+import type { Sealer, Slot } from '../repository/sealer.ts'
+import { TreeEditor } from '../repository/tree-editor.ts'
+import { emptyNode, FAN_OUT } from '../repository/tree-node.ts'
+import type { DiskShape } from '../repository/walk.ts'
+import type { RepositoryWriter } from '../repository/writer.ts'
+import type { PushPlan } from './push-plan.ts'
+
+export interface DiskProgress {
+  /** Bytes of the plan that are dealt with. */
+  done: number
+  /** Bytes that were read. */
+  read: number
+  /** Bytes of chunks that are not as in the parent. */
+  dirty: number
+  /** Bytes of chunks that the repository did not have, before and after compression. */
+  new: number
+  stored: number
+}
+
+export interface DiskWork {
+  readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
+  readonly plan: PushPlan
+  /** The same disk in an earlier restore point, with the same chunk size. */
+  readonly parent: DiskShape | undefined
+  /** Leaves to write anew, though no chunk of them has changed: their blobs are not to be relied on. */
+  readonly touched: readonly number[]
+  readonly writer: RepositoryWriter
+  readonly sealer: Sealer
+}
+
+interface Leaf {
+  readonly number: number
+  readonly places: (Buffer | undefined)[]
+  changed: boolean
+}
+
+/** In the order of the disk. */
+type Item = { readonly leaf: Leaf } & (
+  | { readonly zero: true; readonly from: number; readonly to: number }
+  | { readonly zero: false; readonly chunk: number; readonly slot: Slot; readonly found: Promise<Found> }
+)
+
+/** The chunk's id, and its sealed blob where the repository does not have it; no id: all zeroes. */
+interface Found {
+  readonly id?: Buffer
+  readonly sealed?: Buffer
+}
+
+/** Yields as it goes on; returns the root in hex, or null where the disk is all zeroes. */
+export async function* pushDisk(work: DiskWork, progress: DiskProgress): AsyncGenerator<void, string | null> {
+  const pipeline = new Pipeline(work, progress)
+  try {
+    for await (const { first, count, zero } of work.plan.runs(work.source)) {
+      const end = first + count
+      if (zero) {
+        for await (const _leaf of pipeline.addZeroes(first, end)) yield
+        continue
+      }
+      for (let chunk = first; chunk < end; chunk++) {
+        await pipeline.addChunk(chunk)
+        yield
+      }
+    }
+    const root = await pipeline.finish()
+    return root?.toString('hex') ?? null
+  } finally {
+    await pipeline.drop()
+  }
+}
+
+class Pipeline {
+  readonly #editor: TreeEditor
+  readonly #queue: Item[] = []
+  /** How many of the queue hold a slot. */
+  #slots = 0
+  /** The leaf that chunks are added to, and the one whose chunks are taken. */
+  #adding: Leaf | undefined
+  #taking: Leaf | undefined
+  readonly #untouched: Set<number>
+
+  constructor(
+    private readonly work: DiskWork,
+    private readonly progress: DiskProgress,
+  ) {
+    const { plan, writer, parent, touched } = work
+    this.#editor = new TreeEditor(writer, plan, parent)
+    this.#untouched = new Set(touched)
+  }
+
+  /** Yields after each leaf that it looks at: most of a large disk was a hole and is one, and has no leaf to look at. */
+  async *addZeroes(first: number, end: number) {
+    for (let from = first; from < end;) {
+      const number = Math.floor(from / FAN_OUT)
+      if (this.#adding?.number !== number) {
+        const next = Math.min(end, (await this.#editor.nextLeaf(number, Math.ceil(end / FAN_OUT))) * FAN_OUT)
+        if (next > from) {
+          this.progress.done += this.#bytes(from, next)
+          from = next
+          continue
+        }
+      }
+      const to = Math.min(end, (number + 1) * FAN_OUT)
+      this.#queue.push({ leaf: await this.#leafOf(number), zero: true, from, to })
+      if (this.#queue.length > FAN_OUT) await this.#takeOne()
+      from = to
+      yield
+    }
+  }
+
+  async addChunk(chunk: number) {
+    const { sealer, writer } = this.work
+    writer.signal.throwIfAborted()
+    const leaf = await this.#leafOf(Math.floor(chunk / FAN_OUT))
+    while (this.#slots >= sealer.slots) await this.#takeOne()
+    const slot = await sealer.take(writer.signal)
+    this.#slots++
+    const found = this.#find(chunk, slot)
+    found.catch(() => 'it is told when its turn comes')
+    this.#queue.push({ leaf, zero: false, chunk, slot, found })
+  }
+
+  async finish() {
+    while (this.#queue.length > 0) await this.#takeOne()
+    await this.#closeLeaf()
+    for (const number of this.#untouched) {
+      const leaf = await this.#editor.leaf(number)
+      if (leaf) await this.#editor.setLeaf(number, this.#withinDisk(number, [...leaf.places]))
+    }
+    return this.#editor.finish()
+  }
+
+  /** Gives the slots back once nobody works in them. */
+  async drop() {
+    for (const item of this.#queue.splice(0)) {
+      if (item.zero) continue
+      await item.found.catch(() => 'the first failure has been told')
+      item.slot[Symbol.dispose]()
+    }
+  }
+
+  async #leafOf(number: number): Promise<Leaf> {
+    if (this.#adding?.number !== number) {
+      const { places } = (await this.#editor.leaf(number)) ?? emptyNode(0)
+      const kept = this.#withinDisk(number, [...places])
+      this.#adding = { number, places: kept, changed: kept.some((id, place) => id !== places[place]) }
+    }
+    return this.#adding
+  }
+
+  /** Runs beside others: reads nothing of the leaf but the chunk's own place, and changes nothing. */
+  async #find(chunk: number, slot: Slot): Promise<Found> {
+    const { source, plan, writer } = this.work
+    const length = plan.lengthOf(chunk)
+    await source.read(chunk * plan.chunkSize, slot.input.subarray(0, length))
+    this.progress.read += length
+    if ((await slot.identify(length, writer.repository.keys.idKey)).zero) return {}
+    const id = Buffer.from(slot.id)
+    if (writer.index.data.usable(id)) return { id }
+    return { id, sealed: await slot.seal(length, { type: BlobType.data, counter: writer.nextCounter(), key: writer.key }) }
+  }
+
+  async #takeOne() {
+    const item = this.#queue[0]!
+    if (item.leaf !== this.#taking) await this.#closeLeaf()
+    this.#taking = item.leaf
+    if (item.zero) {
+      this.#queue.shift()
+      for (let chunk = item.from; chunk < item.to; chunk++) this.#set(item.leaf, chunk, undefined)
+      return
+    }
+    const { id, sealed } = await item.found
+    const length = this.work.plan.lengthOf(item.chunk)
+    // Another chunk with the same bytes may have come first.
+    if (sealed && (await this.work.writer.addChunk(sealed))) {
+      this.progress.new += length
+      this.progress.stored += sealed.length
+    }
+    this.#queue.shift()
+    this.#slots--
+    item.slot[Symbol.dispose]()
+    this.#set(item.leaf, item.chunk, id)
+  }
+
+  #set(leaf: Leaf, chunk: number, id: Buffer | undefined) {
+    const place = chunk % FAN_OUT
+    const before = leaf.places[place]
+    const length = this.work.plan.lengthOf(chunk)
+    this.progress.done += length
+    if (before === id || (before && id?.equals(before))) return
+    leaf.places[place] = id
+    leaf.changed = true
+    this.progress.dirty += length
+  }
+
+  async #closeLeaf() {
+    const leaf = this.#taking
+    this.#taking = undefined
+    if (!leaf || !(leaf.changed || this.#untouched.has(leaf.number))) return
+    this.#untouched.delete(leaf.number)
+    await this.#editor.setLeaf(leaf.number, leaf.places)
+  }
+
+  /** A disk that was cut short has nothing behind its end. */
+  #withinDisk(leaf: number, places: (Buffer | undefined)[]) {
+    const end = this.work.plan.chunks - leaf * FAN_OUT
+    return end < FAN_OUT ? places.fill(undefined, Math.max(0, end)) : places
+  }
+
+  #bytes(from: number, to: number) {
+    const { chunkSize, size } = this.work.plan
+    return Math.min(to * chunkSize, size) - from * chunkSize
+  }
+}

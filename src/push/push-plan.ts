@@ -1,0 +1,102 @@
+// Which chunks of a disk a push looks at, in order, and which of them it need not even read.
+
+import { alignDown, alignUp, endOf, type Range } from '../base/ranges.ts'
+import { BitSet } from '../base/bit-set.ts'
+import type { BlockIo, Extent } from '../block/driver.ts'
+import { chunkCount } from '../repository/tree-node.ts'
+
+/** Neighbouring chunks, all of them zero by what the disk says, or all to be read. */
+export interface ChunkRun {
+  readonly first: number
+  readonly count: number
+  readonly zero: boolean
+}
+
+export class PushPlan {
+  readonly chunks: number
+  /** Undefined: all of them. */
+  readonly #chosen: BitSet | undefined
+
+  constructor(
+    readonly size: number,
+    readonly chunkSize: number,
+    everything: boolean,
+  ) {
+    this.chunks = chunkCount(size, chunkSize)
+    this.#chosen = everything ? undefined : new BitSet(this.chunks)
+  }
+
+  /** Bytes, any; chunks behind the end of the disk are no part of it. */
+  addRange({ offset, length }: Range) {
+    if (length > 0) this.addChunks(Math.floor(offset / this.chunkSize), Math.ceil((offset + length) / this.chunkSize))
+  }
+
+  /** From `from` up to `to`, exclusive. */
+  addChunks(from: number, to: number) {
+    if (from < this.chunks) this.#chosen?.set(from, Math.min(to, this.chunks))
+  }
+
+  has(chunk: number) {
+    return this.#chosen?.has(chunk) ?? true
+  }
+
+  /** Bytes of a chunk: the last one of a disk may be short. */
+  lengthOf(chunk: number) {
+    return Math.min(this.chunkSize, this.size - chunk * this.chunkSize)
+  }
+
+  /** Maximal runs of neighbours. */
+  *ranges(): Generator<Range> {
+    if (!this.#chosen) {
+      if (this.chunks > 0) yield { offset: 0, length: this.size }
+      return
+    }
+    for (let from = this.#chosen.next(true, 0, this.chunks); from < this.chunks;) {
+      const to = this.#chosen.next(false, from, this.chunks)
+      const offset = from * this.chunkSize
+      yield { offset, length: Math.min(to * this.chunkSize, this.size) - offset }
+      from = this.#chosen.next(true, to, this.chunks)
+    }
+  }
+
+  /** Bytes of all its chunks. */
+  get bytes() {
+    let sum = 0
+    for (const { length } of this.ranges()) sum += length
+    return sum
+  }
+
+  async *runs(source: Pick<BlockIo, 'extents'>): AsyncGenerator<ChunkRun> {
+    for (const range of this.ranges()) {
+      let at = range.offset // of the first chunk that is not told yet
+      for await (const zeroes of merged(source.extents(range))) {
+        // Whole chunks inside the zeroes; the last chunk of the disk may be short.
+        const from = Math.max(at, alignUp(zeroes.offset, this.chunkSize))
+        const to = endOf(zeroes) >= this.size ? this.size : alignDown(endOf(zeroes), this.chunkSize)
+        if (to <= from) continue
+        if (from > at) yield this.#run(at, from, false)
+        yield this.#run(from, to, true)
+        at = to
+      }
+      if (at < endOf(range)) yield this.#run(at, endOf(range), false)
+    }
+  }
+
+  #run(from: number, to: number, zero: boolean): ChunkRun {
+    const first = from / this.chunkSize
+    return { first, count: Math.ceil(to / this.chunkSize) - first, zero }
+  }
+}
+
+/** The ranges that read as zeroes, neighbours made one. */
+async function* merged(extents: AsyncIterable<Extent>): AsyncGenerator<Range> {
+  let zeroes: Range | undefined
+  for await (const { offset, length, zero } of extents) {
+    if (zero && zeroes && endOf(zeroes) === offset) zeroes = { offset: zeroes.offset, length: zeroes.length + length }
+    else {
+      if (zeroes) yield zeroes
+      zeroes = zero ? { offset, length } : undefined
+    }
+  }
+  if (zeroes) yield zeroes
+}

@@ -1,0 +1,153 @@
+// Restores a disk of a restore point to anything that can be written.
+//
+// Fresh: what the disk had goes to the sink, and everything else is zeroed, unless the sink is known to be zero. In place: what the sink
+// holds is read and hashed first, and only what differs is fetched and written.
+
+import { InvalidParameter } from '../base/errors.ts'
+import type { Range } from '../base/ranges.ts'
+import type { BlockIo } from '../block/driver.ts'
+import { ChunkFetch } from '../repository/chunk-fetch.ts'
+import type { Damaged } from '../repository/faults.ts'
+import type { DiskManifest } from '../repository/manifest.ts'
+import type { RepositoryReader } from '../repository/reader.ts'
+import { Sealer } from '../repository/sealer.ts'
+import { walkChunks } from '../repository/walk.ts'
+
+export interface RestoreOptions {
+  readonly reader: RepositoryReader
+  readonly disk: DiskManifest
+  /** As large as the disk, or larger: what is behind the disk's end is left alone. */
+  readonly sink: Pick<BlockIo, 'size' | 'write' | 'zero' | 'flush'>
+  /** The sink reads as zeroes all over: holes need not be written. */
+  readonly sinkIsZero?: boolean
+  /** Read the sink with this, and write only what differs. */
+  readonly inPlace?: Pick<BlockIo, 'read'>
+  /** Told of each range that cannot be restored, which then is not written. Without it the restore fails at the first one. */
+  readonly damaged?: (range: Range, error: Damaged) => void
+  /** Bytes of requests in flight. */
+  readonly memory?: number
+  /** Threads that others use too, with slots for a chunk; without it the restore starts its own. */
+  readonly sealer?: Sealer
+  readonly signal?: AbortSignal
+}
+
+export interface RestoreProgress {
+  /** Bytes of the disk that are looked at; reaches `total` before the last are written. */
+  done: number
+  readonly total: number
+  written: number
+  zeroed: number
+}
+
+const TELL_MS = 100
+/** The longest range that is zeroed at once. */
+const ZERO_STEP = 1 << 30
+
+/** Yields progress. The sink is flushed when it returns; when it ends early, the sink is partly written. */
+export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreProgress, RestoreProgress> {
+  const { reader, disk, sink, inPlace, sinkIsZero = false, signal } = options
+  const { size, chunkSize } = disk
+  if (sink.size < size)
+    throw new InvalidParameter(`the disk has ${size} bytes, and where it is to go there is room for ${sink.size}`)
+  const { target, keys } = reader.repository
+  const progress: RestoreProgress = { done: 0, total: size, written: 0, zeroed: 0 }
+  const stop = signal ? AbortSignal.any([signal, reader.signal]) : reader.signal
+  await using mine = options.sealer ? undefined : Sealer.start({ maxPlain: chunkSize })
+  const sealer = options.sealer ?? mine!
+  const { memory, damaged } = options
+  const rangeOf = (chunk: number) => ({ offset: chunk * chunkSize, length: Math.min(chunkSize, size - chunk * chunkSize) })
+  const fetch = new ChunkFetch(
+    {
+      target,
+      keys,
+      index: reader.index,
+      sessions: reader.sessions,
+      sealer,
+      signal: stop,
+      ...(memory !== undefined && { memory }),
+    },
+    async ({ chunk }, plain) => {
+      await sink.write(chunk * chunkSize, plain)
+      progress.written += plain.length
+    },
+    damaged && (async ({ chunk }, error) => damaged(rangeOf(chunk), error)),
+  )
+  const compare = inPlace && new InPlace(sealer, keys.idKey, inPlace, stop)
+  const clear = async (from: number, to: number) => {
+    if (sinkIsZero || from >= to) return
+    for (let at = from; at < to; at += ZERO_STEP) {
+      stop.throwIfAborted()
+      await sink.zero({ offset: at, length: Math.min(ZERO_STEP, to - at) }, { unmap: true })
+    }
+    progress.zeroed += to - from
+  }
+  let told = 0
+  try {
+    for await (const { chunk, id } of walkChunks(reader.nodes, disk)) {
+      stop.throwIfAborted()
+      const { offset, length } = rangeOf(chunk)
+      await clear(progress.done, offset)
+      progress.done = offset + length
+      const wanted = { chunk, id, length }
+      if (compare) await compare.add(wanted, offset, differs => (differs ? fetch.add(wanted) : Promise.resolve()))
+      else await fetch.add(wanted)
+      if (performance.now() - told < TELL_MS) continue
+      told = performance.now()
+      yield progress
+    }
+    await compare?.finish()
+    await clear(progress.done, size)
+    progress.done = size
+    await fetch.finish()
+    await sink.flush()
+    return progress
+  } finally {
+    await compare?.drop()
+    await fetch.drop()
+  }
+}
+
+interface Compared {
+  readonly differs: Promise<boolean>
+  readonly tell: (differs: boolean) => Promise<void>
+}
+
+/** Compares chunks with what the sink holds, many at a time, and tells the answers in order. */
+class InPlace {
+  readonly #queue: Compared[] = []
+
+  constructor(
+    private readonly sealer: Sealer,
+    private readonly idKey: Uint8Array | undefined,
+    private readonly sink: Pick<BlockIo, 'read'>,
+    private readonly signal: AbortSignal,
+  ) {}
+
+  async add({ id, length }: { id: Buffer; length: number }, offset: number, tell: Compared['tell']) {
+    // Half of the slots: the chunks that are fetched need some as well.
+    if (this.#queue.length >= Math.ceil(this.sealer.slots / 2)) await this.#takeOne()
+    const differs = this.#differs(id, offset, length)
+    differs.catch(() => 'it is told when its turn comes')
+    this.#queue.push({ differs, tell })
+  }
+
+  async finish() {
+    while (this.#queue.length > 0) await this.#takeOne()
+  }
+
+  async drop() {
+    for (const { differs } of this.#queue.splice(0)) await differs.catch(() => 'the first failure has been told')
+  }
+
+  async #takeOne() {
+    const { differs, tell } = this.#queue.shift()!
+    await tell(await differs)
+  }
+
+  async #differs(id: Buffer, offset: number, length: number) {
+    using slot = await this.sealer.take(this.signal)
+    await this.sink.read(offset, slot.input.subarray(0, length))
+    const { zero } = await slot.identify(length, this.idKey)
+    return zero || !id.equals(slot.id)
+  }
+}

@@ -1,0 +1,80 @@
+// The reader in Python, which has nothing of ours, restores what we have pushed; qemu-img compares.
+
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { FileTarget } from '../../plugins/file/file-target.ts'
+import { collect } from '../../src/repository/collector.ts'
+import { forget } from '../../src/repository/points.ts'
+import { bitmapOf, newRepository, pushDisks, sourceOf } from '../helpers/push-point.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+
+const CHUNK = 65536
+const program = fileURLToPath(new URL('../../../docs/restore-from-files.py', import.meta.url))
+const works = (command: string, ...args: string[]) => spawnSync(command, args).status === 0
+const missing = !works('python3', '--version') ? 'python3 is missing' : !works('zstd', '--version') ? 'zstd is missing' : false
+const noCryptography = missing || (!works('python3', '-c', 'import cryptography') && "python3's cryptography is missing")
+const noQemuImg = !works('qemu-img', '--version')
+
+for (const passphrase of [undefined, 'schlüssel'])
+  t.test(
+    `the reader in Python restores every point of ${passphrase ? 'an encrypted' : 'a'} repository`,
+    { skip: passphrase ? noCryptography : missing },
+    async t => {
+      const folder = t.testdir()
+      mkdirSync(`${folder}/out`)
+      await using target = await FileTarget.open(`${folder}/repository`)
+      const repository = await newRepository(target, { passphrase })
+      const python = (...args: string[]) =>
+        spawnSync('python3', [program, `${folder}/repository`, ...args], {
+          encoding: 'utf8',
+          env: { ...process.env, ...(passphrase !== undefined && { STILLPOINT_KEY: passphrase }) },
+        })
+
+      const kept = new Map<string, Buffer>()
+      let disk = diskContent(300 * CHUNK + 1000, 1)
+      const forgotten: string[] = []
+      for (let round = 0; round < 4; round++) {
+        const other = diskContent(3 * CHUNK, round)
+        const { key } = await pushDisks(
+          repository,
+          [
+            {
+              name: 'root',
+              source: sourceOf(disk),
+              checkpoint: `c${round}`,
+              changes: { bitmap: bitmapOf([{ offset: round * 12 * CHUNK - 5, length: 9 }]), since: `c${round - 1}` },
+            },
+            { name: 'data', source: sourceOf(other) },
+          ],
+          { machine: 'my vm' },
+        )
+        if (round === 1) forgotten.push(key)
+        else kept.set(`${key} root`, disk).set(`${key} data`, other)
+        disk = Buffer.from(disk)
+        disk.set(randomBytes(9, round), (round + 1) * 12 * CHUNK - 5)
+        if (round === 2) disk = Buffer.concat([disk, randomBytes(CHUNK, 5)])
+      }
+      for (const key of forgotten) await forget(repository, key)
+      t.match(await collect(repository, { graceMs: 0 }), { state: 'deleted' })
+
+      const { stdout, stderr, status } = python()
+      t.equal(status, 0, stderr)
+      t.same(stdout.trim().split('\n').sort(), [...kept].map(([name, { length }]) => `${name} ${length} crash`).sort())
+      for (const [name, bytes] of kept) {
+        const [, key = '', disk = ''] = /^(.*) (\w+)$/.exec(name) ?? []
+        const out = `${folder}/out/${kept.size}-${key.slice(-8)}-${disk}`
+        const { status, stderr } = python(key, disk, out)
+        t.equal(status, 0, stderr)
+        if (noQemuImg) t.ok(readFileSync(out).equals(bytes))
+        else {
+          writeFileSync(`${out}.model`, bytes)
+          const compared = spawnSync('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', out, `${out}.model`], { encoding: 'utf8' })
+          t.equal(compared.stdout, 'Images are identical.\n', compared.stderr)
+        }
+      }
+      t.match(python('points/x/y', 'root', `${folder}/out/x`).stderr, /there is no restore point/)
+      t.ok(readFileSync(program, 'utf8').split('\n').length < 230, 'and it is short')
+    },
+  )

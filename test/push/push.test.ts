@@ -1,0 +1,352 @@
+// Push and restore over random histories, and each way in which a disk is read.
+
+import fc from 'fast-check'
+import t from 'tap'
+import { NotFound } from '../../src/base/errors.ts'
+import { Damaged, WrongKey } from '../../src/repository/faults.ts'
+import { Repository } from '../../src/repository/repository.ts'
+import { RepositoryReader } from '../../src/repository/reader.ts'
+import { MemoryTarget } from '../helpers/memory-target.ts'
+import {
+  BytesSink,
+  BytesSource,
+  bitmapOf,
+  CHEAP,
+  done,
+  newRepository,
+  opaque,
+  pushDisks,
+  restored,
+  sealer,
+  sourceOf,
+} from '../helpers/push-point.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+import { push } from '../../src/push/push.ts'
+import { restore } from '../../src/restore/restore.ts'
+import { addPassphrase, initRepository, listSlots, removeSlot } from '../../src/repository/repository-file.ts'
+
+const CHUNK = 65536
+
+for (const passphrase of [undefined, 'correct horse']) {
+  t.test(`a full push ${passphrase ? 'into an encrypted repository ' : ''}restores bit for bit, whatever the size`, async t => {
+    const target = new MemoryTarget()
+    const repository = await newRepository(target, { passphrase })
+    for (const size of [0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 7, 300 * CHUNK + 512]) {
+      const bytes = diskContent(size, size)
+      const { key, manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }], { machine: `vm${size}` })
+      t.equal(manifest.disks[0]!.read.mode, 'full')
+      t.ok((await restored(repository, key, 'root')).equals(bytes), `${size} bytes`)
+    }
+    t.same(await sessionsOf(target), [], 'no session is left')
+    if (!passphrase) return
+    const plain = diskContent(5 * CHUNK + 7, 5 * CHUNK + 7).subarray(0, 64)
+    t.ok(
+      [...target.store.objects.values()].every(({ body }) => !body.includes(plain)),
+      'nothing of the disk is there in the clear',
+    )
+    await t.rejects(Repository.open(target, { passphrase: 'wrong' }), WrongKey)
+    await t.rejects(Repository.open(target), WrongKey)
+    await t.rejects(Repository.open(new MemoryTarget()), { name: 'NoRepository' })
+  })
+}
+
+const sessionsOf = async (target: MemoryTarget) => Array.fromAsync(target.list('sessions/'))
+
+t.test('an increment by bitmap reads what is dirty, and a sample of what is not', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = randomBytes(400 * CHUNK, 1)
+  const first = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes), checkpoint: 'c1' }])
+  const changed = Buffer.from(bytes)
+  changed.fill(7, 5 * CHUNK + 100, 5 * CHUNK + 200)
+  changed.fill(0, 300 * CHUNK, 302 * CHUNK)
+  const node = new BytesSource(changed)
+  const bitmap = bitmapOf([
+    { offset: 5 * CHUNK, length: CHUNK },
+    { offset: 300 * CHUNK, length: 2 * CHUNK },
+  ])
+  const second = await pushDisks(repository, [{ name: 'root', source: node, changes: { bitmap, since: 'c1' }, checkpoint: 'c2' }])
+  const [disk] = second.manifest.disks
+  t.equal(disk!.read.mode, 'bitmap')
+  t.equal(second.manifest.parent, first.key)
+  t.equal(disk!.dirty, 3 * CHUNK)
+  t.equal(disk!.new, CHUNK)
+  t.ok(node.reads.length > 16 && node.reads.length <= 1 + 32, `${node.reads.length} reads`)
+  t.ok((await restored(repository, second.key, 'root')).equals(changed))
+  t.ok((await restored(repository, first.key, 'root')).equals(bytes), 'and the first is as it was')
+})
+
+t.test('a bitmap that lies is caught, and the disk compared instead', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = Buffer.alloc(800 * CHUNK)
+  bytes.set(randomBytes(40 * CHUNK, 1), 700 * CHUNK) // a mostly empty disk
+  await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes), checkpoint: 'c1' }])
+  const changed = Buffer.from(bytes)
+  for (let chunk = 700; chunk < 740; chunk++) changed[chunk * CHUNK + 5]! ^= 1
+  const result = await pushDisks(repository, [
+    { name: 'root', source: sourceOf(changed), changes: { bitmap: bitmapOf([]), since: 'c1' } },
+  ])
+  t.match(result.manifest.disks[0]!.read, { mode: 'compare', why: /checkpoint 'c1' is wrong: the bytes at \d+ have changed/ })
+  t.match(result.broken, [{ disk: 'root', checkpoint: 'c1' }])
+  t.ok((await restored(repository, result.key, 'root')).equals(changed))
+})
+
+t.test('without a bitmap, or with one that fits nothing here, the disk is compared and the reason kept', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = diskContent(50 * CHUNK, 1)
+  await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes), checkpoint: 'c1' }])
+  for (const [changes, why] of [
+    [undefined, 'no bitmap was given'],
+    [{ missing: "bitmap 'c1' was lost in a crash" }, "bitmap 'c1' was lost in a crash"],
+    [{ bitmap: bitmapOf([]), since: 'c0' }, "the repository has no restore point of checkpoint 'c0'"],
+  ] as const) {
+    bytes.fill(9, 3 * CHUNK, 4 * CHUNK)
+    const { manifest, key } = await pushDisks(repository, [{ name: 'root', source: opaque(bytes), changes }])
+    t.same(manifest.disks[0]!.read, { mode: 'compare', why })
+    t.ok((await restored(repository, key, 'root')).equals(bytes))
+  }
+  const { manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  t.equal(manifest.disks[0]!.stored, 0, 'nothing new, nothing stored')
+})
+
+t.test('an increment by bitmap starts at the restore point of its checkpoint, also when there are newer ones', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const one = diskContent(20 * CHUNK, 1)
+  const first = await pushDisks(repository, [{ name: 'root', source: sourceOf(one), checkpoint: 'c1' }])
+  await pushDisks(repository, [{ name: 'root', source: sourceOf(diskContent(20 * CHUNK, 2)), checkpoint: 'c2' }])
+  const three = Buffer.from(one)
+  three.fill(3, 0, 10)
+  const third = await pushDisks(repository, [
+    { name: 'root', source: sourceOf(three), changes: { bitmap: bitmapOf([{ offset: 0, length: 10 }]), since: 'c1' } },
+  ])
+  t.equal(third.manifest.disks[0]!.read.mode, 'bitmap')
+  t.equal(third.manifest.parent, first.key)
+  t.ok((await restored(repository, third.key, 'root')).equals(three))
+})
+
+t.test('several disks are one restore point, and one that fails leaves none', async t => {
+  const target = new MemoryTarget()
+  const repository = await newRepository(target)
+  const [a, b] = [diskContent(10 * CHUNK, 1), diskContent(7 * CHUNK + 5, 2)]
+  const { key, manifest } = await pushDisks(
+    repository,
+    [
+      { name: 'a', source: sourceOf(a) },
+      { name: 'b', source: sourceOf(b) },
+    ],
+    { attachments: [{ name: 'machine.xml', bytes: Buffer.from('<domain/>') }], consistency: 'quiesced' },
+  )
+  t.match(manifest, { machine: 'vm', consistency: 'quiesced', complete: true })
+  t.ok((await restored(repository, key, 'a')).equals(a))
+  t.ok((await restored(repository, key, 'b')).equals(b))
+  {
+    await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+    t.equal(String(await reader.attachment(manifest.attachments[0]!.id)), '<domain/>')
+  }
+  const before = await repository.pointKeys()
+  const broken = Object.assign(sourceOf(b), { read: () => Promise.reject(new Error('bad sector')) })
+  await t.rejects(
+    pushDisks(repository, [
+      { name: 'a', source: sourceOf(a) },
+      { name: 'b', source: broken },
+    ]),
+    { message: 'bad sector' },
+  )
+  t.same(await repository.pointKeys(), before)
+  t.same(await sessionsOf(target), [], 'and no session')
+})
+
+t.test('a push that is called off leaves nothing, and what it had uploaded is not uploaded again', async t => {
+  const target = new MemoryTarget()
+  const repository = await newRepository(target)
+  const source = sourceOf(randomBytes(100 * CHUNK, 1))
+  const work = push({
+    repository,
+    machine: 'vm',
+    time: new Date(),
+    disks: [{ name: 'root', source }],
+    packSize: 1 << 20,
+    sealer,
+    beatMs: 0,
+  })
+  await work.next()
+  await work.return(undefined as never)
+  t.same(await sessionsOf(target), [])
+  t.same(await repository.pointKeys(), [])
+
+  const stop = new AbortController()
+  let packs = 0
+  target.after = ({ op, key }) => {
+    if (op === 'put' && key.startsWith('packs/') && ++packs === 3) stop.abort(new Error('enough'))
+  }
+  await t.rejects(pushDisks(repository, [{ name: 'root', source }], { signal: stop.signal }), { message: 'enough' })
+  t.same(await sessionsOf(target), [])
+  t.same(await repository.pointKeys(), [])
+  target.after = () => {}
+  const { key } = await pushDisks(repository, [{ name: 'root', source }])
+  t.ok((await restored(repository, key, 'root')).equals(source.bytes))
+})
+
+t.test('restore points of random histories restore as the model says', async () => {
+  const change = fc.record({
+    at: fc.double({ min: 0, max: 1, noNaN: true }),
+    length: fc.oneof(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 20 * CHUNK })),
+    kind: fc.constantFrom('write', 'zero', 'lose bitmap', 'grow', 'shrink', 'new disk'),
+    seed: fc.nat(),
+  })
+  const sizes = fc.constantFrom(1, 3 * CHUNK, 5 * CHUNK + 9, 17 * CHUNK, 255 * CHUNK + 77)
+  const rounds = fc.array(fc.array(change, { maxLength: 6 }), { minLength: 1, maxLength: 5 })
+  await fc.assert(
+    fc.asyncProperty(sizes, fc.boolean(), rounds, async (size, encrypted, rounds) => {
+      const repository = await newRepository(new MemoryTarget(), { passphrase: encrypted ? 'x' : undefined })
+      let disk = diskContent(size, size)
+      let dirty: { offset: number; length: number }[] | undefined
+      let name = 'disk'
+      const kept: { key: string; name: string; bytes: Buffer }[] = []
+      for (const [round, changes] of [[], ...rounds].entries()) {
+        for (const { at, length: wanted, kind, seed } of changes) {
+          const offset = Math.floor(at * (disk.length - 1))
+          const length = Math.min(wanted, disk.length - offset)
+          if (kind === 'write') disk.set(randomBytes(length, seed), offset)
+          if (kind === 'zero') disk.fill(0, offset, offset + length)
+          if (kind === 'write' || kind === 'zero') dirty?.push({ offset, length })
+          if (kind === 'lose bitmap') dirty = undefined
+          if (kind === 'grow') {
+            const added = randomBytes(Math.min(wanted, 3 * CHUNK), seed)
+            dirty?.push({ offset: disk.length, length: added.length }) // as a bitmap does
+            disk = Buffer.concat([disk, added])
+          }
+          if (kind === 'shrink') disk = Buffer.from(disk.subarray(0, Math.max(1, disk.length - wanted)))
+          if (kind === 'new disk') name = `disk${seed % 3}`
+        }
+        const changesSince = dirty ? { bitmap: bitmapOf(dirty), since: `c${round - 1}` } : { missing: 'lost' }
+        const { key } = await pushDisks(repository, [
+          { name, source: sourceOf(Buffer.from(disk)), changes: changesSince, checkpoint: `c${round}` },
+        ])
+        kept.push({ key, name, bytes: Buffer.from(disk) })
+        dirty = []
+      }
+      for (const { key, name, bytes } of kept)
+        if (!(await restored(repository, key, name)).equals(bytes)) throw new Error(`${key} is not as it was`)
+    }),
+    { numRuns: 10, endOnFailure: true },
+  )
+})
+
+/** A disk of holes, with a byte that is not zero at each mark. */
+const sparse = (size: number, marks: readonly number[]) => ({
+  size,
+  async read(offset: number, into: Buffer) {
+    into.fill(0)
+    for (const mark of marks) if (mark >= offset && mark < offset + into.length) into[mark - offset] = 1 + (mark % 251)
+  },
+  async *extents({ offset, length }: { offset: number; length: number }) {
+    let at = offset
+    for (const mark of [...marks].sort((a, b) => a - b)) {
+      if (mark < at || mark >= offset + length) continue
+      if (mark > at) yield { offset: at, length: mark - at, allocated: false, zero: true }
+      yield { offset: mark, length: 1, allocated: true, zero: false }
+      at = mark + 1
+    }
+    if (at < offset + length) yield { offset: at, length: offset + length - at, allocated: false, zero: true }
+  },
+})
+
+t.test('a tree of more than two levels grows and shrinks with its disk', async t => {
+  // 65536 chunks of 64 KiB are 4 GiB: mostly holes, which cost nothing.
+  const repository = await newRepository(new MemoryTarget())
+  const GiB = 2 ** 30
+  const chunksOf = async (key: string) => {
+    await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+    const disk = reader.points[0]!.manifest.disks[0]!
+    const seen: number[] = []
+    const sink = {
+      size: disk.size,
+      write: async (offset: number, data: Buffer) => void seen.push(offset + data.findIndex(byte => byte !== 0)),
+      zero: async () => {},
+      flush: async () => {},
+    }
+    await done(restore({ reader, disk, sink, sealer }))
+    return seen.sort((a, b) => a - b)
+  }
+  let marks = [5, 3 * GiB]
+  for (const [size, added] of [
+    [3.5 * GiB, 140_000],
+    [1500 * GiB, 1400 * GiB + 3], // three levels
+    [1500 * GiB, 4 * GiB],
+    [20 * GiB, 19 * GiB], // one less, and what was behind it is gone
+    [1200 * GiB, 30 * GiB],
+    [CHUNK * 2, 70_000],
+  ] as const) {
+    marks = [...marks.filter(mark => mark < size), added]
+    const source = sparse(size, marks)
+    for (const how of ['compare', 'bitmap'] as const) {
+      const [last] = (await repository.pointKeys()).slice(-1)
+      const checkpoint = `c${size}${how}`
+      const parent = last ? (await repository.point(last)).manifest.disks[0]!.checkpoint : undefined
+      const changes = how === 'bitmap' && parent ? { bitmap: bitmapOf([{ offset: added, length: 1 }]), since: parent } : undefined
+      const start = performance.now()
+      const { key, manifest } = await pushDisks(repository, [{ name: 'root', source, changes, checkpoint }])
+      t.ok(performance.now() - start < 5000, `${size} bytes in ${Math.round(performance.now() - start)} ms`)
+      if (changes) t.equal(manifest.disks[0]!.read.mode, 'bitmap')
+      t.same(
+        await chunksOf(key),
+        [...marks].sort((a, b) => a - b),
+        `${size} ${how}`,
+      )
+    }
+  }
+})
+
+t.test('a restore in place writes only what differs', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = diskContent(100 * CHUNK + 9, 1)
+  const { key, manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  const sink = new BytesSink(Buffer.concat([bytes, Buffer.from('behind')]))
+  const wrong = [...Array(100).keys()].filter(chunk => bytes[chunk * CHUNK] !== 0).slice(3, 6)
+  for (const chunk of wrong) sink.bytes[chunk * CHUNK + 77]! ^= 1
+  await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+  const progress = await done(restore({ reader, disk: manifest.disks[0]!, sink, inPlace: sink, sealer }))
+  t.equal(progress.written, wrong.length * CHUNK)
+  t.ok(sink.bytes.equals(Buffer.concat([bytes, Buffer.from('behind')])))
+})
+
+t.test('a restore says what is damaged, and restores the rest when asked to', async t => {
+  const target = new MemoryTarget()
+  const repository = await newRepository(target)
+  const bytes = randomBytes(64 * CHUNK, 1)
+  const { key, manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  const packs = (await Array.fromAsync(target.list('packs/'))).map(({ key }) => key)
+  const flipped = Buffer.from((await target.get(packs[0]!)).body)
+  flipped[100_000]! ^= 1
+  target.store.set(packs[0]!, flipped)
+  await target.delete([packs[1]!])
+  await t.rejects(restored(repository, key, 'root'), Damaged)
+
+  const lost: { offset: number; length: number }[] = []
+  const found = await restored(repository, key, 'root', { damaged: range => lost.push(range) })
+  t.ok(lost.length > 2 && lost.length < 40, `${lost.length} chunks`)
+  for (const { offset, length } of lost) found.set(bytes.subarray(offset, offset + length), offset)
+  t.ok(found.equals(bytes), 'everything else is there')
+  t.equal(manifest.disks.length, 1)
+})
+
+t.test('a restore point that is not there is not found', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  await t.rejects(RepositoryReader.begin(repository, ['points/vm/20260101T000000000Z-00000000']), NotFound)
+})
+
+t.test('an encrypted repository opens by any of its slots, and the last one stays', async t => {
+  const target = new MemoryTarget()
+  const file = await initRepository(target, { passphrase: 'one', cost: CHEAP })
+  await addPassphrase(target, file, 'one', 'two', { cost: CHEAP, label: 'for the safe' })
+  await t.rejects(addPassphrase(target, file, 'three', 'four'), WrongKey)
+  await Repository.open(target, { passphrase: 'two' })
+  const slots = await Array.fromAsync(listSlots(target))
+  t.equal(slots.length, 2)
+  const other = slots.find(({ slot }) => slot.label === undefined)!
+  await removeSlot(target, other.key)
+  await t.rejects(Repository.open(target, { passphrase: 'one' }), WrongKey)
+  await Repository.open(target, { passphrase: 'two' })
+  await t.rejects(removeSlot(target, slots.find(slot => slot !== other)!.key), /last/)
+  await t.rejects(initRepository(target, {}), /already/)
+})
