@@ -59,6 +59,9 @@ export const optionsOf = ({ options = [], namesDaemon = true }: Verb): readonly 
   ...(namesDaemon ? [socketOption()] : []),
 ]
 
+/** The options that may stand before a command as well as after it. */
+export const commonOptions = (): readonly Option[] => [socketOption(), jsonOption()]
+
 const sentence = (summary: string) => `${summary[0]!.toUpperCase()}${summary.slice(1)}.`
 
 /** The commands that a help text ends with. */

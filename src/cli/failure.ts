@@ -2,13 +2,7 @@
 
 import { CommanderError } from 'commander'
 import { Fault, messageOf } from '../base/errors.ts'
-
-export const exitCodes = {
-  failed: 1,
-  usage: 2,
-  partlyDone: 3,
-  interrupted: 130,
-} as const
+import { exitCodes } from './exit-codes.ts'
 
 /** Something in how the program was called makes no sense; the sentence says what would. */
 export class Misuse extends Fault {

@@ -34,7 +34,7 @@ const start = verb<{ machine: string }, StartOptions>({
   arguments: { '<machine>': 'the machine, as the configuration calls it' },
   options: [
     new Option('--pull', 'a backup program connects and reads'),
-    new Option('--name <session>', 'what to call the session (default: the machine and the time)'),
+    new Option('--name <name>', 'what to call the session (default: the machine and the time)'),
     new Option('--since <checkpoint>', 'an increment: also say what changed since then'),
     new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
     new Option('--description <text>', 'a note to keep with the checkpoint'),
