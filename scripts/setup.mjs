@@ -40,6 +40,7 @@ const packages = {
   fio: { has: 'fio', without: 'there is no load by fio' },
   openssl: { has: 'openssl', without: 'there are no certificates to try TLS with' },
   'nbd-client': { has: 'nbd-client', without: 'the kernel’s client judges nothing' },
+  'man-db': { has: 'man', without: 'nobody looks at the man page' },
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
