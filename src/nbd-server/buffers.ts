@@ -5,8 +5,8 @@ export const HEADROOM = 64
 
 const SMALLEST = 4096
 const CLASSES = 9 // 4 KiB to 1 MiB
-/** What may lie idle, in bytes of each size. */
-const KEPT = 8 << 20
+/** What may lie idle, in bytes. */
+const KEPT = 32 << 20
 
 /** A payload with room for a header in front. What it held before is still there: fill it before anybody sees it. */
 export class Payload {
@@ -43,17 +43,23 @@ export class Payload {
 }
 
 export class Buffers {
+  /** By size; the last that came back is the first to go, as the processor may still have it in its caches. */
   readonly #idle: Payload[][] = Array.from({ length: CLASSES }, () => [])
+  #idleBytes = 0
 
   take(length: number): Payload {
     const size = Math.max(0, 20 - Math.clz32(Math.max(length, 1) - 1)) // how often 4 KiB must be doubled
     if (size >= CLASSES) return new Payload(length, -1)
-    return (this.#idle[size]!.pop() ?? new Payload(SMALLEST << size, size)).resize(length)
+    const idle = this.#idle[size]!.pop()
+    if (!idle) return new Payload(SMALLEST << size, size).resize(length)
+    this.#idleBytes -= SMALLEST << size
+    return idle.resize(length)
   }
 
   give(payload: Payload) {
-    if (payload.size < 0) return
-    const idle = this.#idle[payload.size]!
-    if (idle.length * (SMALLEST << payload.size) < KEPT) idle.push(payload)
+    const { size } = payload
+    if (size < 0 || this.#idleBytes + (SMALLEST << size) > KEPT) return
+    this.#idleBytes += SMALLEST << size
+    this.#idle[size]!.push(payload)
   }
 }

@@ -10,8 +10,6 @@ import type { Memory } from './memory.ts'
 import { Transmission } from './transmission.ts'
 import { Vanished } from './vanished.ts'
 
-/** What one connection may hold of the server's memory, in bytes. */
-const SHARE = 64 << 20
 /** How long a connection to an export that was removed answers with ESHUTDOWN. */
 const LINGER_MS = 1000
 
@@ -95,7 +93,7 @@ export class Connection implements User {
     using lease = handshake.exports.use(agreement.export, this)
     if (!lease) return
     this.#log.debug('connected', { export: agreement.export.name, mode: agreement.mode })
-    const share = memory.share(SHARE)
+    const share = memory.share()
     const unused = () => lease[Symbol.dispose]()
     this.#transmission = new Transmission(this.link, agreement, { share, buffers, log: this.#log, unused })
     await this.#transmission.run()

@@ -6,6 +6,7 @@
 interface Waiter {
   readonly share: Share
   readonly bytes: number
+  readonly limit: number
   readonly granted: () => void
 }
 
@@ -25,9 +26,9 @@ export class Memory {
     return this.#waiting.size
   }
 
-  /** A connection's part of it, of at most `limit` bytes. */
-  share(limit: number) {
-    return new Share(this, limit)
+  /** A connection's part of it. */
+  share() {
+    return new Share(this)
   }
 
   /** For Share only. */
@@ -38,7 +39,7 @@ export class Memory {
   give(bytes: number) {
     this.#free += bytes
     for (const waiter of this.#waiting) {
-      if (!waiter.share.tryTake(waiter.bytes)) continue
+      if (!waiter.share.tryTake(waiter.bytes, waiter.limit)) continue
       this.#waiting.delete(waiter)
       waiter.granted()
     }
@@ -59,20 +60,17 @@ export class Memory {
 export class Share {
   #held = 0
 
-  constructor(
-    private readonly memory: Memory,
-    private readonly limit: number,
-  ) {}
+  constructor(private readonly memory: Memory) {}
 
   get held() {
     return this.#held
   }
 
-  /** A request larger than a limit is granted when it would be alone within it. */
-  tryTake(bytes: number) {
+  /** So that no more than `limit` bytes are held; what is larger is granted when nothing else is held. */
+  tryTake(bytes: number, limit: number) {
     const { free, total } = this.memory
     const share = Math.min(bytes, total)
-    const fits = this.#held === 0 ? share <= free : this.#held + share <= Math.min(free, this.limit)
+    const fits = this.#held === 0 ? share <= free : this.#held + share <= Math.min(free, limit)
     if (!fits) return false
     this.memory.take(share)
     this.#held += share
@@ -86,7 +84,7 @@ export class Share {
   }
 
   /** Calls `granted` once there is room; what it returns takes that back, while it has not been called. */
-  wait(bytes: number, granted: () => void) {
-    return this.memory.wait({ share: this, bytes, granted })
+  wait(bytes: number, limit: number, granted: () => void) {
+    return this.memory.wait({ share: this, bytes, limit, granted })
   }
 }

@@ -10,8 +10,8 @@ import type { Agreement } from './handshake.ts'
 import type { Outbox } from './outbox.ts'
 import type { Replies } from './replies.ts'
 import type { Request } from './request.ts'
-import type { Share } from './memory.ts'
 import { Vanished } from './vanished.ts'
+import type { Window } from './window.ts'
 
 /** A long read is answered in chunks of at most this much, so that it takes no more memory than a few of them. */
 const PIECE = 1 << 20
@@ -41,7 +41,7 @@ export interface OperationTerms {
   readonly agreement: Agreement
   readonly replies: Replies
   readonly outbox: Outbox
-  readonly share: Share
+  readonly window: Window
   readonly buffers: Buffers
 }
 
@@ -139,7 +139,7 @@ export class Operations {
 
   /** One piece is read while the one before is sent. */
   async #readInPieces(admitted: Admitted) {
-    const { replies, outbox, buffers, share } = this.terms
+    const { replies, outbox, buffers, window } = this.terms
     const { request } = admitted
     const end = request.offset + request.length
     for (let offset = request.offset; offset < end;) {
@@ -157,7 +157,7 @@ export class Operations {
       } finally {
         outbox.whenSent(() => {
           buffers.give(payload)
-          share.give(PIECE)
+          window.give(PIECE)
         })
         outbox.schedule()
       }
@@ -186,7 +186,7 @@ export class Operations {
   }
 
   async #blockStatus(admitted: Admitted) {
-    const { replies, share, agreement } = this.terms
+    const { replies, window, agreement } = this.terms
     const { request, payload } = admitted
     const { range, contexts } = payload
       ? readFilter(payload.payload, request.offset, agreement.size, agreement.contexts)
@@ -194,7 +194,7 @@ export class Operations {
     const limit = maxExtents((request.flags & Flag.REQ_ONE) !== 0)
     const mayGrow = (extents: number) => {
       const bytes = extents * extentSize(replies.mode)
-      if (this.#gone || !share.tryTake(bytes)) return false
+      if (this.#gone || !window.tryTakeMore(bytes)) return false
       admitted.held += bytes
       return true
     }
@@ -202,11 +202,11 @@ export class Operations {
   }
 
   async #take(bytes: number) {
-    const { share } = this.terms
+    const { window } = this.terms
     if (this.#gone) throw new Vanished('the client is gone')
-    if (share.tryTake(bytes)) return
+    if (window.tryTake(bytes)) return
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const forget = share.wait(bytes, resolve)
+    const forget = window.waitForMore(bytes, resolve)
     this.#waits.add(reject)
     try {
       await promise

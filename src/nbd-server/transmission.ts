@@ -24,6 +24,7 @@ import { refusalOf, type Refusal, type RefusalTerms } from './refusal.ts'
 import { Replies } from './replies.ts'
 import { decodeRequest, type Request } from './request.ts'
 import { ProtocolViolation, Vanished } from './vanished.ts'
+import { Window } from './window.ts'
 import { failureOf } from './wire-errors.ts'
 
 const MAX_REQUESTS = 128
@@ -40,6 +41,7 @@ export interface TransmissionTerms {
 export class Transmission {
   readonly #replies: Replies
   readonly #operations: Operations
+  readonly #window: Window
   readonly #refusals: RefusalTerms
   readonly #headerSize: number
   readonly #magic: number
@@ -51,9 +53,9 @@ export class Transmission {
   #running = 0
 
   #parsing = false
-  /** Waits for room. */
+  /** Waits for room: for memory, or where that is not said for others to be done. */
   #waiting: Request | undefined
-  #forgetWaiting = () => {}
+  #forgetWaiting: (() => void) | undefined
   /** Its payload is being received. */
   #receiving: Admitted | undefined
   /** Refused; its payload is thrown away first. */
@@ -72,13 +74,14 @@ export class Transmission {
     private readonly terms: TransmissionTerms,
   ) {
     const { mode, flags, size, contexts } = agreement
-    const { share, buffers } = terms
+    const { buffers } = terms
+    this.#window = new Window(terms.share)
     this.#extended = mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
     this.#refusals = { flags, size, mode, contexts: contexts.length }
     this.#replies = new Replies(link.outbox, mode)
-    this.#operations = new Operations({ agreement, replies: this.#replies, outbox: link.outbox, share, buffers })
+    this.#operations = new Operations({ agreement, replies: this.#replies, outbox: link.outbox, window: this.#window, buffers })
   }
 
   /** Serves until the client has taken its leave, or is gone, and all its requests are over. Throws when it breaks the protocol. */
@@ -164,15 +167,25 @@ export class Transmission {
     const refusal = this.#shuttingDown ? GOING_AWAY : refusalOf(request, this.#refusals)
     const cost = refusal ? 0 : this.#operations.costOf(request)
     if (this.#inFlight >= MAX_REQUESTS) this.#waiting = request
-    else if (this.terms.share.tryTake(cost)) this.#begin({ request, held: cost, payload: undefined }, refusal)
+    else if (this.#window.tryTake(cost)) this.#begin({ request, held: cost, payload: undefined }, refusal)
     else {
       this.#waiting = request
-      this.#forgetWaiting = this.terms.share.wait(cost, () => {
+      this.#forgetWaiting = this.#window.wait(cost, () => {
         this.#waiting = undefined
+        this.#forgetWaiting = undefined
         this.#begin({ request, held: cost, payload: undefined }, refusal)
         this.#parse()
       })
     }
+  }
+
+  /** There may be room now. */
+  #readmit(request: Request) {
+    this.#forgetWaiting?.()
+    this.#forgetWaiting = undefined
+    this.#waiting = undefined
+    this.#admit(request)
+    this.#parse()
   }
 
   #begin(admitted: Admitted, refusal: Refusal | undefined) {
@@ -207,8 +220,11 @@ export class Transmission {
   }
 
   #executed(admitted: Admitted) {
+    const others = this.#inFlight - (this.#receiving || this.#skipping ? 1 : 0)
+    const onlyTheDisk = this.#forgetWaiting !== undefined && this.#running === others // no reply waits for the client
     this.#running--
     this.#answer(admitted)
+    if (onlyTheDisk && this.#waiting && this.#window.grow()) this.#readmit(this.#waiting)
     if (this.#shuttingDown) this.#settle()
   }
 
@@ -227,13 +243,8 @@ export class Transmission {
   #sent({ held, payload }: Admitted) {
     this.#inFlight--
     if (payload) this.terms.buffers.give(payload)
-    if (held > 0) this.terms.share.give(held)
-    if (this.#waiting && this.#inFlight === MAX_REQUESTS - 1) {
-      const request = this.#waiting
-      this.#waiting = undefined
-      this.#admit(request)
-      this.#parse()
-    }
+    if (held > 0) this.#window.give(held)
+    if (this.#waiting && !this.#forgetWaiting) this.#readmit(this.#waiting)
     if (this.#over) this.#settle()
   }
 
@@ -241,7 +252,7 @@ export class Transmission {
   #abandon() {
     this.#over = true
     this.#waiting = undefined
-    this.#forgetWaiting()
+    this.#forgetWaiting?.()
     this.#operations.abandon()
   }
 
@@ -256,7 +267,7 @@ export class Transmission {
     this.#receiving = this.#skipping = undefined
     if (unfinished) {
       this.#inFlight--
-      this.terms.share.give(unfinished.held) // its buffer is not used again: the socket may still have it
+      this.#window.give(unfinished.held) // its buffer is not used again: the socket may still have it
     }
     if (this.#inFlight === 0) this.#finished.resolve()
   }

@@ -194,6 +194,32 @@ t.test('what one connection may hold is limited, and others are served beside it
   await quiet(served)
 })
 
+t.test('of a slow disk much is asked at once', async t => {
+  await using stack = new AsyncDisposableStack()
+  const node = new MemoryNode(Buffer.alloc(MIB, 1))
+  let running = 0
+  let most = 0
+  const read = node.read.bind(node)
+  node.read = async (offset, into) => {
+    most = Math.max(most, ++running)
+    await soon(15)
+    await read(offset, into)
+    running--
+  }
+  const served = await serve([exportOf(node)], stack)
+  const count = 600
+  const reader = await converse(
+    served.socket,
+    GO,
+    ...Array.from({ length: count }, () => request({ type: Command.READ, length: MIB / 4 })),
+  )
+  reader.greeting()
+  reader.optionAnswers()
+  t.equal(reader.answers(() => MIB / 4).length, count)
+  t.ok(most >= 64 && most <= 128, `${most} at once`)
+  await quiet(served)
+})
+
 t.test('a client that takes nothing goes when others wait for the memory it holds', async t => {
   await using stack = new AsyncDisposableStack()
   const node = new MemoryNode(Buffer.alloc(4 * MIB, 1))
