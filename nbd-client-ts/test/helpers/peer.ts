@@ -1,6 +1,7 @@
 // A server that a test plays itself, byte for byte.
 
 import net from 'node:net'
+import tls from 'node:tls'
 import { join } from 'node:path'
 import {
   HandshakeFlag,
@@ -72,6 +73,12 @@ export class Peer {
 
   send(...parts: Buffer[]): void {
     if (!this.socket.destroyed) this.socket.write(Buffer.concat(parts))
+  }
+
+  /** Goes on in TLS, as a server. */
+  secure(options: tls.TLSSocketOptions): Peer {
+    this.socket.removeAllListeners('data')
+    return new Peer(new tls.TLSSocket(this.socket, { isServer: true, ...options }))
   }
 
   async option(): Promise<{ option: number; data: Buffer }> {
