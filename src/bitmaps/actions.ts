@@ -66,8 +66,12 @@ export function bitmapMerge(
   return {
     prepare(transaction) {
       into = bitmapsOf().get(target, transaction)
-      from = sources.map(source => (source.bitmapsOf ?? bitmapsOf)().get(source.name, transaction))
-      checkMerge(into, from, transaction)
+      // In QEMU's order, so that of several errors the same one is told.
+      from = sources.map(source => {
+        const bitmap = (source.bitmapsOf ?? bitmapsOf)().get(source.name, transaction)
+        checkMerge(into, bitmap, transaction)
+        return bitmap
+      })
       holds = [into.hold(transaction), ...from.map(bitmap => bitmap.hold(transaction, { shared: true }))]
     },
     commit() {

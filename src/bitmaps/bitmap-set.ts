@@ -146,7 +146,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
 
   /** What is dirty in any of the sources, of this node or of others, is dirty in the target. */
   merge(target: DirtyBitmap, sources: readonly DirtyBitmap[]) {
-    checkMerge(target, sources)
+    for (const source of sources) checkMerge(target, source)
     for (const source of sources) target.mergeFrom(source)
   }
 
@@ -210,17 +210,15 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   }
 }
 
-/** Throws when the target or one of the sources does not allow it, or when they are of disks of different sizes. */
-export function checkMerge(target: DirtyBitmap, sources: readonly DirtyBitmap[], by?: object) {
-  for (const source of sources) {
-    checkAllows(source, 'read', by)
-    if (source.size !== target.size) {
-      throw new InvalidParameter(
-        `Bitmaps are of different sizes (destination size is ${target.size}, source size is ${source.size}) and can't be merged`,
-      )
-    }
+/** Throws when a state of the target or the source does not allow the merge, or when they are of disks of different sizes. */
+export function checkMerge(target: DirtyBitmap, source: DirtyBitmap, by?: object) {
+  checkAllows(target, 'write', by)
+  checkAllows(source, 'read', by)
+  if (source.size !== target.size) {
+    throw new InvalidParameter(
+      `Bitmaps are of different sizes (destination size is ${target.size}, source size is ${source.size}) and can't be merged`,
+    )
   }
-  if (sources.length > 0) checkAllows(target, 'write', by)
 }
 
 function checkExtent(size: number, granularity: number, name?: string) {
