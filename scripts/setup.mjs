@@ -54,6 +54,7 @@ const needs = {
     'nbd-client',
     'openssl',
     'e2fsprogs',
+    'man-db',
   ],
 }
 
