@@ -2,8 +2,13 @@
 
 import type { Daemon } from './daemon-client.ts'
 
+interface ConnectOptions {
+  /** How long a daemon that is not there yet may take to come. Default: no time at all. */
+  readonly waitMs?: number
+}
+
 /** @throws NoDaemon, NotQmp, ConnectionLost */
-export async function connectDaemon(socket: string): Promise<Daemon> {
+export async function connectDaemon(socket: string, { waitMs = 0 }: ConnectOptions = {}): Promise<Daemon> {
   const { Daemon } = await import('./daemon-client.ts')
-  return Daemon.connect(socket)
+  return Daemon.connect(socket, waitMs)
 }

@@ -1,8 +1,23 @@
 // A daemon to ask, and what to do when there is none.
 
 import { readFile, stat } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { NoDaemon, QmpClient, QmpError, type QmpClientOptions } from '../control/qmp-client.ts'
+import { tellOnTerminal } from './output.ts'
 import type { Replies } from './replies.ts'
+
+const POLL_MS = 50
+/** Then somebody at a terminal is told what takes so long. */
+const PATIENCE_MS = 3000
+
+/** Nobody listens, which may change when a daemon is started. */
+function isNotThere(error: unknown): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    const { code } = cause as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ECONNREFUSED') return true
+  }
+  return false
+}
 
 /** The daemon at a control socket. */
 export class Daemon implements AsyncDisposable {
@@ -11,19 +26,33 @@ export class Daemon implements AsyncDisposable {
     private readonly socket: string,
   ) {}
 
-  /** @throws NoDaemon, NotQmp, ConnectionLost */
-  static async connect(socket: string): Promise<Daemon> {
-    return new Daemon(await connectClient(socket), socket)
+  /** Waits so long for a daemon to come. @throws NoDaemon, NotQmp, ConnectionLost */
+  static async connect(socket: string, waitMs = 0): Promise<Daemon> {
+    const until = performance.now() + waitMs
+    for (;;) {
+      try {
+        return new Daemon(await connectClient(socket), socket)
+      } catch (error) {
+        if (!isNotThere(error) || performance.now() >= until) throw error
+        await sleep(POLL_MS)
+      }
+    }
   }
 
   /** @throws QmpError, ConnectionLost */
   async ask<Command extends keyof Replies>(command: Command, args?: object): Promise<Replies[Command]> {
+    const notice = setTimeout(
+      () => tellOnTerminal(`Waiting for the daemon's answer to ${command}; ^C leaves it to it.`),
+      PATIENCE_MS,
+    )
     try {
       return (await this.client.execute(command, args)) as Replies[Command]
     } catch (error) {
       if (!(error instanceof QmpError) || error.qmpClass !== 'CommandNotFound') throw error
       const who = `what answers at ${this.socket} is no Stillpoint daemon, or one of another version`
       throw new QmpError(error.qmpClass, `${error.desc}; ${who}`, error.data)
+    } finally {
+      clearTimeout(notice)
     }
   }
 

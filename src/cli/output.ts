@@ -11,6 +11,11 @@ export const printJson = (value: unknown): void => print(`${JSON.stringify(value
 /** Something a person may want to know that is no part of the answer. */
 export const note = (text: string): void => void process.stderr.write(`${text}\n`)
 
+/** The same, of interest only while it is true. */
+export const tellOnTerminal = (text: string): void => {
+  if (process.stderr.isTTY) note(text)
+}
+
 /** A reader that has enough (`| head`) ends us quietly; a full disk does not. */
 export function watchOutput(): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -1,73 +1,38 @@
-// What the daemon replies to the commands that the command line asks of it. Optional members are absent where there is nothing to say.
+// What the daemon replies to the commands that the command line asks of it: the types are those of the commands themselves.
 
-export interface DaemonInfo {
-  readonly version: string
-  readonly pid: number
-  readonly started: string
-  readonly config?: string
-  readonly state: string
-  readonly control: readonly string[]
-  readonly nbd: readonly Listener[]
-  readonly scratch: { readonly path: string; readonly used: number; readonly limit: number }
+import type { Command } from '../control/command.ts'
+import type { backupAbort } from '../control/commands/backup-abort.ts'
+import type { backupBegin } from '../control/commands/backup-begin.ts'
+import type { backupFinish } from '../control/commands/backup-finish.ts'
+import type { checkpointCreate } from '../control/commands/checkpoint-create.ts'
+import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
+import type { queryBackups } from '../control/commands/query-backups.ts'
+import type { queryCheckpoints } from '../control/commands/query-checkpoints.ts'
+import type { queryDaemon } from '../control/commands/query-daemon.ts'
+import type { queryMachines } from '../control/commands/query-machines.ts'
+
+// oxlint-disable-next-line no-explicit-any -- whatever its arguments are
+type ReplyOf<C> = C extends Command<any, infer Reply> ? Reply : never
+
+/** By command. */
+export interface Replies {
+  'query-daemon': ReplyOf<typeof queryDaemon>
+  'query-machines': ReplyOf<typeof queryMachines>
+  'query-checkpoints': ReplyOf<typeof queryCheckpoints>
+  'query-backups': ReplyOf<typeof queryBackups>
+  'query-jobs': readonly JobInfo[]
+  'checkpoint-create': ReplyOf<typeof checkpointCreate>
+  'checkpoint-delete': ReplyOf<typeof checkpointDelete>
+  'backup-begin': ReplyOf<typeof backupBegin>
+  'backup-finish': ReplyOf<typeof backupFinish>
+  'backup-abort': ReplyOf<typeof backupAbort>
 }
 
-export type Listener =
-  { readonly type: 'unix'; readonly path: string } | { readonly type: 'inet'; readonly host: string; readonly port: number }
-
-export interface MachineInfo {
-  readonly name: string
-  readonly disks: readonly DiskInfo[]
-  /** How many. */
-  readonly checkpoints: number
-  readonly current?: string
-  readonly sessions: readonly string[]
-}
-
-export interface DiskInfo {
-  readonly name: string
-  readonly node: string
-  readonly image?: string
-  readonly size: number
-  readonly 'read-only': boolean
-  readonly export: string
-  readonly clients: number
-}
-
-export interface CheckpointInfo {
-  readonly machine: string
-  readonly name: string
-  readonly parent?: string
-  readonly time: string
-  readonly description?: string
-  readonly consistency: 'crash' | 'quiesced'
-  readonly disks: readonly string[]
-  readonly current: boolean
-  readonly usable: boolean
-  readonly problem?: string
-  readonly changed?: number
-}
-
-export interface SessionInfo {
-  readonly name: string
-  readonly machine: string
-  readonly mode: 'pull'
-  readonly status: 'open' | 'broken'
-  readonly reason?: string
-  readonly since?: string
-  readonly checkpoint?: string
-  readonly time: string
-  readonly expires: string
-  readonly socket?: string
-  readonly disks: readonly SessionDisk[]
-}
-
-export interface SessionDisk {
-  readonly disk: string
-  readonly export: string
-  readonly size: number
-  readonly bitmap?: string
-  readonly dirty?: number
-}
+export type DaemonInfo = Replies['query-daemon']
+export type Listener = DaemonInfo['nbd'][number]
+export type MachineInfo = Replies['query-machines'][number]
+export type CheckpointInfo = Replies['checkpoint-create']
+export type SessionInfo = Replies['backup-begin']
 
 export interface JobInfo {
   readonly id: string
@@ -76,19 +41,4 @@ export interface JobInfo {
   readonly 'current-progress': number
   readonly 'total-progress': number
   readonly error?: string
-}
-
-/** By command. */
-export interface Replies {
-  'query-daemon': DaemonInfo
-  'query-machines': readonly MachineInfo[]
-  'query-checkpoints': readonly CheckpointInfo[]
-  'query-backups': readonly SessionInfo[]
-  'query-jobs': readonly JobInfo[]
-  'query-commands': readonly { readonly name: string }[]
-  'checkpoint-create': CheckpointInfo
-  'checkpoint-delete': { readonly deleted: readonly string[] }
-  'backup-begin': SessionInfo
-  'backup-finish': unknown
-  'backup-abort': unknown
 }

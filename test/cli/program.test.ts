@@ -1,15 +1,20 @@
 // The command line's frame: help, version, mistakes in the call, no daemon, and what goes wrong on the way out.
 
-import { chmodSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { chmodSync, readFileSync, renameSync } from 'node:fs'
 import { createServer } from 'node:net'
+import { dirname, join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import t from 'tap'
 import { commands } from '../../src/cli/commands/index.ts'
 import type { Noun, Verb } from '../../src/cli/define.ts'
 import { tellFailure } from '../../src/cli/failure.ts'
 import { createProgram } from '../../src/cli/program.ts'
-import { Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
+import { NEVER, Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
 import { environment, LAUNCHER, MAIN, stillpoint, WHOLE } from '../helpers/stillpoint.ts'
+import { Terminal } from '../helpers/terminal.ts'
 import { attempt, missing } from '../helpers/tools.ts'
 
 const runDaemon = async () => undefined
@@ -181,4 +186,64 @@ t.test('a reader that has enough ends it quietly; a full disk does not', async t
   const full = await shell('"$1" "$2" qmp many > /dev/full')
   t.equal(full.code, 1)
   t.match(full.stderr, /^stillpoint: cannot write to standard output: .*\n$/)
+})
+
+t.test('interrupted, it ends as a shell calls 130 and 143', async t => {
+  await using stack = new AsyncDisposableStack()
+  const daemon = await scriptedDaemon(stack, { slow: NEVER })
+  const interrupted = async (signal: 'INT' | 'TERM') => {
+    const before = daemon.asked.length
+    // A shell that waits for it, as one at a terminal does; the signal is for the program alone.
+    const script = `"$1" "$2" qmp slow & trap '' INT; while ! kill -0 $!; do :; done; read go; kill -${signal} $!; wait $!; echo $?`
+    const child = spawn('bash', ['-mc', script, 'sh', process.execPath, MAIN], {
+      env: { ...process.env, ...environment({ STILLPOINT_SOCKET: daemon.socket }) },
+      stdio: ['pipe', 'pipe', 'ignore'],
+    })
+    while (daemon.asked.length === before) await sleep(20)
+    child.stdin.end('\n')
+    return (await text(child.stdout)).trim()
+  }
+  t.equal(await interrupted('INT'), '130')
+  t.equal(await interrupted('TERM'), '143')
+})
+
+t.test('somebody at a terminal is told what takes long, and others are not', { skip: missing('script') }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const daemon = await scriptedDaemon(stack, { 'query-backups': NEVER })
+  const terminal = stack.use(
+    new Terminal([process.execPath, MAIN, 'backup', 'list'], environment({ STILLPOINT_SOCKET: daemon.socket })),
+  )
+  await terminal.reads(/^Waiting for the daemon's answer to query-backups; \^C leaves it to it\.\n$/)
+  terminal.type('\x03')
+  t.equal(await terminal.end(), 130)
+})
+
+t.test('status --wait is there when a daemon comes', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { folder } = await scriptedDaemon(stack, {})
+  const socket = `${folder}/later.sock`
+  const waiting = stillpoint(['status', '--json', '--wait', '20s', '--socket', socket])
+  await sleep(500)
+  const later = await scriptedDaemon(stack, { 'query-daemon': 1, 'query-machines': 2, 'query-backups': 3, 'query-jobs': 4 })
+  renameSync(later.socket, socket)
+  t.match(await waiting, { code: 0, stdout: '{"daemon":1,"machines":2,"backups":3,"jobs":4}\n' })
+})
+
+t.test('the program loads what it needs, and no more, to say its version', async t => {
+  const packages = new Set<string>()
+  const files = new Set<string>()
+  const visit = (file: string) => {
+    if (files.has(file)) return
+    files.add(file)
+    // Imports that are left after the types have gone; those that wait for their use are calls.
+    for (const [, name = ''] of readFileSync(file, 'utf8').matchAll(/^(?:import|export)\b[^;]*?from ['"]([^'"]+)['"]/gm)) {
+      if (name.startsWith('.')) visit(join(dirname(file), name))
+      else if (!name.startsWith('node:')) packages.add(name)
+    }
+  }
+  visit(MAIN.replace('test/helpers/stillpoint-main.js', 'src/cli/program.js'))
+  t.same([...packages], ['commander'])
+  t.ok(files.size > 10)
+  const folders = new Set([...files].map(file => file.split('/dist/src/')[1]!.split('/')[0]))
+  t.same(folders, new Set(['base', 'cli']))
 })

@@ -8,6 +8,9 @@ import { join } from 'node:path'
 /** What a command returns, or how it is answered; thrown Refusals are errors. */
 type Replies = Readonly<Record<string, unknown>>
 
+/** As a reply: none comes. */
+export const NEVER = Symbol('never')
+
 export class Refusal extends Error {
   constructor(
     message: string,
@@ -58,7 +61,10 @@ export async function scriptedDaemon(stack: AsyncDisposableStack, replies: Repli
     client.on('data', data => {
       const lines = `${text}${data.toString()}`.split('\n')
       text = lines.pop()!
-      for (const line of lines) client.write(`${JSON.stringify(answer(JSON.parse(line) as Request))}\r\n`)
+      for (const line of lines) {
+        const reply = answer(JSON.parse(line) as Request)
+        if (reply.return !== NEVER) client.write(`${JSON.stringify(reply)}\r\n`)
+      }
     })
   })
   await new Promise<void>(resolve => server.listen(socket, resolve))

@@ -1,9 +1,9 @@
 // stillpoint backup: sessions in which backup programs read a machine's disks as they were at one instant.
 
-import { InvalidArgumentError, Option } from 'commander'
-import { parseDuration } from '../../base/units.ts'
+import { Option } from 'commander'
 import { connectDaemon } from '../connect.ts'
 import type { Daemon } from '../daemon-client.ts'
+import { seconds } from '../arguments.ts'
 import { verb, type Noun } from '../define.ts'
 import { Misuse } from '../failure.ts'
 import { formatSpan, formatTime } from '../format.ts'
@@ -39,7 +39,7 @@ const start = verb<{ machine: string }, StartOptions>({
     new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
     new Option('--description <text>', 'a note to keep with the checkpoint'),
     new Option('--socket <path>', "a unix socket of the session's own, where its exports are called as the disks"),
-    new Option('--expire <time>', 'end it by itself after 90s, 10m, 24h (default: as configured)').argParser(parseExpire),
+    new Option('--expire <time>', 'end it by itself after 90s, 10m, 24h (default: as configured)').argParser(seconds),
   ],
   namesDaemon: false,
   examples: [
@@ -58,13 +58,6 @@ const start = verb<{ machine: string }, StartOptions>({
     await tell(daemon, await daemon.ask('backup-begin', asked), json)
   },
 })
-
-function parseExpire(text: string): number {
-  const ms = parseDuration(text)
-  if (!ms || ms < 1000)
-    throw new InvalidArgumentError('It must be a time of at least a second with its unit, such as 90s, 10m or 24h')
-  return Math.round(ms / 1000)
-}
 
 const list = verb({
   name: 'list',

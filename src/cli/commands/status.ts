@@ -1,7 +1,9 @@
 // stillpoint status: the daemon, its machines, open sessions and jobs on one screen.
 
+import { Option } from 'commander'
 import { formatSize } from '../../base/units.ts'
 import { connectDaemon } from '../connect.ts'
+import { seconds } from '../arguments.ts'
 import { verb } from '../define.ts'
 import { formatShare, formatSpan, formatTime } from '../format.ts'
 import { print, printJson } from '../output.ts'
@@ -9,15 +11,19 @@ import type { DaemonInfo, JobInfo, Listener, MachineInfo } from '../replies.ts'
 import { facts, table } from '../table.ts'
 import { sessionTable } from './backup.ts'
 
-export const status = verb({
+const DEFAULT_WAIT = '30s'
+
+export const status = verb<object, { wait?: number }>({
   name: 'status',
   summary: 'show the daemon, its machines, open sessions and jobs',
+  options: [new Option('--wait [time]', 'wait for a daemon to come, at most so long').preset(DEFAULT_WAIT).argParser(seconds)],
   examples: [
     ['stillpoint status', 'one screen'],
+    ['stillpoint status --wait', 'a daemon has just been started: be there when it is ready'],
     [`stillpoint status --json | jq .daemon.scratch.used`, 'one number, for a script'],
   ],
-  async run({ json, socket }) {
-    await using connection = await connectDaemon(socket)
+  async run({ options: { wait = 0 }, json, socket }) {
+    await using connection = await connectDaemon(socket, { waitMs: wait * 1000 })
     const [daemon, machines, backups, jobs] = await Promise.all([
       connection.ask('query-daemon'),
       connection.ask('query-machines'),
