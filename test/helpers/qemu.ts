@@ -39,8 +39,10 @@ export async function qemuIo(image: string, ...commands: string[]): Promise<stri
 /** What `qemu-img check` has to say about an image; an empty string when all is well. */
 export async function qemuCheck(image: string): Promise<string> {
   const { status, stdout, stderr } = await run('qemu-img', ['check', '-f', 'qcow2', image])
-  const complaints = stdout.split('\n').filter(line => /ERROR|Leaked|Repairing/.test(line))
-  return status === 0 && complaints.length === 0 ? '' : `exit code ${status}: ${stderr}${complaints.slice(0, 5).join('; ')}`
+  const complaints = (stdout + stderr).split('\n').filter(line => /ERROR|Leaked|Repairing/.test(line))
+  return status === 0 && complaints.length === 0
+    ? ''
+    : `exit code ${status}: ${(complaints.length > 0 ? complaints.slice(0, 5) : [stderr]).join('; ')}`
 }
 
 /** What a program said, and how it ended. Ends it after a minute. */

@@ -40,7 +40,8 @@ export async function createImage(file: BlockIo, options: CreateOptions, dataFil
   if (file.size > 0) await emptied(file)
   const header = headerFor(options, layout)
   const hostFile = new HostFile(file, clusterSize)
-  await hostFile.zero(0, clusterSize)
+  await hostFile.grow(layout.clusters * clusterSize)
+  if (!hostFile.takeNew(0, layout.clusters * clusterSize)) await hostFile.zero(0, layout.clusters * clusterSize)
   await hostFile.write(clusterSize, encodeTables(layout, clusterSize, refcountBits))
   await file.flush()
   await writeHeader(hostFile, { ...header, backingFile: undefined, extensionsEnd: 0 }, header)
@@ -100,9 +101,10 @@ function layOut(size: number, clusterSize: number, refcountBits: number, extende
   }
 }
 
+/** The L1 table behind them is zero. */
 function encodeTables(layout: Layout, clusterSize: number, refcountBits: number): Buffer {
-  const { refcountTableClusters, blocks, l1Clusters, clusters } = layout
-  const bytes = Buffer.alloc((refcountTableClusters + blocks + l1Clusters) * clusterSize)
+  const { refcountTableClusters, blocks, clusters } = layout
+  const bytes = Buffer.alloc((refcountTableClusters + blocks) * clusterSize)
   const firstBlock = 1 + refcountTableClusters
   for (let block = 0; block < blocks; block++) {
     const offset = (firstBlock + block) * clusterSize

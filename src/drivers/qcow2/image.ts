@@ -2,6 +2,7 @@
 
 import { messageOf, ReadOnly } from '../../base/errors.ts'
 import type { BlockIo, OpenContext } from '../../block/driver.ts'
+import { checkImage } from './check/check.ts'
 import { ClusterLocks } from './cluster-locks.ts'
 import { CorruptImage } from './corrupt-image.ts'
 import { DecompressedCache } from './decompressed-cache.ts'
@@ -34,6 +35,8 @@ export interface ImageOptions {
   readonly l2CacheBytes: number
   readonly refcountCacheBytes: number
   readonly report: OpenContext['report']
+  /** Open it for writing though it is marked corrupt, because it is to be repaired; and leave a dirty one to the caller too. */
+  readonly forRepair?: boolean
 }
 
 /** With so many changed bytes of tables in memory, they are written back before more are made. */
@@ -58,7 +61,10 @@ export class Image {
   readonly readOnly: boolean
   /** Guest data stand in the external file as in a raw image. */
   readonly rawData: boolean
+  /** Where the next compressed cluster goes: behind the last one, as long as its host cluster has room. */
+  packingAt = 0
   #damage: CorruptImage | undefined
+  #bitmapTurn: Promise<unknown> = Promise.resolve()
 
   private constructor(
     public header: Header,
@@ -87,7 +93,7 @@ export class Image {
 
   static async open(files: ImageFiles, options: ImageOptions): Promise<Image> {
     const header = await readHeader(files.file)
-    if (isSet(header.incompatible, Incompatible.corrupt) && !options.readOnly)
+    if (isSet(header.incompatible, Incompatible.corrupt) && !options.readOnly && !options.forRepair)
       throw new ReadOnly('qcow2: Image is corrupt; cannot be opened read/write')
     const hostFile = new HostFile(files.file, 2 ** header.clusterBits)
     const l1 = await OffsetTable.read(hostFile, header.l1TableOffset, header.l1Size)
@@ -123,8 +129,12 @@ export class Image {
     return this.places.touches(offset, 1)
   }
 
-  forgetMetadata(offset: number, length: number) {
+  /** Clusters whose last user leaves: what was known of them holds no more. */
+  forget(offset: number, length: number) {
     this.places.delete(offset, length)
+    this.l2Cache.drop(offset, length)
+    this.decompressed.drop(offset, length)
+    if (this.packingAt > offset && this.packingAt < offset + length) this.packingAt = 0
   }
 
   growRefcountTable(cluster: number) {
@@ -153,6 +163,28 @@ export class Image {
     return error
   }
 
+  /** What changes the bitmap directory does so one at a time. */
+  bitmapTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#bitmapTurn.then(work, work)
+    this.#bitmapTurn = turn
+    return turn
+  }
+
+  /** The refcounts were written anew, somewhere else. */
+  replaceRefcounts(table: OffsetTable) {
+    this.refcountTable = table
+    this.refcountCache.clear()
+    this.l2Cache.clear()
+    this.refcounts.reset()
+    this.#findPlaces()
+    this.file.grown = true
+  }
+
+  /** A check has found nothing, or mended all it found. */
+  repaired() {
+    this.#damage = undefined
+  }
+
   /** So much has changed in memory that it should be written back before more does. */
   get isCrowded() {
     return this.l2Cache.dirtyBytes + this.refcountCache.dirtyBytes > DIRTY_MOST || this.release.isFull
@@ -173,7 +205,22 @@ export class Image {
   }
 
   async #prepareForWriting() {
+    this.#findPlaces()
+    const { header } = this
+    const known = header.autoclear & AUTOCLEAR_KNOWN
+    if (known !== header.autoclear) await this.updateHeader({ autoclear: known })
+    if (isSet(header.incompatible, Incompatible.dirty) && !this.options.forRepair) await this.#recount()
+  }
+
+  /** The refcounts were not kept while the image was last written (lazy_refcounts), and it was not closed. */
+  async #recount() {
+    const { corruptions, corruptionsFixed, messages } = await checkImage(this, 'all')
+    if (corruptions > corruptionsFixed) throw new CorruptImage(`the image was not closed, and cannot be repaired: ${messages[0]}`)
+  }
+
+  #findPlaces() {
     const { header, places, geometry } = this
+    places.clear()
     places.add(0, 1)
     places.add(header.l1TableOffset, header.l1Size * 8)
     places.add(header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize)
@@ -181,8 +228,6 @@ export class Image {
     for (let at = 0; (at = this.l1.nextUsed(at, this.l1.end)) < this.l1.end; at++) this.#addPlace(this.l1.offsetAt(at))
     const blocks = this.refcountTable
     for (let at = 0; (at = blocks.nextUsed(at, blocks.end)) < blocks.end; at++) this.#addPlace(blocks.wideOffsetAt(at))
-    const known = header.autoclear & AUTOCLEAR_KNOWN
-    if (known !== header.autoclear) await this.updateHeader({ autoclear: known })
   }
 
   #addPlace(offset: number) {
@@ -190,12 +235,12 @@ export class Image {
   }
 }
 
-export async function readHeader(file: BlockIo): Promise<Header> {
+export async function readHeader(file: Pick<BlockIo, 'size' | 'read'>): Promise<Header> {
   const start = await readStart(file, OUR_LENGTH)
   return decodeHeader(await readStart(file, headerClusterSize(start)))
 }
 
-async function readStart(file: BlockIo, most: number) {
+async function readStart(file: Pick<BlockIo, 'size' | 'read'>, most: number) {
   const bytes = Buffer.alloc(Math.min(most, file.size))
   if (bytes.length > 0) await file.read(0, bytes)
   return bytes

@@ -45,7 +45,7 @@ async function fill(image: Image, tables: L2Tables, offset: number, run: Run, mo
       ) {
         if (isTaken(slice, at)) return true
         setEntry(slice, at, run.offset + (cluster - offset), { copied: true, zero: (slice.view.getUint32(at + 4) & 1) !== 0 })
-        if (entrySize === 16 && image.header.backingFile === undefined) allocateSubclusters(slice.view, at)
+        if (entrySize === 16 && image.rawData) allocateSubclusters(slice.view, at)
         image.l2Cache.markDirty(slice)
       }
       return false
@@ -61,7 +61,7 @@ async function fill(image: Image, tables: L2Tables, offset: number, run: Run, mo
 /** It has a host cluster of its own. */
 const isTaken = (slice: Slice, at: number) => isCompressed(slice, at) || hostAt(slice, at) !== 0
 
-/** With a backing file the bits stay clear, so that it shines through; without one the space reads as zeroes all the same. */
+/** As QEMU does, the bits stay clear elsewhere: the space is there, and reads as zeroes or as what is behind. */
 function allocateSubclusters(view: DataView, at: number) {
   view.setUint32(at + 12, ~view.getUint32(at + 8) >>> 0)
 }

@@ -2,6 +2,7 @@
 
 import type { Range } from '../../base/ranges.ts'
 import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import { markInUse } from './bitmaps.ts'
 import { extents } from './extents.ts'
 import { writeGuest } from './guest-file.ts'
 import type { Image } from './image.ts'
@@ -9,6 +10,7 @@ import { L2Tables } from './l2-tables.ts'
 import { Kind } from './mapping.ts'
 import { Reader } from './reader.ts'
 import { resize } from './resize.ts'
+import { CompressedWriter } from './write-compressed.ts'
 import { Writer } from './writer.ts'
 import { Zeroing } from './zeroing.ts'
 
@@ -16,6 +18,9 @@ export class Qcow2Node implements BlockNode {
   readonly #reader: Reader
   readonly #writer: Writer
   readonly #zeroing: Zeroing
+  readonly #compressed: CompressedWriter
+  /** Whether stored bitmaps are known to somebody who records what is written, or say that they miss it. */
+  #bitmapsKnow = false
 
   constructor(
     /** For what is done with images and not with disks: snapshots, bitmaps, checks. */
@@ -26,6 +31,7 @@ export class Qcow2Node implements BlockNode {
     this.#reader = new Reader(image)
     this.#writer = new Writer(image, tables, this.#reader)
     this.#zeroing = new Zeroing(image, tables, this.#writer)
+    this.#compressed = new CompressedWriter(image, tables, this.#writer)
   }
 
   get size() {
@@ -46,6 +52,7 @@ export class Qcow2Node implements BlockNode {
     const { image } = this
     const { requests, mapping } = image
     image.checkUndamaged()
+    if (!this.#bitmapsKnow) await this.#tellBitmaps()
     const epoch = requests.enter()
     try {
       if (mapping.find(offset, data.length) && mapping.length === data.length && mapping.kind === Kind.data && mapping.copied) {
@@ -65,6 +72,7 @@ export class Qcow2Node implements BlockNode {
   async zero(range: Range, flags: ZeroFlags = {}) {
     const { requests, writeback } = this.image
     this.image.checkUndamaged()
+    if (!this.#bitmapsKnow) await this.#tellBitmaps()
     const epoch = requests.enter()
     try {
       await this.#zeroing.zero(range, flags)
@@ -78,12 +86,31 @@ export class Qcow2Node implements BlockNode {
     const { requests } = this.image
     this.image.checkUndamaged()
     if (!this.image.discard) return
+    if (!this.#bitmapsKnow) await this.#tellBitmaps()
     const epoch = requests.enter()
     try {
       await this.#zeroing.discard(range)
     } finally {
       requests.leave(epoch)
     }
+  }
+
+  /** Whole clusters, or the last one up to the end of the disk, compressed where that makes them smaller. */
+  async writeCompressed(offset: number, data: Buffer) {
+    const { requests } = this.image
+    this.image.checkUndamaged()
+    if (!this.#bitmapsKnow) await this.#tellBitmaps()
+    const epoch = requests.enter()
+    try {
+      await this.#compressed.write(offset, data)
+    } finally {
+      requests.leave(epoch)
+    }
+  }
+
+  /** Says that every write from now on is recorded in the bitmaps that record, by whoever calls this. */
+  attendBitmaps() {
+    this.#bitmapsKnow = true
   }
 
   async flush() {
@@ -103,5 +130,11 @@ export class Qcow2Node implements BlockNode {
 
   async [Symbol.asyncDispose]() {
     await this.image.close()
+  }
+
+  /** Bitmaps that should record this write, with nobody here to do so, are marked as missing it before it is done. */
+  async #tellBitmaps() {
+    if (this.image.header.bitmaps) await markInUse(this.image, ({ enabled }) => enabled)
+    this.#bitmapsKnow = true
   }
 }

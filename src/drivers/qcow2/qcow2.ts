@@ -28,6 +28,7 @@
 import { InvalidParameter } from '../../base/errors.ts'
 import type { BlockDriver, BlockIo, ChildRule, NodeOptions } from '../../block/driver.ts'
 import { ALL, Permission } from '../../block/permissions.ts'
+import { refuseLoop } from './backing-loop.ts'
 import { nodeOptionsOf, pathOf } from './backing-name.ts'
 import { Incompatible } from './format.ts'
 import { isSet, type Header } from './header.ts'
@@ -62,6 +63,7 @@ export const qcow2: BlockDriver<Qcow2Options> = {
   async implicitChildren(_options, { children, filenames }) {
     const header = await readHeader(children['file']!)
     const named: Record<string, NodeOptions> = {}
+    if (header.backingFile !== undefined && filenames['file'] !== undefined) await refuseLoop(filenames['file'])
     if (header.backingFile !== undefined)
       named['backing'] = await nodeOptionsOf(header.backingFile, header.backingFormat, filenames['file'])
     if (isSet(header.incompatible, Incompatible.dataFile) && header.dataFile !== undefined)

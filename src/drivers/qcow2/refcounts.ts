@@ -104,8 +104,13 @@ export class Refcounts {
   async change(offset: number, count: number, change: 1 | -1): Promise<void> {
     const { clusterSize } = this.image.geometry
     const first = Math.floor(offset / clusterSize)
-    for (let cluster = first; cluster < first + count; cluster++) {
-      await this.#at(cluster, slice => this.#changeOne(slice, cluster, change))
+    const end = first + count
+    const { refcountsPerSlice } = this.image.geometry
+    for (let cluster = first; cluster < end;) {
+      const sliceEnd = Math.min(end, cluster - (cluster % refcountsPerSlice) + refcountsPerSlice)
+      await this.#at(cluster, slice => {
+        for (; cluster < sliceEnd; cluster++) this.#changeOne(slice, cluster, change)
+      })
     }
   }
 
@@ -119,6 +124,37 @@ export class Refcounts {
       throw new NoSpace(`cluster ${hex(cluster * clusterSize)} has ${before} users, and ${refcountBits} bits count no more`)
     this.#set(slice, index, before + change)
     if (before + change === 0) this.#hint = Math.min(this.#hint, cluster)
+  }
+
+  /** One user more for a cluster that has some, if `wanted` says so at that very moment. False where it is not or cannot be. */
+  async share(offset: number, wanted: () => boolean): Promise<boolean> {
+    const { clusterSize, refcountMost, refcountsPerSlice } = this.image.geometry
+    const cluster = Math.floor(offset / clusterSize)
+    return this.#at(cluster, slice => {
+      const count = slice ? this.#read(slice.bytes, cluster % refcountsPerSlice) : 0
+      if (!wanted() || count === 0 || count >= refcountMost) return false
+      this.#set(slice!, cluster % refcountsPerSlice, count + 1)
+      return true
+    })
+  }
+
+  /** Whether it has one user only; that one is about to leave, and `last` is called at that very moment. */
+  async leaving(offset: number, last: () => void): Promise<boolean> {
+    const cluster = Math.floor(offset / this.image.geometry.clusterSize)
+    return this.#at(cluster, slice => {
+      const alone = slice !== undefined && this.#read(slice.bytes, cluster % this.image.geometry.refcountsPerSlice) === 1
+      if (alone) last()
+      return alone
+    })
+  }
+
+  /** Says how many users a cluster has, where that has been counted. */
+  async set(offset: number, count: number): Promise<void> {
+    const cluster = Math.floor(offset / this.image.geometry.clusterSize)
+    await this.#at(cluster, slice => {
+      if (slice) this.#set(slice, cluster % this.image.geometry.refcountsPerSlice, count)
+    })
+    if (count === 0) this.#hint = Math.min(this.#hint, cluster)
   }
 
   /** Behind the last cluster that is in use, in bytes. */

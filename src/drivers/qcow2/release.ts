@@ -3,10 +3,8 @@
 // They wait until the file does not refer to them either (the writeback in which they were taken is durable), and then until every
 // request that began before that has ended: it may have looked them up. Only then their counts go down, and somebody else may get them.
 
-import type { DecompressedCache } from './decompressed-cache.ts'
 import type { Geometry } from './geometry.ts'
 import type { HostFile } from './host-file.ts'
-import type { MetadataCache } from './metadata-cache.ts'
 import type { Refcounts } from './refcounts.ts'
 import type { Requests } from './requests.ts'
 
@@ -14,13 +12,12 @@ import type { Requests } from './requests.ts'
 export interface Releasing {
   readonly geometry: Geometry
   readonly file: HostFile
-  readonly l2Cache: MetadataCache
-  readonly decompressed: DecompressedCache
   readonly refcounts: Refcounts
   readonly requests: Requests
   /** Punch holes for what is free. */
   readonly discard: boolean
-  forgetMetadata(offset: number, length: number): void
+  /** Something else may come there. */
+  forget(offset: number, length: number): void
 }
 
 interface Freed {
@@ -99,22 +96,19 @@ export class Release {
       let end = first + 1
       while (end < count && (await this.#isLastUser(offset + end * clusterSize)) === last) end++
       const at = offset + first * clusterSize
-      if (last) await this.#forget(at, (end - first) * clusterSize)
+      if (last) await this.#punch(at, (end - first) * clusterSize)
       await this.image.refcounts.change(at, end - first, -1)
       first = end
     }
   }
 
   async #isLastUser(offset: number) {
-    return (await this.image.refcounts.get(offset)) === 1
+    return this.image.refcounts.leaving(offset, () => this.image.forget(offset, this.image.geometry.clusterSize))
   }
 
   /** While they are still counted nobody else can have them. */
-  async #forget(offset: number, length: number) {
-    const { file, l2Cache, decompressed, discard } = this.image
-    this.image.forgetMetadata(offset, length)
-    l2Cache.drop(offset, length)
-    decompressed.drop(offset, length)
+  async #punch(offset: number, length: number) {
+    const { file, discard } = this.image
     const there = Math.min(length, file.size - offset)
     if (discard && there > 0) await file.below.discard({ offset, length: there })
   }

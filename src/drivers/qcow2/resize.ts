@@ -5,6 +5,7 @@
 
 import { NotSupported } from '../../base/errors.ts'
 import { alignDown, alignUp } from '../../base/ranges.ts'
+import { listBitmaps } from './bitmaps.ts'
 import { Limit } from './format.ts'
 import { freeEntry } from './free-entry.ts'
 import { l1EntriesFor } from './header.ts'
@@ -19,6 +20,7 @@ export async function resize(image: Image, zeroing: Zeroing, size: number) {
   if (size === before) return
   if (image.header.version === 2 && image.header.snapshotCount > 0)
     throw new NotSupported("Can't resize a v2 image which has snapshots")
+  await checkBitmaps(image)
   if (size < before) {
     await image.updateHeader({ size })
     await freeBehind(image, size)
@@ -31,6 +33,16 @@ export async function resize(image: Image, zeroing: Zeroing, size: number) {
   }
   await image.settle()
   if (size < before) await image.file.resize(await image.refcounts.end())
+}
+
+/** A bitmap that is in use will be stored anew, with its new size; another one would not fit the disk any more. */
+async function checkBitmaps(image: Image) {
+  const { bitmaps } = await listBitmaps(image)
+  const stored = bitmaps.find(({ inUse }) => !inUse)
+  if (stored)
+    throw new NotSupported(
+      `Cannot resize qcow2 images with persistent bitmaps that are not in use, such as '${stored.name}'; remove it first`,
+    )
 }
 
 async function growL1(image: Image, size: number) {

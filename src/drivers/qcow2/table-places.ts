@@ -17,6 +17,10 @@ export class TablePlaces {
     }
   }
 
+  clear() {
+    this.#clusters.clear()
+  }
+
   delete(offset: number, length: number) {
     for (let cluster = offset / this.clusterSize; cluster * this.clusterSize < offset + length; cluster++)
       this.#clusters.delete(cluster)

@@ -1,0 +1,44 @@
+// What `query-named-block-nodes` and `qemu-img info` tell of a qcow2 image (QMP's ImageInfoSpecificQCow2).
+
+import { listBitmaps } from './bitmaps.ts'
+import { Autoclear, Compatible, CompressionType, Incompatible } from './format.ts'
+import { isSet } from './header.ts'
+import type { Image } from './image.ts'
+
+export interface Qcow2Info {
+  readonly compat: '0.10' | '1.1'
+  readonly 'compression-type': 'zlib' | 'zstd'
+  readonly 'refcount-bits': number
+  readonly 'lazy-refcounts'?: boolean
+  readonly corrupt?: boolean
+  readonly 'extended-l2'?: boolean
+  readonly 'data-file'?: string
+  readonly 'data-file-raw'?: boolean
+  readonly bitmaps?: { readonly name: string; readonly granularity: number; readonly flags: readonly ('in-use' | 'auto')[] }[]
+}
+
+export async function qcow2Info(image: Image): Promise<Qcow2Info> {
+  const { header, geometry } = image
+  const common = {
+    compat: header.version === 2 ? ('0.10' as const) : ('1.1' as const),
+    'compression-type': header.compressionType === CompressionType.zstd ? ('zstd' as const) : ('zlib' as const),
+    'refcount-bits': geometry.refcountBits,
+  }
+  if (header.version === 2) return common
+  const { bitmaps } = await listBitmaps(image)
+  return {
+    ...common,
+    'lazy-refcounts': isSet(header.compatible, Compatible.lazyRefcounts),
+    corrupt: isSet(header.incompatible, Incompatible.corrupt),
+    'extended-l2': geometry.extended,
+    ...(header.dataFile !== undefined && { 'data-file': header.dataFile }),
+    ...(geometry.externalData && { 'data-file-raw': isSet(header.autoclear, Autoclear.dataFileRaw) }),
+    ...(bitmaps.length > 0 && {
+      bitmaps: bitmaps.map(({ name, granularityBits, inUse, enabled }) => ({
+        name,
+        granularity: 2 ** granularityBits,
+        flags: [...(inUse ? ['in-use' as const] : []), ...(enabled ? ['auto' as const] : [])],
+      })),
+    }),
+  }
+}
