@@ -31,10 +31,24 @@ export async function qemuImg(...args: string[]): Promise<string> {
 export async function qemuIo(image: string, ...commands: string[]): Promise<string> {
   const args = ['-f', 'qcow2', '-d', 'unmap', '-t', 'unsafe', image]
   const { status, stdout, stderr } = await run('qemu-io', args, commands.map(command => `${command}\n`).join(''))
-  const failed = /^(qemu-io: |.*(failed|error|Invalid|not supported).*)/im.exec(stdout + stderr)
+  const failed = failure.exec(stdout + stderr)
   if (status !== 0 || failed) throw new Error(`qemu-io ${image} ${commands.join('; ')}: ${stderr}${failed?.[0] ?? ''}`)
   return stdout
 }
+
+/** The same for many images, by one program that opens one behind the other. */
+export async function qemuIoOver(
+  all: readonly { readonly image: string; readonly commands: readonly string[] }[],
+): Promise<void> {
+  const lines = all.flatMap(({ image, commands }) =>
+    commands.length === 0 ? [] : [`open -o driver=qcow2,discard=unmap,cache.no-flush=on ${image}`, ...commands, 'close'],
+  )
+  const { status, stdout, stderr } = await run('qemu-io', [], lines.map(line => `${line}\n`).join(''))
+  const failed = failure.exec(stdout + stderr)
+  if (status !== 0 || failed) throw new Error(`qemu-io: ${stderr}${failed?.[0] ?? ''}`)
+}
+
+const failure = /^(qemu-io: |.*(failed|error|Invalid|not supported|can't open).*)/im
 
 /** What `qemu-img check` has to say about an image; an empty string when all is well. */
 export async function qemuCheck(image: string): Promise<string> {
