@@ -4,7 +4,6 @@
 // compared instead: all that is allocated is read, and what changed is uploaded. The manifest says which it was, and why.
 
 import { InvalidParameter, messageOf } from '../base/errors.ts'
-import type { BitmapReader, BlockIo } from '../block/driver.ts'
 import { BlobType } from '../repository/blob.ts'
 import { attachmentBytes } from '../repository/attachment.ts'
 import type { DiskManifest, Manifest } from '../repository/manifest.ts'
@@ -12,20 +11,9 @@ import { CHUNK_SIZES } from '../repository/repository-file.ts'
 import type { Point, Repository } from '../repository/repository.ts'
 import { Sealer } from '../repository/sealer.ts'
 import { finishCommits, RepositoryWriter } from '../repository/writer.ts'
-import { findChangedChunk } from './clean-sample.ts'
-import { pushDisk, type DiskProgress } from './push-disk.ts'
-import { PushPlan } from './push-plan.ts'
-import { mistrusted } from './mistrusted.ts'
+import { pushOne, type DiskStart, type PushDisk, type PushProgress } from './push-one.ts'
 
-export interface PushDisk {
-  readonly name: string
-  /** The disk as it was at the instant; it does not change while it is read. */
-  readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
-  /** What changed since a checkpoint; or why there is no such bitmap. */
-  readonly changes?: { readonly bitmap: BitmapReader; readonly since: string } | { readonly missing: string } | undefined
-  /** The checkpoint of this instant, for a later push to start from. */
-  readonly checkpoint?: string | undefined
-}
+export type { PushDisk, PushProgress } from './push-one.ts'
 
 export interface PushOptions {
   readonly repository: Repository
@@ -49,12 +37,6 @@ export interface PushOptions {
   readonly signal?: AbortSignal
 }
 
-export interface PushProgress extends DiskProgress {
-  readonly disk: string
-  /** Bytes that the disks' plans have in all, as far as they are known yet. */
-  total: number
-}
-
 export interface PushResult {
   /** Of the restore point. */
   readonly key: string
@@ -67,8 +49,6 @@ export interface PushResult {
 
 const MEMORY = 128 << 20
 const PACK_SIZE = 32 << 20
-/** How often progress is told. */
-const TELL_MS = 100
 
 /** Yields progress; when it ends early (an error, or nobody listens any more), the repository is as it was. */
 export async function* push(options: PushOptions): AsyncGenerator<PushProgress, PushResult> {
@@ -88,8 +68,8 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
   stack.use(writer)
   // Only now: what the session finds from here on, the collector leaves alone.
   const earlier = await newestFirst(repository, machine, signal)
-  const plans = disks.map(disk => ({ disk, ...decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
-  const maxPlain = Math.max(65536, ...plans.map(({ chunkSize }) => chunkSize))
+  const plans = disks.map(disk => ({ disk, start: decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
+  const maxPlain = Math.max(65536, ...plans.map(({ start }) => start.chunkSize))
   const mine = options.sealer ? undefined : Sealer.start({ maxPlain })
   const sealer = mine ?? options.sealer!
   if (sealer.maxPlain < maxPlain)
@@ -100,68 +80,10 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
   const broken: PushResult['broken'][number][] = []
   const done: DiskManifest[] = []
   const progress: PushProgress = { disk: '', done: 0, total: 0, read: 0, dirty: 0, new: 0, stored: 0 }
-  let told = 0
-  for (const { disk, chunkSize, parent, parentDisk, ...decided } of plans) {
-    let { mode, why } = decided
-    const { source, name } = disk
-    const make = async (everything: boolean) => {
-      const plan = new PushPlan(source.size, chunkSize, everything)
-      const touched = parentDisk ? await mistrusted(writer, parentDisk, plan) : []
-      return { plan, touched }
-    }
-    let { plan, touched } = await make(mode !== 'bitmap')
-    if (mode === 'bitmap' && disk.changes && 'bitmap' in disk.changes && parentDisk) {
-      for (const range of source.size > 0 ? disk.changes.bitmap.dirtyRanges({ offset: 0, length: source.size }) : [])
-        plan.addRange(range)
-      // Behind the parent's end nothing has been backed up, and its last chunk, or ours, is not the same length now.
-      const end = Math.min(parentDisk.size, source.size)
-      if (parentDisk.size !== source.size)
-        plan.addRange({ offset: Math.max(0, end - 1), length: source.size - Math.max(0, end - 1) })
-      const liar = await findChangedChunk({
-        source,
-        plan,
-        parent: parentDisk,
-        nodes: writer.nodes,
-        sealer,
-        idKey: repository.keys.idKey,
-      })
-      if (liar !== undefined) {
-        why = `the bitmap since checkpoint '${disk.changes.since}' is wrong: the bytes at ${liar * chunkSize} have changed, and it does not say so`
-        broken.push({ disk: name, checkpoint: disk.changes.since, why })
-        mode = 'compare'
-        ;({ plan, touched } = await make(true))
-      }
-    }
-    const counts: DiskProgress = { done: 0, read: 0, dirty: 0, new: 0, stored: 0 }
-    const before = { ...progress }
-    progress.total += plan.bytes
-    const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer }, counts)
-    const tell = () => {
-      for (const what of ['done', 'read', 'dirty', 'new', 'stored'] as const) progress[what] = before[what] + counts[what]
-      return { ...progress, disk: name }
-    }
-    let step = await work.next()
-    try {
-      for (; !step.done; step = await work.next()) {
-        if (performance.now() - told < TELL_MS) continue
-        told = performance.now()
-        yield tell()
-      }
-    } finally {
-      await work.return(null)
-    }
-    yield tell()
-    done.push({
-      name,
-      size: source.size,
-      chunkSize,
-      root: step.value,
-      read: { mode, why },
-      dirty: counts.dirty,
-      new: counts.new,
-      stored: counts.stored,
-      ...(disk.checkpoint !== undefined && { checkpoint: disk.checkpoint }),
-    })
+  for (const { disk, start } of plans) {
+    const { manifest, liar } = yield* pushOne({ disk, start, writer, sealer }, progress)
+    done.push(manifest)
+    if (liar) broken.push({ disk: disk.name, ...liar })
   }
 
   const kept: Manifest['attachments'] = []
@@ -174,7 +96,7 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
     time: time.toISOString(),
     consistency: options.consistency ?? 'crash',
     complete: options.complete ?? true,
-    parent: plans.find(({ parent }) => parent)?.parent ?? null,
+    parent: plans.find(({ start }) => start.parent)?.start.parent ?? null,
     disks: done,
     attachments: kept,
   })
@@ -209,7 +131,7 @@ async function newestFirst(repository: Repository, machine: string, signal?: Abo
 type Earlier = Awaited<ReturnType<typeof newestFirst>>
 
 /** How a disk is read, and why so. */
-function decide(disk: PushDisk, earlier: Earlier, chunkSize: number) {
+function decide(disk: PushDisk, earlier: Earlier, chunkSize: number): DiskStart {
   const candidates = earlier.flatMap(point => {
     const found = 'manifest' in point ? point.manifest.disks.find(({ name }) => name === disk.name) : undefined
     return found ? [{ parent: point.key, parentDisk: found, chunkSize: found.chunkSize }] : []
@@ -220,21 +142,21 @@ function decide(disk: PushDisk, earlier: Earlier, chunkSize: number) {
     unreadable && 'unreadable' in unreadable ? ` (restore point ${unreadable.key} cannot be read: ${unreadable.unreadable})` : ''
   if (!newest)
     return {
-      mode: 'full' as const,
+      mode: 'full',
       why: `the repository has no earlier restore point of this disk${aside}`,
       chunkSize,
       parent: undefined,
       parentDisk: undefined,
     }
   const { changes } = disk
-  if (!changes) return { ...newest, mode: 'compare' as const, why: 'no bitmap was given' }
-  if ('missing' in changes) return { ...newest, mode: 'compare' as const, why: changes.missing }
+  if (!changes) return { ...newest, mode: 'compare', why: 'no bitmap was given' }
+  if ('missing' in changes) return { ...newest, mode: 'compare', why: changes.missing }
   const base = candidates.find(({ parentDisk }) => parentDisk.checkpoint === changes.since)
   if (!base)
     return {
       ...newest,
-      mode: 'compare' as const,
+      mode: 'compare',
       why: `the repository has no restore point of checkpoint '${changes.since}'${aside}`,
     }
-  return { ...base, mode: 'bitmap' as const, why: `the bitmap has what changed since checkpoint '${changes.since}'` }
+  return { ...base, mode: 'bitmap', why: `the bitmap has what changed since checkpoint '${changes.since}'` }
 }

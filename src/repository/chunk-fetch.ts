@@ -2,15 +2,16 @@
 // every chunk is decrypted, decompressed and checked off the main thread.
 
 import { Budget } from '../base/budget.ts'
-import { BlobType, TAG } from './blob.ts'
+import { BlobType } from './blob.ts'
 import type { Location, PackRecord } from './blob-index.ts'
 import { Damaged } from './faults.ts'
 import type { RepositoryKeys } from './keys.ts'
 import type { PackSessions } from './node-reader.ts'
 import { packKey } from './pack.ts'
+import { readPack } from './read-pack.ts'
 import type { RepositoryIndex } from './repository-index.ts'
 import type { Sealer } from './sealer.ts'
-import { NotThere, type Target } from './target.ts'
+import type { Target } from './target.ts'
 
 export interface WantedChunk {
   readonly chunk: number
@@ -117,15 +118,17 @@ export class ChunkFetch {
     const { target, keys, sessions, signal } = this.options
     const key = packKey(pack.kind, pack.name)
     const stop = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal
-    let bytes: Uint8Array
+    let bytes: Buffer
     let sealKey: Uint8Array | undefined
     try {
       sealKey = keys.ofSession(await sessions.of(pack))
-      ;({ body: bytes } = await target.get(key, { range: { offset, length: end - offset }, signal: stop }))
+      bytes = await readPack(target, key, { offset, length: end - offset }, stop)
     } catch (error) {
-      if (!(error instanceof NotThere || error instanceof Damaged)) throw error
-      for (const { wanted } of members)
-        await this.#lost(wanted, new Damaged(`pack ${key} is not there, or damaged`, { cause: error }))
+      if (!(error instanceof Damaged)) throw error
+      if (members.length === 1) return this.#lost(members[0]!.wanted, error)
+      // What is cut short may have some of them.
+      for (const member of members)
+        await this.#fetch({ pack, offset: member.at.offset, end: member.at.offset + member.at.length, members: [member] })
       return
     }
     await Promise.all(
@@ -134,8 +137,7 @@ export class ChunkFetch {
         const blob = bytes.subarray(at.offset - offset, at.offset - offset + at.length)
         let plain: Buffer
         try {
-          if (blob.length > slot.input.length + TAG || blob.length < at.length)
-            throw new Damaged('a blob is not as long as the index says')
+          if (blob.length > slot.input.length) throw new Damaged('a blob is longer than the chunks of the disk')
           slot.input.set(blob)
           slot.id.set(wanted.id)
           plain = await slot.open(blob.length, { type: BlobType.data, key: sealKey, idKey: keys.idKey })

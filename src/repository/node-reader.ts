@@ -6,6 +6,7 @@ import { Damaged } from './faults.ts'
 import type { RepositoryKeys } from './keys.ts'
 import { decodePackHeader, PACK_HEADER, packKey } from './pack.ts'
 import type { PackRecord } from './blob-index.ts'
+import { readPack } from './read-pack.ts'
 import type { RepositoryIndex } from './repository-index.ts'
 import type { Target } from './target.ts'
 import { decodeNode, type TreeNode } from './tree-node.ts'
@@ -41,9 +42,15 @@ export class NodeReader {
   async blob(id: Buffer, type: BlobType): Promise<Buffer> {
     const place = this.index.meta.find(id)
     if (!place) throw new Damaged(`the repository has no blob ${id.toString('hex')}, which a restore point needs`)
-    const session = await this.sessions.of(place.pack)
-    const blob = await this.#bytes(place.pack, place.offset, place.length)
-    return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+    try {
+      const session = await this.sessions.of(place.pack)
+      const blob = await this.#bytes(place.pack, place.offset, place.length)
+      return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+    } catch (error) {
+      // Who writes what is the same again must write it, and not share this one.
+      if (error instanceof Damaged) place.pack.avoid = true
+      throw error
+    }
   }
 
   async #bytes(pack: PackRecord, offset: number, length: number) {
@@ -52,9 +59,7 @@ export class NodeReader {
     )
     if (!window || length > WINDOW) {
       const range = { offset, length: Math.max(length, Math.min(WINDOW, pack.size - offset)) }
-      const bytes = this.target
-        .get(packKey(pack.kind, pack.name), { range, signal: this.signal })
-        .then(({ body }) => Buffer.from(body.buffer, body.byteOffset, body.length))
+      const bytes = readPack(this.target, packKey(pack.kind, pack.name), range, this.signal)
       window = { pack, offset, bytes }
       this.#windows.push(window)
       if (this.#windows.length > WINDOWS) this.#windows.shift()
@@ -84,8 +89,7 @@ export class PackSessions {
 
   async #read(pack: PackRecord) {
     const key = packKey(pack.kind, pack.name)
-    const { body } = await this.target.get(key, { range: { offset: 0, length: PACK_HEADER }, signal: this.signal })
-    const header = decodePackHeader(Buffer.from(body))
+    const header = decodePackHeader(await readPack(this.target, key, { offset: 0, length: PACK_HEADER }, this.signal))
     if (header.repository !== this.repository || header.kind !== pack.kind)
       throw new Damaged(`${key} is not the pack that it should be`)
     return header.session

@@ -1,0 +1,134 @@
+// One disk of a push: how it is read, and what that is changed to when the bitmap lies or the earlier restore point is damaged. Neither
+// stops a backup; both are said in the manifest.
+
+import type { BitmapReader, BlockIo } from '../block/driver.ts'
+import { Damaged } from '../repository/faults.ts'
+import type { DiskManifest } from '../repository/manifest.ts'
+import type { Sealer } from '../repository/sealer.ts'
+import type { RepositoryWriter } from '../repository/writer.ts'
+import { findChangedChunk } from './clean-sample.ts'
+import { mistrusted } from './mistrusted.ts'
+import { pushDisk, type DiskProgress } from './push-disk.ts'
+import { PushPlan } from './push-plan.ts'
+
+export interface PushDisk {
+  readonly name: string
+  /** The disk as it was at the instant; it does not change while it is read. */
+  readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
+  /** What changed since a checkpoint; or why there is no such bitmap. */
+  readonly changes?: { readonly bitmap: BitmapReader; readonly since: string } | { readonly missing: string } | undefined
+  /** The checkpoint of this instant, for a later push to start from. */
+  readonly checkpoint?: string | undefined
+}
+
+export interface PushProgress extends DiskProgress {
+  disk: string
+  /** Bytes that the disks' plans have in all, as far as they are known yet. */
+  total: number
+}
+
+/** How a disk is to be read, and against what. */
+export interface DiskStart {
+  readonly mode: DiskManifest['read']['mode']
+  readonly why: string
+  readonly chunkSize: number
+  /** The key of the restore point it is compared with, and the disk there. */
+  readonly parent: string | undefined
+  readonly parentDisk: DiskManifest | undefined
+}
+
+export interface OneDisk {
+  readonly disk: PushDisk
+  readonly start: DiskStart
+  readonly writer: RepositoryWriter
+  readonly sealer: Sealer
+}
+
+interface Pushed {
+  readonly manifest: DiskManifest
+  /** The checkpoint whose bitmap did not tell the truth. */
+  readonly liar?: { readonly checkpoint: string; readonly why: string } | undefined
+}
+
+/** How often progress is told. */
+const TELL_MS = 100
+const COUNTS = ['done', 'total', 'read', 'dirty', 'new', 'stored'] as const
+
+/** Adds to the progress, which it yields from time to time. */
+export async function* pushOne(one: OneDisk, progress: PushProgress): AsyncGenerator<PushProgress, Pushed> {
+  const before = { ...progress }
+  try {
+    return yield* attempt(one, progress)
+  } catch (error) {
+    const { parent, parentDisk } = one.start
+    if (!(error instanceof Damaged) || !parentDisk) throw error
+    for (const what of COUNTS) progress[what] = before[what]
+    const why = `the earlier restore point ${parent} is damaged: ${error.message}`
+    return yield* attempt({ ...one, start: { ...one.start, mode: 'full', why, parentDisk: undefined } }, progress)
+  }
+}
+
+async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: PushProgress): AsyncGenerator<PushProgress, Pushed> {
+  const { source, name, changes } = disk
+  const { chunkSize, parentDisk } = start
+  let { mode, why } = start
+  let liar: Pushed['liar']
+  let plan = new PushPlan(source.size, chunkSize, mode !== 'bitmap')
+  let touched = parentDisk ? await mistrusted(writer, parentDisk, plan) : []
+  if (mode === 'bitmap' && parentDisk && changes && 'bitmap' in changes) {
+    addChanges(plan, changes.bitmap, parentDisk.size)
+    const idKey = writer.repository.keys.idKey
+    const changed = await findChangedChunk({ source, plan, parent: parentDisk, nodes: writer.nodes, sealer, idKey })
+    if (changed !== undefined) {
+      why = `the bitmap since checkpoint '${changes.since}' is wrong: the bytes at ${changed * chunkSize} have changed, and it does not say so`
+      mode = 'compare'
+      liar = { checkpoint: changes.since, why }
+      plan = new PushPlan(source.size, chunkSize, true)
+      touched = await mistrusted(writer, parentDisk, plan)
+    }
+  }
+  const counts: DiskProgress = { done: 0, read: 0, dirty: 0, new: 0, stored: 0 }
+  const before = { ...progress }
+  progress.disk = name
+  progress.total += plan.bytes
+  const tell = () => {
+    for (const what of ['done', 'read', 'dirty', 'new', 'stored'] as const) progress[what] = before[what] + counts[what]
+    return { ...progress }
+  }
+  let told = 0
+  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer }, counts)
+  let step = await work.next()
+  try {
+    for (; !step.done; step = await work.next()) {
+      if (performance.now() - told < TELL_MS) continue
+      told = performance.now()
+      yield tell()
+    }
+  } finally {
+    await work.return(null)
+  }
+  yield tell()
+  const { dirty, new: fresh, stored } = counts
+  const { checkpoint } = disk
+  const manifest = {
+    name,
+    size: source.size,
+    chunkSize,
+    root: step.value,
+    read: { mode, why },
+    dirty,
+    new: fresh,
+    stored,
+    ...(checkpoint !== undefined && { checkpoint }),
+  }
+  return { manifest, liar }
+}
+
+/** What the bitmap says, and what it cannot know: behind the parent's end nothing is backed up, and its last chunk was shorter, or ours is. */
+function addChanges(plan: PushPlan, bitmap: BitmapReader, parentSize: number) {
+  if (plan.size === 0) return
+  for (const range of bitmap.dirtyRanges({ offset: 0, length: plan.size })) plan.addRange(range)
+  if (parentSize === plan.size) return
+  const offset = Math.max(0, Math.min(parentSize, plan.size) - 1)
+  plan.addRange({ offset, length: plan.size - offset })
+}
