@@ -216,7 +216,7 @@ t.test('of a slow disk much is asked at once', async t => {
   reader.greeting()
   reader.optionAnswers()
   t.equal(reader.answers(() => MIB / 4).length, count)
-  t.ok(most >= 64 && most <= 128, `${most} at once`)
+  t.ok(most >= 32 && most <= 128, `${most} at once`)
   await quiet(served)
 })
 
