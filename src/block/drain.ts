@@ -19,10 +19,11 @@ export function reachable(node: GraphNode, found = new Set<GraphNode>()): Set<Gr
 }
 
 /**
- * Calls `moment` when no write is under way at these roots. It must not wait: everybody else does.
+ * Calls `moment` when no write is under way at these roots, and holds writes until it is done. It should not wait for long: everybody
+ * else does.
  * @throws Busy when writes have not ended in time; `moment` was not called then
  */
-export async function drained<T>(roots: readonly Edge[], moment: () => T, patienceMs = PATIENCE_MS): Promise<T> {
+export async function drained<T>(roots: readonly Edge[], moment: () => T | Promise<T>, patienceMs = PATIENCE_MS): Promise<T> {
   const below = new Set<GraphNode>()
   for (const root of roots) reachable(root.node, below)
   for (const root of roots) root.hold()
@@ -30,7 +31,7 @@ export async function drained<T>(roots: readonly Edge[], moment: () => T, patien
   try {
     const writing = roots.flatMap(root => root.whenIdle() ?? [])
     if (writing.length > 0) await within(patienceMs, Promise.all(writing), () => late(roots, patienceMs))
-    return moment()
+    return await moment()
   } finally {
     for (const node of below) node.drainEnd()
     for (const root of roots) root.release()

@@ -6,6 +6,7 @@
 
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
+import type { NodeInfo } from './node-info.ts'
 import type { Permissions } from './permissions.ts'
 
 /** What reading a range finds, in the terms of NBD's base:allocation. */
@@ -71,6 +72,8 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
   drainEnd?(): void
   /** What it is made of, for `query-named-block-nodes` and people: a file name, an address. */
   readonly filename?: string
+  /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
+  info?(): Promise<NodeInfo>
 }
 
 /** How a driver uses a node below it. */

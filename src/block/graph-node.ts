@@ -10,6 +10,7 @@ import { BitmapSet } from '../bitmaps/bitmap-set.ts'
 import { anyRequest } from './aligned-io.ts'
 import type { AnyDriver, BlockIo, BlockNode, NodeEvent, NodeOptions, WriteFlags, ZeroFlags } from './driver.ts'
 import type { Edge } from './edge.ts'
+import type { NodeInfo } from './node-info.ts'
 import type { GenericOptions } from './node-options.ts'
 
 export interface NodeParts {
@@ -63,6 +64,35 @@ export class GraphNode {
   get filename(): string | undefined {
     const below = this.children.get('file') ?? this.children.values().next().value
     return this.#node.filename ?? below?.node.filename
+  }
+
+  /** What it names itself by; undefined for what is made of other nodes. */
+  get ownFilename(): string | undefined {
+    return this.#node.filename
+  }
+
+  /** What shows through it: the node that it filters, or the image behind it. */
+  get filteredOrBacking(): GraphNode | undefined {
+    for (const [name, edge] of this.children)
+      if (['filtered', 'backing'].includes(this.driver.children[name]!.role)) return edge.node
+    return undefined
+  }
+
+  /**
+   * What is known of the image. Of a node that says nothing it is what is known of the file below; `allocated` is of all the files that its
+   * data are in (QEMU's bdrv_get_info and bdrv_get_allocated_file_size).
+   */
+  async info(): Promise<NodeInfo> {
+    const own = (await this.#node.info?.()) ?? (await this.children.get('file')?.node.info()) ?? {}
+    if (this.children.size === 0) return own
+    let allocated = 0
+    for (const [name, edge] of this.children) {
+      if (!['data', 'filtered'].includes(this.driver.children[name]!.role)) continue
+      const below: number | undefined = (await edge.node.info()).allocated
+      if (below === undefined) return { ...own, allocated: undefined }
+      allocated += below
+    }
+    return { ...own, allocated }
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {

@@ -116,15 +116,31 @@ export class Graph implements AsyncDisposable {
     }
   }
 
+  /** Makes a disk longer or shorter, while no write is under way on it. @throws Busy, PermissionConflict, and what the image throws */
+  async resize(node: GraphNode, size: number) {
+    node.checkNoJob()
+    const edge = this.attach(node, { description: 'an unnamed block device', perm: Permission.resize, shared: ALL })
+    try {
+      await drained(this.#writers([node], edge), () => edge.resize(size))
+    } finally {
+      await this.detach(edge)
+    }
+  }
+
   /** Calls `moment` while no write is under way on these nodes, or on any. See drain.ts. */
   drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T): Promise<T> {
+    return drained(this.#writers(nodes), moment)
+  }
+
+  /** The roots on which writes can come to these nodes, or to any. */
+  #writers(nodes: Iterable<GraphNode> | undefined, except?: Edge): Edge[] {
     const wanted = nodes && new Set(nodes)
-    const roots = [...this.#roots].filter(
+    return [...this.#roots].filter(
       root =>
+        root !== except &&
         root.permissions.perm & (Permission.write | Permission.writeUnchanged | Permission.resize) &&
         (!wanted || [...reachable(root.node)].some(node => wanted.has(node))),
     )
-    return drained(roots, moment)
   }
 
   /** Closes all, from the top down. Whoever used a root has let go of it, or will find its requests refused. */

@@ -13,6 +13,7 @@ import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type { NodeInfo } from '../block/node-info.ts'
 
 const options = z.strictObject({
   filename: z.string().min(1).describe('Path of the file or block device'),
@@ -158,6 +159,11 @@ export class FileNode implements BlockNode {
     if (this.granule > 1) throw new NotSupported(`${this.filename}: a block device keeps its size`)
     await this.#named(this.handle.truncate(size))
     this.bytes = size
+  }
+
+  async info(): Promise<NodeInfo> {
+    const { blocks } = await this.#named(this.handle.stat())
+    return { allocated: blocks * 512, dirty: false }
   }
 
   async [Symbol.asyncDispose]() {

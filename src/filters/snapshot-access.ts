@@ -45,6 +45,11 @@ class SnapshotAccess implements BlockNode {
     return this.view.discard(range)
   }
 
+  /** The instant is of the disk below, and what is known of that one's image says nothing of it. */
+  async info() {
+    return {}
+  }
+
   async write() {
     throw new ReadOnly('a frozen view cannot be written')
   }

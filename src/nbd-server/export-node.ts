@@ -64,12 +64,9 @@ export async function exportNode(graph: Graph, exports: Exports, options: NodeEx
 
 /** The bitmap of that name on the node or on what is below it (QEMU looks through filters and backing files). @throws NotFound */
 export function findBitmap(node: GraphNode, name: string): DirtyBitmap {
-  for (let at: GraphNode | undefined = node; at; at = below(at)) {
+  for (let at: GraphNode | undefined = node; at; at = at.filteredOrBacking) {
     const bitmap = at.bitmaps.find(name)
     if (bitmap) return bitmap
   }
   throw new NotFound(`Bitmap '${name}' is not found`)
 }
-
-const below = (node: GraphNode) =>
-  [...node.children].find(([childName]) => ['filtered', 'backing'].includes(node.driver.children[childName]!.role))?.[1].node

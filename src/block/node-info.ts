@@ -1,0 +1,16 @@
+// What is known of an image beside its bytes, for query-named-block-nodes and people (QMP's ImageInfo).
+
+export interface NodeInfo {
+  /** Bytes that it takes up on its disk. */
+  readonly allocated?: number | undefined
+  /** Bytes; of formats that have clusters. */
+  readonly clusterSize?: number | undefined
+  /** It was not closed in an orderly way. Undefined where that cannot be known. */
+  readonly dirty?: boolean | undefined
+  readonly compressed?: boolean | undefined
+  readonly encrypted?: boolean | undefined
+  /** As the image names the one behind it. */
+  readonly backing?: { readonly filename: string; readonly format?: string | undefined } | undefined
+  /** In QMP's words, ImageInfoSpecific: what only this format has. */
+  readonly formatSpecific?: { readonly type: string; readonly data: Readonly<Record<string, unknown>> } | undefined
+}
