@@ -1,6 +1,7 @@
 // The events of the control socket, as query-qmp-schema and the reference page tell of them. Who emits an event lists it here.
 
 import { z } from 'zod'
+import { jobStatus, jobType } from './job-info.ts'
 import { int64 } from './qapi-type.ts'
 
 export interface EventType {
@@ -9,20 +10,6 @@ export interface EventType {
   readonly summary: string
   readonly data: z.ZodType
 }
-
-const jobType = z.enum(['backup', 'mirror', 'stream', 'commit', 'create'])
-const jobStatus = z.enum([
-  'created',
-  'running',
-  'paused',
-  'ready',
-  'standby',
-  'waiting',
-  'pending',
-  'aborting',
-  'concluded',
-  'null',
-])
 
 const blockJob = { type: jobType, device: z.string(), len: int64, offset: int64, speed: int64 }
 

@@ -45,8 +45,9 @@ export class BackupAction implements Action {
   async prepare(transaction: object) {
     const { jobs } = this.context
     const { jobId: id, autoFinalize, autoDismiss, speed } = this.options
+    const use = checkBackup(this.options, transaction)
     jobs.check(id)
-    const backup = new Backup(this.context, this.options, checkBackup(this.options, transaction))
+    const backup = new Backup(this.context, this.options, use)
     await backup.prepareInstant()
     this.#backup = backup
     this.#job = jobs.create({ id, type: 'backup', work: backup, autoFinalize, autoDismiss, speed, group: this.group })

@@ -23,6 +23,8 @@ export interface Progress {
 export interface JobWork {
   /** Does it. Ends early, by throwing, when `signal` is aborted. */
   run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void>
+  /** What ends by itself never has it: tells work that is ready to come to its end. */
+  complete?(): void
   /** What may still fail when all jobs of the group are done. */
   prepare?(): Promise<void>
   /** It has succeeded, with all of its group. */
@@ -180,6 +182,11 @@ export class Job {
     this.release()
   }
 
+  /** It has stopped, or will at its next `yield`. */
+  get isPaused() {
+    return this.#pauses > 0
+  }
+
   /** It stops for a while, at its next `yield`. */
   hold() {
     this.#pauses++
@@ -203,6 +210,13 @@ export class Job {
     this.checkVerb('set-speed')
     if (bytesPerSecond < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
     this.speedLimit.bytesPerSecond = bytesPerSecond
+  }
+
+  /** By the user, to a job that is ready. */
+  complete() {
+    this.checkVerb('complete')
+    if (!this.#work.complete) throw new InvalidParameter(`The active block job '${this.id}' cannot be completed`)
+    this.#work.complete()
   }
 
   /** By the user. It takes the others of its group with it. */

@@ -4,31 +4,87 @@ import type { AnyCommand } from '../command.ts'
 import { backupAbort } from './backup-abort.ts'
 import { backupBegin } from './backup-begin.ts'
 import { backupFinish } from './backup-finish.ts'
+import { blockDirtyBitmapAdd } from './block-dirty-bitmap-add.ts'
+import { blockDirtyBitmapClear } from './block-dirty-bitmap-clear.ts'
+import { blockDirtyBitmapDisable } from './block-dirty-bitmap-disable.ts'
+import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
+import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
+import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
+import { blockJobCancel } from './block-job-cancel.ts'
+import { blockJobComplete } from './block-job-complete.ts'
+import { blockJobDismiss } from './block-job-dismiss.ts'
+import { blockJobFinalize } from './block-job-finalize.ts'
+import { blockJobPause } from './block-job-pause.ts'
+import { blockJobResume } from './block-job-resume.ts'
+import { blockJobSetSpeed } from './block-job-set-speed.ts'
+import { blockResize } from './block_resize.ts'
+import { blockdevAdd } from './blockdev-add.ts'
+import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevDel } from './blockdev-del.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
+import { jobCancel } from './job-cancel.ts'
+import { jobComplete } from './job-complete.ts'
+import { jobDismiss } from './job-dismiss.ts'
+import { jobFinalize } from './job-finalize.ts'
+import { jobPause } from './job-pause.ts'
+import { jobResume } from './job-resume.ts'
 import { qmpCapabilities } from './qmp_capabilities.ts'
 import { queryBackups } from './query-backups.ts'
+import { queryBlockJobs } from './query-block-jobs.ts'
 import { queryCheckpoints } from './query-checkpoints.ts'
 import { queryCommands } from './query-commands.ts'
 import { queryDaemon } from './query-daemon.ts'
+import { queryJobs } from './query-jobs.ts'
 import { queryMachines } from './query-machines.ts'
+import { queryNamedBlockNodes } from './query-named-block-nodes.ts'
 import { queryQmpSchema } from './query-qmp-schema.ts'
 import { queryVersion } from './query-version.ts'
 import { quit } from './quit.ts'
+import { transaction } from './transaction.ts'
+import { xDebugBlockDirtyBitmapSha256 } from './x-debug-block-dirty-bitmap-sha256.ts'
 
 export const commands: readonly AnyCommand[] = [
   backupAbort,
   backupBegin,
   backupFinish,
+  blockDirtyBitmapAdd,
+  blockDirtyBitmapClear,
+  blockDirtyBitmapDisable,
+  blockDirtyBitmapEnable,
+  blockDirtyBitmapMerge,
+  blockDirtyBitmapRemove,
+  blockJobCancel,
+  blockJobComplete,
+  blockJobDismiss,
+  blockJobFinalize,
+  blockJobPause,
+  blockJobResume,
+  blockJobSetSpeed,
+  blockResize,
+  blockdevAdd,
+  blockdevBackup,
+  blockdevDel,
   checkpointCreate,
   checkpointDelete,
+  jobCancel,
+  jobComplete,
+  jobDismiss,
+  jobFinalize,
+  jobPause,
+  jobResume,
   qmpCapabilities,
   queryBackups,
+  queryBlockJobs,
   queryCheckpoints,
   queryCommands,
   queryDaemon,
+  queryJobs,
   queryMachines,
+  queryNamedBlockNodes,
   queryQmpSchema,
   queryVersion,
   quit,
+  transaction,
+  xDebugBlockDirtyBitmapSha256,
 ]

@@ -1,0 +1,57 @@
+// A command that can also be one action among several of a transaction. Alone it is a transaction of one.
+
+import type { z } from 'zod'
+import type { Action } from '../block/action.ts'
+import type { Graph } from '../block/graph.ts'
+import type { JobGroup } from '../jobs/job-group.ts'
+import { transact } from '../transactions/transact.ts'
+import { command, type Command } from './command.ts'
+import type { CommandContext } from './context.ts'
+
+interface ActionKind<Arguments> {
+  /** Nodes on which no write is under way when it takes effect, by name. */
+  disks(this: void, args: Arguments): readonly string[]
+  /** `group`: of the jobs that are to succeed together, where the transaction says so. */
+  action(this: void, args: Arguments, context: CommandContext, group?: JobGroup): Action
+}
+
+export interface ActionCommand<Arguments> extends Command<Arguments, void>, ActionKind<Arguments> {}
+
+/** Any of them, for arrays. */
+// oxlint-disable-next-line no-explicit-any -- the arguments are each command's own
+export type AnyActionCommand = ActionCommand<any>
+
+interface Definition<Schema extends z.ZodType> extends ActionKind<z.output<Schema>> {
+  readonly name: string
+  readonly summary: string
+  readonly arguments: Schema
+  /** False where it matters to nobody whether a write is under way, as long as nothing else must happen at the same instant. */
+  readonly drainsAlone: boolean
+}
+
+export function actionCommand<Schema extends z.ZodType>({
+  name,
+  summary,
+  arguments: schema,
+  drainsAlone,
+  disks,
+  action,
+}: Definition<Schema>): ActionCommand<z.output<Schema>> {
+  const alone = command({
+    name,
+    summary,
+    arguments: schema,
+    run: (args, context) =>
+      transact([action(args, context)], async commits =>
+        drainsAlone ? drainDisks(context.graph, disks(args), commits) : commits(),
+      ),
+  })
+  return { ...alone, disks, action }
+}
+
+/** Those that are gone by now are nobody's disks. */
+export const drainDisks = (graph: Graph, names: readonly string[], moment: () => void) =>
+  graph.drained(
+    names.flatMap(name => graph.find(name) ?? []),
+    moment,
+  )

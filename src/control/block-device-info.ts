@@ -1,0 +1,111 @@
+// How a node is told on the control socket: QMP's BlockDeviceInfo, ImageInfo and BlockDirtyInfo.
+
+import { z } from 'zod'
+import type { GraphNode } from '../block/graph-node.ts'
+import { filenameOf } from './node-filename.ts'
+import { int64, uint32 } from './qapi-type.ts'
+
+const imageMembers = z.strictObject({
+  filename: z.string(),
+  format: z.string(),
+  'virtual-size': int64,
+  'actual-size': int64.optional(),
+  'dirty-flag': z.boolean().optional(),
+  'cluster-size': int64.optional(),
+  encrypted: z.boolean().optional(),
+  compressed: z.boolean().optional(),
+  'backing-filename': z.string().optional(),
+  'full-backing-filename': z.string().optional(),
+  'backing-filename-format': z.string().optional(),
+  'format-specific': z.strictObject({ type: z.string(), data: z.looseObject({}) }).optional(),
+})
+
+type ImageInfo = z.input<typeof imageMembers> & { 'backing-image'?: ImageInfo | undefined }
+
+const imageInfo: z.ZodType<ImageInfo> = z.lazy(() => withBackingImage) as z.ZodType as z.ZodType<ImageInfo>
+const withBackingImage = imageMembers.extend({ 'backing-image': imageInfo.optional() })
+
+const dirtyInfo = z.strictObject({
+  name: z.string().optional(),
+  count: int64,
+  granularity: uint32,
+  recording: z.boolean(),
+  busy: z.boolean(),
+  persistent: z.boolean(),
+  inconsistent: z.boolean().optional(),
+})
+
+export const blockDeviceInfo = z.strictObject({
+  file: z.string(),
+  'node-name': z.string().optional(),
+  ro: z.boolean(),
+  drv: z.string(),
+  backing_file: z.string().optional(),
+  backing_file_depth: int64,
+  active: z.boolean(),
+  encrypted: z.boolean(),
+  detect_zeroes: z.enum(['off', 'on', 'unmap']),
+  bps: int64,
+  bps_rd: int64,
+  bps_wr: int64,
+  iops: int64,
+  iops_rd: int64,
+  iops_wr: int64,
+  image: imageInfo,
+  cache: z.strictObject({ writeback: z.boolean(), direct: z.boolean(), 'no-flush': z.boolean() }),
+  write_threshold: int64,
+  'dirty-bitmaps': z.array(dirtyInfo).optional(),
+})
+
+/** A device has limits of its own in QEMU; here only throttle filters do. */
+const UNLIMITED = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 }
+
+/** `flat`: without the images behind it. */
+export async function describeNode(
+  node: GraphNode,
+  { flat = false }: { readonly flat?: boolean | undefined } = {},
+): Promise<z.input<typeof blockDeviceInfo>> {
+  const { backing } = await node.info()
+  const bitmaps = Array.from(node.bitmaps, bitmap => bitmap.info())
+  return {
+    file: filenameOf(node),
+    'node-name': node.name,
+    ro: node.readOnly,
+    drv: node.driver.name,
+    backing_file: backing?.filename,
+    backing_file_depth: flat ? 0 : depthOf(node),
+    active: true,
+    encrypted: false,
+    detect_zeroes: node.generic['detect-zeroes'],
+    ...UNLIMITED,
+    image: await describeImage(node, flat),
+    cache: { writeback: true, direct: node.generic.cache.direct, 'no-flush': node.generic.cache['no-flush'] },
+    write_threshold: 0,
+    'dirty-bitmaps': bitmaps.length > 0 ? bitmaps : undefined,
+  }
+}
+
+async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo> {
+  const behind = node.filteredOrBacking
+  const { allocated, dirty, clusterSize, encrypted, compressed, backing, formatSpecific } = await node.info()
+  return {
+    filename: filenameOf(node),
+    format: node.driver.name,
+    'virtual-size': node.size,
+    'actual-size': allocated,
+    'dirty-flag': dirty,
+    'cluster-size': clusterSize,
+    encrypted: encrypted || undefined,
+    compressed: compressed || undefined,
+    'backing-filename': backing?.filename,
+    'full-backing-filename': backing && behind && filenameOf(behind),
+    'backing-filename-format': backing?.format,
+    'format-specific': formatSpecific,
+    'backing-image': behind && !flat ? await describeImage(behind, flat) : undefined,
+  }
+}
+
+const depthOf = (node: GraphNode): number => {
+  const behind = node.filteredOrBacking
+  return behind ? 1 + depthOf(behind) : 0
+}

@@ -1,0 +1,73 @@
+// How a job is told on the control socket: QMP's JobInfo for every job, BlockJobInfo for those that work on disks.
+
+import { z } from 'zod'
+import { messageOf } from '../base/errors.ts'
+import type { Job } from '../jobs/job.ts'
+import { int64 } from './qapi-type.ts'
+
+export const jobType = z.enum(['backup', 'mirror', 'stream', 'commit', 'create'])
+export const jobStatus = z.enum([
+  'created',
+  'running',
+  'paused',
+  'ready',
+  'standby',
+  'waiting',
+  'pending',
+  'aborting',
+  'concluded',
+  'null',
+])
+
+export const jobInfo = z.strictObject({
+  id: z.string(),
+  type: jobType,
+  status: jobStatus,
+  'current-progress': int64,
+  'total-progress': int64,
+  error: z.string().optional(),
+})
+
+export const blockJobInfo = z.strictObject({
+  type: jobType,
+  device: z.string(),
+  len: int64,
+  offset: int64,
+  /** It works, and does not wait to be told to go on. */
+  busy: z.boolean(),
+  paused: z.boolean(),
+  speed: int64,
+  'io-status': z.enum(['ok', 'failed', 'nospace']),
+  ready: z.boolean(),
+  status: jobStatus,
+  'auto-finalize': z.boolean(),
+  'auto-dismiss': z.boolean(),
+  error: z.string().optional(),
+})
+
+const errorOf = (job: Job) => job.error && messageOf(job.error)
+
+export const describeJob = (job: Job): z.input<typeof jobInfo> => ({
+  id: job.id,
+  type: job.type,
+  status: job.status,
+  'current-progress': job.progress.current,
+  'total-progress': job.progress.total,
+  error: errorOf(job),
+})
+
+export const describeBlockJob = (job: Job): z.input<typeof blockJobInfo> => ({
+  type: job.type,
+  device: job.id,
+  len: job.progress.total,
+  offset: job.progress.current,
+  busy: job.status === 'running' || job.status === 'ready',
+  paused: job.isPaused,
+  speed: job.speedLimit.bytesPerSecond,
+  'io-status': job.ioStatus,
+  ready: job.status === 'ready' || job.status === 'standby',
+  status: job.status,
+  'auto-finalize': job.autoFinalize,
+  'auto-dismiss': job.autoDismiss,
+  error: errorOf(job),
+})

@@ -1,0 +1,85 @@
+// What differs by nature between qemu-storage-daemon and ours, taken out of answers and events before they are compared.
+
+import type { Event } from './side.ts'
+
+export interface NormalizeOptions {
+  readonly folder: string
+  /** Members, at any depth. */
+  readonly ignoring: readonly string[]
+}
+
+/**
+ * Never compared: how much room an image takes (each allocates in its own order), what QEMU 7.2 does not have yet (`active`), and what
+ * our errors say beside QEMU's for programs (`data` of an error).
+ */
+const NEVER = new Set(['actual-size', 'active', 'timestamp'])
+
+export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions): unknown {
+  const ignored = new Set([...NEVER, ...ignoring])
+  const walk = (value: unknown): unknown => {
+    if (typeof value === 'string') return text(value)
+    if (Array.isArray(value)) return list(value.map(walk))
+    if (typeof value !== 'object' || value === null) return value
+    const members = Object.entries(value)
+      .filter(([name, member]) => member !== undefined && !ignored.has(name))
+      .toSorted(([one], [other]) => (one < other ? -1 : 1))
+      .map(([name, member]) => [name, walk(member)] as const)
+      .filter(([name, member]) => !(name === 'dirty-bitmaps' && Array.isArray(member) && member.length === 0))
+    if ('class' in value && 'desc' in value) return Object.fromEntries(members.filter(([name]) => name !== 'data'))
+    return Object.fromEntries(members)
+  }
+  const text = (value: string): unknown => {
+    if (value.startsWith('json:')) return { json: walk(JSON.parse(value.slice(5))) }
+    return value
+      .replaceAll(folder, '$D')
+      .replaceAll(/#block\d+/g, '#block')
+      .replaceAll(/^[\d.]+ ops; [\d:.]+ sec.*$\n?/gm, '') // qemu-io's measurements
+  }
+  return walk(value)
+}
+
+/** Nodes and bitmaps by name: QEMU and ours list them newest first, and clients must not rely on it. QEMU lists a job's own bitmaps too. */
+function list(values: readonly unknown[]): unknown[] {
+  const named = values.filter((value): value is Record<string, unknown> => typeof value === 'object' && value !== null)
+  if (named.length < values.length) return [...values]
+  const key = named.some(value => 'node-name' in value && 'drv' in value) ? 'node-name' : 'name'
+  const isBitmap = named.some(value => 'granularity' in value && 'recording' in value)
+  const kept = isBitmap ? named.filter(value => 'name' in value) : named
+  if (!kept.every(value => typeof value[key] === 'string')) return [...kept]
+  return kept.toSorted((one, other) => (String(one[key]) < String(other[key]) ? -1 : 1))
+}
+
+/**
+ * QEMU pauses jobs for a moment whenever it drains, at the start of each for one, and tells of it; ours do not stop for that. With
+ * `perJob` the events of each job stand together.
+ */
+export function normalEvents(events: readonly Event[], { perJob }: { readonly perJob: boolean }): Event[] {
+  const kept: Event[] = []
+  const last = new Map<unknown, Event>()
+  const dropped = new Set<Event>()
+  for (const event of events) {
+    const id = subject(event)
+    const before = last.get(id)
+    if (isStatus(event, 'running') && before && isStatus(before, 'paused')) {
+      dropped.add(before)
+      last.delete(id)
+      continue
+    }
+    kept.push(event)
+    last.set(id, event)
+  }
+  const left = kept.filter(event => !dropped.has(event))
+  if (!perJob) return left
+  const order = [...new Set(left.map(subject))]
+  return left.toSorted((one, other) => order.indexOf(subject(one)) - order.indexOf(subject(other)))
+}
+
+const subject = ({ data }: Event) => data['id'] ?? data['device']
+
+const isStatus = ({ event, data }: Event, status: string) => event === 'JOB_STATUS_CHANGE' && data['status'] === status
+
+/** Whether all of `part` is in `whole`. */
+export function matches(whole: unknown, part: unknown): boolean {
+  if (typeof part !== 'object' || part === null) return whole === part
+  return Object.entries(part).every(([name, value]) => matches((whole as Record<string, unknown> | undefined)?.[name], value))
+}

@@ -1,0 +1,207 @@
+// One side of a differential test: a daemon as a process in a folder of its own, a client of its control socket, and the tools that
+// are used on it. A daemon that dies is an answer like any other.
+
+import { spawn, type ChildProcess } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { RawClient, type Message } from './control.ts'
+import { diskContent } from './random-bytes.ts'
+import type { ImageSpec, Step } from './scenario.ts'
+import { attempt, run } from './tools.ts'
+import { matches, normalEvents, normalize } from './normalize.ts'
+
+const STEP_MS = 20_000
+const START_MS = 30_000
+
+const runner = fileURLToPath(new URL('run-appliance.js', import.meta.url))
+
+export interface Event {
+  readonly event: string
+  readonly data: Readonly<Record<string, unknown>>
+}
+
+export class Side implements AsyncDisposable {
+  readonly #events: Event[] = []
+  /** Of events that a step has looked at. */
+  #seen = 0
+
+  private constructor(
+    readonly folder: string,
+    private readonly child: ChildProcess,
+    private readonly client: RawClient,
+    private readonly stderr: () => string,
+  ) {}
+
+  static qemu = () =>
+    Side.#start(folder => ({
+      socket: join(folder, 'control.sock'),
+      command: 'qemu-storage-daemon',
+      args: ['--chardev', `socket,id=qmp,path=${folder}/control.sock,server=on,wait=off`, '--monitor', 'qmp'],
+    }))
+
+  static ours = () =>
+    Side.#start(async folder => {
+      const config = join(folder, 'stillpoint.yaml')
+      await writeFile(config, `state: ${folder}/state\ncontrol: { socket: ${folder}/control.sock }\nnbd: []\n`)
+      return { socket: join(folder, 'control.sock'), command: process.execPath, args: [runner, config] }
+    })
+
+  static async #start(prepare: (folder: string) => Starting | Promise<Starting>) {
+    const folder = await mkdtemp(join(tmpdir(), 'stillpoint-side-'))
+    const { socket, command, args } = await prepare(folder)
+    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+    const said: Buffer[] = []
+    child.stderr.on('data', (data: Buffer) => said.push(data))
+    const stderr = () => Buffer.concat(said).toString()
+    try {
+      for (let waited = 0; !existsSync(socket); waited += 10) {
+        if (child.exitCode !== null || waited > START_MS) throw new Error(`${command} did not start: ${stderr()}`)
+        await sleep(10)
+      }
+      return new Side(folder, child, await RawClient.ready(socket), stderr)
+    } catch (error) {
+      child.kill('SIGKILL')
+      throw error
+    }
+  }
+
+  async makeImages(images: Readonly<Record<string, ImageSpec>>) {
+    for (const [name, { size, format = 'raw', seed, backing, options }] of Object.entries(images)) {
+      const path = join(this.folder, name)
+      const behind = backing === undefined ? [] : ['-b', backing, '-F', backing.endsWith('.qcow2') ? 'qcow2' : 'raw']
+      await run('qemu-img', ['create', '-q', '-f', format, ...(options ? ['-o', options] : []), ...behind, path, size])
+      if (seed === undefined) continue
+      const bytes = diskContent(await this.#virtualSize(path, format), seed)
+      if (format === 'raw') await writeFile(path, bytes)
+      else {
+        await writeFile(`${path}.content`, bytes)
+        await run('qemu-img', ['convert', '-n', '-f', 'raw', '-O', format, `${path}.content`, path])
+        await rm(`${path}.content`)
+      }
+    }
+  }
+
+  async #virtualSize(path: string, format: string) {
+    const info = JSON.parse(await run('qemu-img', ['info', '-f', format, '--output=json', path])) as { 'virtual-size': number }
+    return info['virtual-size']
+  }
+
+  /** What came of a step, in a form that can be compared with the other side's. */
+  async do(step: Step): Promise<unknown> {
+    const answer = await this.#do(JSON.parse(JSON.stringify(step).replaceAll('$D', this.folder)) as Step)
+    return normalize(answer, { folder: this.folder, ignoring: step.ignoring ?? [] })
+  }
+
+  async #do(step: Step): Promise<unknown> {
+    switch (step.kind) {
+      case 'command':
+        return this.#ask(step.name, step.args)
+      case 'event':
+        return this.#await(step.name, step.data, step.perJob)
+      case 'tool': {
+        const { code, signal, stdout, stderr } = await attempt(step.tool, step.args, { timeoutMs: STEP_MS })
+        return { code, signal, stdout: step.tool === 'nbdinfo' && code === 0 ? (JSON.parse(stdout) as unknown) : stdout, stderr }
+      }
+      case 'content': {
+        const copy = join(this.folder, 'copy')
+        const { code, signal, stderr } = await attempt('nbdcopy', [step.uri, copy], { timeoutMs: STEP_MS })
+        if (code !== 0) return { code, signal, stderr }
+        return {
+          sha256: createHash('sha256')
+            .update(await readFile(copy))
+            .digest('hex'),
+        }
+      }
+    }
+  }
+
+  async #ask(execute: string, args: object): Promise<unknown> {
+    this.client.send(JSON.stringify({ execute, arguments: args }))
+    for (;;) {
+      const message = await this.#next()
+      if (message === undefined) return this.#death()
+      if (message.event === undefined) return message
+    }
+  }
+
+  /** Events since the last one that was waited for, up to the first that fits. */
+  async #await(name: string, data: object, perJob: boolean): Promise<unknown> {
+    for (;;) {
+      const fresh = normalEvents(this.#events.slice(this.#seen), { perJob: false })
+      const found = fresh.findIndex(event => event.event === name && matches(event.data, data))
+      if (found >= 0) {
+        // Everything up to it: what was left out on the way belongs to it too.
+        this.#seen = this.#events.indexOf(fresh[found]!) + 1
+        return normalEvents(fresh.slice(0, found + 1), { perJob })
+      }
+      const message = await this.#next()
+      if (message === undefined) return { missing: name, data, instead: fresh, death: await this.#death() }
+      if (message.event === undefined) return { unexpected: message }
+    }
+  }
+
+  /** Those that no step has waited for. */
+  async restOfEvents(): Promise<unknown> {
+    await this.#ask('query-version', {})
+    const rest = normalEvents(this.#events.slice(this.#seen), { perJob: true })
+    return normalize(rest, { folder: this.folder, ignoring: [] })
+  }
+
+  /** Undefined when the daemon is gone, or says nothing for too long. */
+  async #next(): Promise<Message | undefined> {
+    using timeout = timer(STEP_MS)
+    const line = await Promise.race([this.client.line(), timeout.passed])
+    if (line === undefined) return undefined
+    const message = JSON.parse(line) as Message
+    if (message.event !== undefined) this.#events.push({ event: message.event, data: (message.data ?? {}) as Event['data'] })
+    return message
+  }
+
+  async #death() {
+    if (!this.client.ended) return { silent: `for ${STEP_MS / 1000} s` }
+    if (this.child.exitCode === null && this.child.signalCode === null) await once(this.child, 'exit')
+    return { died: this.child.signalCode ?? this.child.exitCode, stderr: this.stderr() }
+  }
+
+  /** Ends the daemon in an orderly way; what it said on standard error. */
+  async stop(): Promise<string> {
+    if (this.child.exitCode === null && this.child.signalCode === null) {
+      const gone = once(this.child, 'exit')
+      this.child.kill('SIGTERM')
+      using late = timer(STEP_MS)
+      if ((await Promise.race([gone, late.passed])) === undefined) {
+        this.child.kill('SIGKILL')
+        return `did not end within ${STEP_MS / 1000} s\n${this.stderr()}`
+      }
+    }
+    return this.stderr()
+  }
+
+  async [Symbol.asyncDispose]() {
+    this.client[Symbol.dispose]()
+    if (this.child.exitCode === null && this.child.signalCode === null) {
+      const gone = once(this.child, 'exit')
+      this.child.kill('SIGKILL')
+      await gone
+    }
+    await rm(this.folder, { recursive: true })
+  }
+}
+
+interface Starting {
+  readonly socket: string
+  readonly command: string
+  readonly args: readonly string[]
+}
+
+function timer(ms: number): Disposable & { readonly passed: Promise<undefined> } {
+  const { promise, resolve } = Promise.withResolvers<undefined>()
+  const timeout = setTimeout(resolve, ms, undefined)
+  return { passed: promise, [Symbol.dispose]: () => clearTimeout(timeout) }
+}
