@@ -5,6 +5,26 @@ import type { GraphNode } from '../block/graph-node.ts'
 import { filenameOf } from './node-filename.ts'
 import { int64, uint32 } from './qapi-type.ts'
 
+/** QMP's ImageInfoSpecific. */
+const formatSpecific = z.discriminatedUnion('type', [
+  z.strictObject({
+    type: z.literal('qcow2'),
+    data: z.strictObject({
+      compat: z.string(),
+      'data-file': z.string().optional(),
+      'data-file-raw': z.boolean().optional(),
+      'extended-l2': z.boolean().optional(),
+      'lazy-refcounts': z.boolean().optional(),
+      corrupt: z.boolean().optional(),
+      'refcount-bits': int64,
+      bitmaps: z
+        .array(z.strictObject({ name: z.string(), granularity: uint32, flags: z.array(z.enum(['in-use', 'auto'])) }))
+        .optional(),
+      'compression-type': z.enum(['zlib', 'zstd']),
+    }),
+  }),
+])
+
 const imageMembers = z.strictObject({
   filename: z.string(),
   format: z.string(),
@@ -17,7 +37,7 @@ const imageMembers = z.strictObject({
   'backing-filename': z.string().optional(),
   'full-backing-filename': z.string().optional(),
   'backing-filename-format': z.string().optional(),
-  'format-specific': z.strictObject({ type: z.string(), data: z.looseObject({}) }).optional(),
+  'format-specific': formatSpecific.optional(),
 })
 
 type ImageInfo = z.input<typeof imageMembers> & { 'backing-image'?: ImageInfo | undefined }
@@ -100,7 +120,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
     'backing-filename': backing?.filename,
     'full-backing-filename': backing && behind && filenameOf(behind),
     'backing-filename-format': backing?.format,
-    'format-specific': formatSpecific,
+    'format-specific': formatSpecific as ImageInfo['format-specific'],
     'backing-image': behind && !flat ? await describeImage(behind, flat) : undefined,
   }
 }

@@ -17,6 +17,8 @@ import type { NodeInfo } from '../block/node-info.ts'
 
 const options = z.strictObject({
   filename: z.string().min(1).describe('Path of the file or block device'),
+  locking: z.enum(['on', 'off', 'auto']).optional().describe('Accepted: who else uses the image is not looked at'),
+  aio: z.enum(['threads', 'native', 'io_uring']).optional().describe('Accepted: Node does it by threads'),
 })
 
 export type FileOptions = z.infer<typeof options>

@@ -12,7 +12,12 @@ const options = z.strictObject({
     .min(0)
     .default(2 ** 30)
     .describe('Size in bytes'),
-  'latency-ns': z.int().min(0).default(0).describe('How long a request takes, in nanoseconds, rounded up to milliseconds'),
+  'latency-ns': z
+    .number()
+    .min(0)
+    .meta({ qapi: 'uint64' })
+    .default(0)
+    .describe('How long a request takes, in nanoseconds, rounded up to milliseconds'),
   'read-zeroes': z.boolean().default(false).describe('Block status says that all reads as zeroes'),
 })
 
