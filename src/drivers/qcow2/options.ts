@@ -6,6 +6,29 @@ const MiB = 1 << 20
 
 const size = (least: number) => z.int().min(least)
 
+const overlapTemplate = z.enum(['none', 'constant', 'cached', 'all'])
+const overlapChecks = z
+  .union([
+    z.strictObject({
+      template: overlapTemplate.optional(),
+      ...Object.fromEntries(
+        [
+          'main-header',
+          'active-l1',
+          'active-l2',
+          'refcount-table',
+          'refcount-block',
+          'snapshot-table',
+          'inactive-l1',
+          'inactive-l2',
+          'bitmap-directory',
+        ].map(table => [table, z.boolean().optional()]),
+      ),
+    }),
+    overlapTemplate,
+  ])
+  .meta({ qapi: 'Qcow2OverlapChecks' })
+
 export const options = z.strictObject({
   'cache-size': size(0).optional().describe('Bytes of tables to keep in memory in all; a quarter is for refcount blocks'),
   'l2-cache-size': size(0)
@@ -21,7 +44,7 @@ export const options = z.strictObject({
     .describe('Give the space of discarded clusters back to the file; as `discard` says by default'),
   'pass-discard-snapshot': z.boolean().optional().describe('Accepted; as pass-discard-request'),
   'pass-discard-other': z.boolean().optional().describe('Accepted; as pass-discard-request'),
-  'overlap-check': z.unknown().optional().describe('Accepted; guest data are never written over tables'),
+  'overlap-check': overlapChecks.optional().describe('Accepted; guest data are never written over tables'),
 })
 
 export type Qcow2Options = z.infer<typeof options>
