@@ -115,6 +115,19 @@ t.test('the map is read as it is meant', async t => {
   t.same(importsOf('src/x/y.ts', text), ['src/b/a.ts', 'src/x/c.ts', 'src/d.ts', 'src/x/e.ts'])
 })
 
+t.test('the map of ARCHITECTURE.md has every folder, in the order that is checked here', async t => {
+  const text = textOf('ARCHITECTURE.md')
+  const there = layers.map(folders => folders.filter(folder => sources.some(file => isIn(folder, file))))
+  const places = there.map(folders => folders.map(folder => text.indexOf(`\`${folder}${folder.endsWith('.ts') ? '' : '/'}\``)))
+  t.same(
+    there.flat().filter((_, index) => places.flat()[index]! < 0),
+    [],
+    'none is missing',
+  )
+  const upside = places.filter((line, index) => index > 0 && Math.min(...line) < Math.max(...places[index - 1]!))
+  t.same(upside, [])
+})
+
 t.test('every source file opens with a line that says what it is', async t => {
   const silent = sources.filter(file => !/^(#!.*\n)?\/(\/|\*\*) ?[A-Za-z`'"][^\n]{15,}/.test(textOf(file)))
   t.same(silent, [])
