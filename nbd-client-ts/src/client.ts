@@ -4,9 +4,10 @@
 import { EventEmitter } from 'node:events'
 import { type NbdError, NbdUsageError } from './errors.ts'
 import { type NbdExtent, extents } from './extents.ts'
+import { FlushLedger } from './flush-ledger.ts'
 import { Limits } from './limits.ts'
 import { type ConnectOptions, type NbdTarget, goalOf, poolOptionsOf } from './options.ts'
-import { Pool } from './pool.ts'
+import { Pool, type PoolEvents } from './pool.ts'
 import { Command, CommandFlag, type TransmissionFlag } from './protocol.ts'
 import { type Range, forEach, pieces } from './ranges.ts'
 import { ReadRequest, type SparsePart, SparseReadRequest } from './read-request.ts'
@@ -51,7 +52,11 @@ export interface ExtentsOptions extends CallOptions {
 export interface ClientEvents {
   /** There are fewer connections than there should be; the others go on. */
   degraded: [error: NbdError]
-  /** The last connection is gone. */
+  /** The last connection is gone, and is made anew. */
+  lost: [error: NbdError]
+  /** It is there again. */
+  reconnect: []
+  /** The last connection is gone for good; or the client was closed. */
   close: [error: NbdError]
 }
 
@@ -67,6 +72,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   readonly #limits: Limits
   /** Writes, zeroes and trims that are not yet answered. */
   readonly #changes = new Set<Promise<void>>()
+  readonly #ledger = new FlushLedger()
 
   private constructor(
     private readonly pool: Pool,
@@ -79,17 +85,19 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   /** Connects, negotiates and enters the export. Rejects with an NbdError, or with the signal's reason. */
   static async connect(target: NbdTarget, options: ConnectOptions = {}): Promise<NbdClient> {
     const goal = await goalOf(target, options)
-    const events = new EventEmitter<ClientEvents>()
-    const pool = await Pool.open(
-      goal,
-      poolOptionsOf(options),
-      { degraded: error => events.emit('degraded', error), dead: error => events.emit('close', error) },
-      options.signal,
-    )
-    const client = new NbdClient(pool, new Limits(pool.session.export, options.assumeBlockSizes))
-    events.on('degraded', error => client.emit('degraded', error))
-    events.on('close', error => client.emit('close', error))
-    return client
+    const made: { client?: NbdClient } = {}
+    const events: PoolEvents = {
+      degraded: error => made.client?.emit('degraded', error),
+      lost: error => {
+        if (made.client) made.client.#ledger.lost(error)
+        made.client?.emit('lost', error)
+      },
+      reconnected: () => made.client?.emit('reconnect'),
+      dead: error => made.client?.emit('close', error),
+    }
+    const pool = await Pool.open(goal, poolOptionsOf(options), events, options.signal)
+    made.client = new NbdClient(pool, new Limits(pool.session.export, options.assumeBlockSizes))
+    return made.client
   }
 
   /** Bytes. */
@@ -216,8 +224,10 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
    */
   async flush({ signal }: CallOptions = {}): Promise<void> {
     // Also those on other connections: FLUSH covers what was answered before it is sent. Their failures are their callers' matter.
-    await Promise.allSettled(this.#changes)
-    if (this.offers('SEND_FLUSH')) await this.pool.submit(new PlainRequest(Command.FLUSH, 0, 0, 0), signal)
+    const answered = Promise.allSettled(this.#changes)
+    await this.#ledger.flush(answered, async () => {
+      if (this.offers('SEND_FLUSH')) await this.pool.submit(new PlainRequest(Command.FLUSH, 0, 0, 0), signal)
+    })
   }
 
   /** What the server's metadata contexts say of a range, side by side. */
@@ -286,7 +296,11 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     const promise = this.pool.submit(request, signal)
     this.#changes.add(promise)
     const forget = () => this.#changes.delete(promise)
-    promise.then(forget, forget)
+    const answered = () => {
+      forget()
+      if (!(request.flags & CommandFlag.FUA)) this.#ledger.written()
+    }
+    promise.then(answered, forget)
     return promise
   }
 

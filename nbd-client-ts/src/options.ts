@@ -5,7 +5,7 @@ import type { BlockSizes } from './session.ts'
 import { connectionOptions, tlsOfUri, type TlsOptions } from './tls.ts'
 import { parseNbdUri, type NbdAddress } from './uri.ts'
 import type { Goal } from './connect.ts'
-import type { PoolOptions } from './pool.ts'
+import type { PoolOptions, ReconnectOptions } from './pool.ts'
 
 export interface ServerOptions {
   /** TLS is then a must. Over what the URI says. */
@@ -36,6 +36,8 @@ export interface ConnectOptions extends ServerOptions {
   readonly maxInFlightBytes?: number
   /** How long the server may leave a request unanswered whose turn it is, in ms. Then the connection is closed. Default 60,000; 0 for ever. */
   readonly requestTimeout?: number
+  /** Make a lost connection anew. Default: no, all that waited on it fails. */
+  readonly reconnect?: ReconnectOptions | undefined
   /** What to assume where the server does not say. Default: 512 bytes, 4 KiB and 32 MiB, as the protocol advises. */
   readonly assumeBlockSizes?: Partial<BlockSizes>
 }
@@ -66,6 +68,14 @@ export const poolOptionsOf = (options: ConnectOptions): PoolOptions => ({
   maxInFlight: whole('maxInFlight', options.maxInFlight ?? 64, 1),
   maxInFlightBytes: whole('maxInFlightBytes', options.maxInFlightBytes ?? 64 << 20, 1),
   requestTimeout: whole('requestTimeout', options.requestTimeout ?? 60_000, 0),
+  reconnect: options.reconnect && reconnectOptionsOf(options.reconnect),
+})
+
+const reconnectOptionsOf = ({ hold = 30_000, pause = 100, longestPause = 10_000, replayWrites = false }: ReconnectOptions) => ({
+  hold: whole('reconnect.hold', hold, 0),
+  pause: whole('reconnect.pause', pause, 1),
+  longestPause: whole('reconnect.longestPause', longestPause, 1),
+  replayWrites,
 })
 
 function whole(name: string, value: number, least: number) {

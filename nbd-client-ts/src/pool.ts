@@ -1,14 +1,19 @@
 // The connections to one export, and the requests that wait for room on one of them.
 //
 // A connection takes so many requests and so many bytes at once; what does not fit waits here, first come, first served. Further
-// connections are opened once the first is there, where the server says that it minds several as one (CAN_MULTI_CONN). When one is
-// lost, the requests on it fail, and the others go on.
+// connections are opened once the first is there, where the server minds several as one (CAN_MULTI_CONN).
+//
+// When a connection is lost, the requests on it fail, and the others go on; when it was the last, so do all. With `reconnect` the
+// connection is made anew, and requests that may be sent twice wait for it instead. What may: reading, always; writing, where the
+// caller says so (nobody else writes there); and nothing more than so often, in case it is the request that kills the server.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import { connect, type Connected, type Goal } from './connect.ts'
 import { Connection } from './connection.ts'
 import { NbdConnectionError, NbdError, NbdUsageError } from './errors.ts'
+import { Command } from './protocol.ts'
 import type { Request } from './request.ts'
-import { has, type Session } from './session.ts'
+import { differenceOf, has, type Session } from './session.ts'
 
 export interface PoolOptions {
   readonly connections: number
@@ -17,22 +22,48 @@ export interface PoolOptions {
   readonly maxInFlightBytes: number
   /** In ms; 0: for ever. */
   readonly requestTimeout: number
+  readonly reconnect: Required<ReconnectOptions> | undefined
+}
+
+export interface ReconnectOptions {
+  /** How long requests wait for a connection, in ms. Then they fail, and later ones at once, until there is one. Default 30,000. */
+  readonly hold?: number
+  /** Pause before the second attempt, in ms; it doubles with every further one, up to `longestPause`. Default 100. */
+  readonly pause?: number
+  /** In ms. Default 10,000. */
+  readonly longestPause?: number
+  /** Send again what changes the export, too. It has the same outcome, unless somebody else writes there. Default false. */
+  readonly replayWrites?: boolean
 }
 
 export interface PoolEvents {
   /** There are fewer connections than there should be. */
   degraded(error: NbdError): void
-  /** There are none left. */
+  /** There are none, and they are made anew. */
+  lost(error: NbdError): void
+  /** There is one again. */
+  reconnected(): void
+  /** There are none, and there will not be any. */
   dead(error: NbdError): void
 }
 
+/** How often a request may be sent. */
+const ATTEMPTS = 5
+
 export class Pool {
   readonly #connections = new Set<Connection>()
-  readonly #waiting: Request[] = []
+  #waiting: Request[] = []
   readonly #homes = new WeakMap<Request, Connection>()
-  /** Aborts connections that are being opened. */
-  readonly #opening = new AbortController()
+  /** Ends the making of connections. */
+  readonly #over = new AbortController()
+  readonly #wanted: number
   #dead: NbdError | undefined
+  /** Why requests fail at once, while no connection is there. */
+  #down: NbdError | undefined
+  #hold: NodeJS.Timeout | undefined
+  #restoring = false
+  /** The last attempt found another export than the first. */
+  #different: NbdError | undefined
 
   private constructor(
     private readonly goal: Goal,
@@ -40,13 +71,15 @@ export class Pool {
     /** As the first connection found it. */
     readonly session: Session,
     private readonly events: PoolEvents,
-  ) {}
+  ) {
+    this.#wanted = has(session.export, 'CAN_MULTI_CONN') ? options.connections : 1
+  }
 
   static async open(goal: Goal, options: PoolOptions, events: PoolEvents, signal?: AbortSignal): Promise<Pool> {
     const first = await connect(goal, signal)
     const pool = new Pool(goal, options, first.session, events)
     pool.#add(first)
-    if (has(first.session.export, 'CAN_MULTI_CONN')) for (let more = 1; more < options.connections; more++) pool.#open()
+    for (let more = 1; more < pool.#wanted; more++) pool.#open()
     return pool
   }
 
@@ -56,8 +89,9 @@ export class Pool {
 
   /** Sends it as soon as there is room. */
   submit<Result>(request: Request<Result>, signal?: AbortSignal): Promise<Result> {
+    const failure = this.#dead ?? this.#down
     if (signal?.aborted) request.reject(signal.reason as Error)
-    else if (this.#dead) request.reject(this.#dead)
+    else if (failure) request.reject(failure)
     else {
       if (signal) this.#abortBy(request, signal)
       this.#waiting.push(request)
@@ -72,11 +106,76 @@ export class Pool {
     await Promise.all([...this.#connections].map(connection => connection.close(graceMs)))
   }
 
-  destroy(error: NbdError): void {
-    this.#die(error)
-    for (const connection of this.#connections) connection.destroy(error)
+  #add({ transport, session }: Connected) {
+    const connection: Connection = new Connection(transport, session, this.options.requestTimeout, {
+      changed: () => this.#pump(),
+      lost: (error, requests) => this.#lost(connection, error, requests),
+    })
+    this.#connections.add(connection)
+    clearTimeout(this.#hold)
+    this.#hold = undefined
+    this.#down = undefined
+    this.#pump()
   }
 
+  #lost(connection: Connection, error: NbdError, requests: Request[]) {
+    this.#connections.delete(connection)
+    const isLast = this.#connections.size === 0
+    const { reconnect } = this.options
+    if (this.#dead || !reconnect) {
+      for (const request of requests) request.reject(error)
+      if (this.#dead) return
+      if (isLast) this.#die(error)
+      else this.events.degraded(error)
+      return
+    }
+    const again: Request[] = []
+    for (const request of requests) {
+      if (request.isOver) continue
+      if (request.attempts < ATTEMPTS && (reconnect.replayWrites || !CHANGES.has(request.command))) again.push(request)
+      else request.reject(error)
+    }
+    this.#waiting = [...again, ...this.#waiting]
+    if (isLast) {
+      this.#hold = setTimeout(() => this.#giveUpWaiting(error), reconnect.hold)
+      this.events.lost(error)
+    } else {
+      this.events.degraded(error)
+      this.#pump()
+    }
+    if (!this.#restoring) this.#restore(reconnect)
+  }
+
+  #giveUpWaiting(cause: NbdError) {
+    this.#down = new NbdConnectionError(`the connection is lost, and could not be made anew so far: ${cause.message}`, { cause })
+    for (const request of this.#waiting.splice(0)) request.reject(this.#down)
+  }
+
+  /** Makes connections until there are as many as there should be. */
+  #restore({ pause, longestPause }: Required<ReconnectOptions>) {
+    const restore = async () => {
+      for (let ms = pause; !this.#dead && this.#connections.size < this.#wanted;) {
+        try {
+          await this.#openOne()
+          ms = pause
+          if (this.#connections.size === 1) this.events.reconnected()
+        } catch (error) {
+          if (error === this.#different) return this.#die(this.#different!)
+          // It will be told when there is none in time; meanwhile the server may just be starting.
+          await sleep(ms * (0.5 + Math.random() / 2), undefined, { signal: this.#over.signal })
+          ms = Math.min(ms * 2, longestPause)
+        }
+      }
+    }
+    this.#restoring = true
+    restore()
+      .catch((error: unknown) => {
+        if (!this.#dead) this.#die(error instanceof NbdError ? error : new NbdConnectionError(String(error), { cause: error }))
+      })
+      .finally(() => (this.#restoring = false))
+  }
+
+  /** One of the further connections; without it there is one less. */
   #open() {
     this.#openOne().catch((error: unknown) => {
       if (!this.#dead)
@@ -85,33 +184,20 @@ export class Pool {
   }
 
   async #openOne() {
-    const connected = await connect(this.goal, this.#opening.signal)
+    const connected = await connect(this.goal, this.#over.signal)
     const difference = differenceOf(this.session, connected.session)
-    const unwanted = difference === undefined ? this.#dead : new NbdUsageError(`a further connection was given up: ${difference}`)
+    this.#different = difference === undefined ? undefined : new NbdUsageError(`a further connection was given up: ${difference}`)
+    const unwanted = this.#dead ?? this.#different
     if (!unwanted) return this.#add(connected)
     connected.transport.destroy(unwanted)
     throw unwanted
   }
 
-  #add({ transport, session }: Connected) {
-    const connection: Connection = new Connection(transport, session, this.options.requestTimeout, {
-      changed: () => this.#pump(),
-      lost: (error, requests) => {
-        this.#connections.delete(connection)
-        for (const request of requests) request.reject(error)
-        if (this.#dead) return
-        if (this.#connections.size > 0) this.events.degraded(error)
-        else this.#die(error)
-      },
-    })
-    this.#connections.add(connection)
-    this.#pump()
-  }
-
   #die(error: NbdError) {
     if (this.#dead) return
     this.#dead = error
-    this.#opening.abort(error)
+    clearTimeout(this.#hold)
+    this.#over.abort(error)
     for (const request of this.#waiting.splice(0)) request.reject(error)
     this.events.dead(error)
   }
@@ -157,15 +243,7 @@ export class Pool {
   }
 }
 
+const CHANGES: ReadonlySet<number> = new Set([Command.WRITE, Command.WRITE_ZEROES, Command.TRIM])
+
 /** A small request costs about as much as it takes to move so many bytes. */
 const load = ({ weight, count }: Connection) => weight + count * 8192
-
-/** Why two connections do not see the same export, or undefined. */
-function differenceOf(a: Session, b: Session): string | undefined {
-  if (a.export.size !== b.export.size) return `the export's size is ${b.export.size} on it, and was ${a.export.size}`
-  if (a.export.flags !== b.export.flags)
-    return `the export's flags are 0x${b.export.flags.toString(16)} on it, and were 0x${a.export.flags.toString(16)}`
-  if (a.mode !== b.mode) return `it has ${b.mode} replies, and the first has ${a.mode} ones`
-  const [mine, theirs] = [a, b].map(({ contexts }) => [...contexts.values()].sort().join(', '))
-  return mine === theirs ? undefined : `it has the contexts '${theirs}', and the first has '${mine}'`
-}

@@ -15,6 +15,8 @@ const MOST_PROBLEMS = 65_536
 export abstract class Request<Result = unknown> {
   /** While it is on a connection. */
   cookie = 0
+  /** How often it was sent. */
+  attempts = 0
   payload: Buffer | undefined
   /** The socket has taken all of it. */
   isSent = false
@@ -75,6 +77,7 @@ export abstract class Request<Result = unknown> {
 
   /** It is about to be sent on a connection, perhaps not for the first time. */
   begin(_session: Session): void {
+    this.attempts++
     this.isSent = false
     this.problems = []
     this.#problemCount = 0

@@ -36,3 +36,13 @@ export interface Session {
 }
 
 export const has = (info: ExportInfo, flag: keyof typeof TransmissionFlag) => (info.flags & TransmissionFlag[flag]) !== 0
+
+/** Why two connections do not see the same export, or undefined. */
+export function differenceOf(a: Session, b: Session): string | undefined {
+  if (a.export.size !== b.export.size) return `the export's size is ${b.export.size} on it, and was ${a.export.size}`
+  if (a.export.flags !== b.export.flags)
+    return `the export's flags are 0x${b.export.flags.toString(16)} on it, and were 0x${a.export.flags.toString(16)}`
+  if (a.mode !== b.mode) return `it has ${b.mode} replies, and the first has ${a.mode} ones`
+  const [mine, theirs] = [a, b].map(({ contexts }) => [...contexts.values()].sort().join(', '))
+  return mine === theirs ? undefined : `it has the contexts '${theirs}', and the first has '${mine}'`
+}
