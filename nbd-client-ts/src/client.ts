@@ -2,7 +2,9 @@
 // of it is done or failed; a buffer that was handed in is nobody's but the caller's from then on.
 
 import { EventEmitter } from 'node:events'
-import { type NbdError, NbdUsageError } from './errors.ts'
+import type { CallOptions, ClientEvents, ExtentsOptions, ReadOptions, WriteOptions, ZeroOptions } from './call-options.ts'
+import { type CopyOptions, copy } from './copy.ts'
+import { NbdUsageError } from './errors.ts'
 import { type NbdExtent, extents } from './extents.ts'
 import { FlushLedger } from './flush-ledger.ts'
 import { Limits } from './limits.ts'
@@ -14,51 +16,6 @@ import { ReadRequest, type SparsePart, SparseReadRequest } from './read-request.
 import { PlainRequest, type Request, WriteRequest } from './request.ts'
 import type { BlockSizes, ExportInfo, ReplyMode } from './session.ts'
 import { StatusRequest } from './status-request.ts'
-
-export interface CallOptions {
-  /** Stops waiting: the promise rejects with the signal's reason. What was sent to the server may still happen. */
-  readonly signal?: AbortSignal
-}
-
-export interface ReadOptions extends CallOptions {
-  /** The server shall answer in one piece, or with EOVERFLOW. Needs a server that offers it. */
-  readonly df?: boolean
-}
-
-export interface WriteOptions extends CallOptions {
-  /** Durable before it is done. Where the server has no FUA, a flush follows. */
-  readonly fua?: boolean
-}
-
-export interface ZeroOptions extends WriteOptions {
-  /** The range must stay allocated. */
-  readonly noHole?: boolean
-  /** Rather fail with ENOTSUP at once than be as slow as a write. */
-  readonly fast?: boolean
-}
-
-export interface ExtentsOptions extends CallOptions {
-  /** Default: from 0 to the end. */
-  readonly offset?: number
-  readonly length?: number
-  /** Default: all that were agreed on. */
-  readonly contexts?: readonly string[]
-  /** Neighbours that are alike become one. Default true. */
-  readonly coalesce?: boolean
-  /** Statuses as bigint: for contexts that use more than 53 bits. */
-  readonly bigint?: boolean
-}
-
-export interface ClientEvents {
-  /** There are fewer connections than there should be; the others go on. */
-  degraded: [error: NbdError]
-  /** The last connection is gone, and is made anew. */
-  lost: [error: NbdError]
-  /** It is there again. */
-  reconnect: []
-  /** The last connection is gone for good; or the client was closed. */
-  close: [error: NbdError]
-}
 
 /** One request of ZERO, TRIM or CACHE: small enough that a slow server answers in time. */
 const EFFECT_BYTES = 1 << 30
@@ -160,7 +117,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
       throw new NbdUsageError(`a sparse read must begin and end at multiples of ${this.blockSizes.minimum} bytes`)
     const flags = this.#readFlags(options)
     const parts: SparsePart[] = []
-    await forEach(pieces(range, this.blockSizes.maximum), PIECES_AT_ONCE, async piece => {
+    await forEachPiece(range, this.blockSizes.maximum, async piece => {
       const into = buffer.subarray(piece.offset - offset, piece.offset - offset + piece.length)
       parts.push(...(await this.pool.submit(new SparseReadRequest(flags, piece.offset, into), options.signal)))
     })
@@ -172,8 +129,8 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     const range = { offset, length: buffer.length }
     this.#limits.checkWrite('WRITE', range)
     const flags = this.#fua(fua)
-    await forEach(pieces(range, this.blockSizes.maximum), PIECES_AT_ONCE, piece => {
-      const part = buffer.subarray(piece.offset - offset, piece.offset - offset + piece.length)
+    await forEachPiece(range, this.blockSizes.maximum, piece => {
+      const part = piece === range ? buffer : buffer.subarray(piece.offset - offset, piece.offset - offset + piece.length)
       return this.#change(new WriteRequest(flags, piece.offset, part), signal)
     })
     if (fua && !flags) await this.flush({ signal })
@@ -253,6 +210,11 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     }
   }
 
+  /** Copies this export to another, holes as holes. */
+  copyTo(target: NbdClient, options: CopyOptions = {}): Promise<void> {
+    return copy(this, target, options)
+  }
+
   /** No more calls; what is under way may finish, for so long. Then the server is told, and the connections are closed. */
   async close({ graceMs = 5000 }: { readonly graceMs?: number } = {}): Promise<void> {
     await this.pool.close(graceMs)
@@ -285,7 +247,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   }
 
   async #effect(command: number, flags: number, range: Range, signal: AbortSignal | undefined) {
-    await forEach(pieces(range, EFFECT_BYTES), PIECES_AT_ONCE, ({ offset, length }) => {
+    await forEachPiece(range, EFFECT_BYTES, ({ offset, length }) => {
       const request = new PlainRequest(command, flags, offset, length)
       return command === Command.CACHE ? this.pool.submit(request, signal) : this.#change(request, signal)
     })
@@ -319,6 +281,12 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     this.#limits.checkRange('READ', { offset, length })
     return length
   }
+}
+
+/** Most calls are one piece. */
+async function forEachPiece(range: Range, most: number, work: (piece: Range) => Promise<unknown>) {
+  if (range.length > most) await forEach(pieces(range, most), PIECES_AT_ONCE, work)
+  else if (range.length > 0) await work(range)
 }
 
 const bufferOf = (bytes: Uint8Array) =>

@@ -8,7 +8,7 @@
 // A server that closes the connection on an option it does not know is asked again without that option.
 
 import type tls from 'node:tls'
-import { NbdConnectionError, NbdError, NbdOptionError, NbdTimeoutError } from './errors.ts'
+import { NbdConnectionError, NbdError, NbdOptionError, NbdTimeoutError, NbdUsageError } from './errors.ts'
 import { Negotiation } from './negotiation.ts'
 import type { Session } from './session.ts'
 import { Transport, nameOfAddress } from './transport.ts'
@@ -33,33 +33,47 @@ export interface Connected {
   readonly session: Session
 }
 
-/** Options to leave out, because the server closed the connection over them. */
-type Without = Set<'EXTENDED_HEADERS' | 'STRUCTURED_REPLY' | 'GO'>
+export function connect(goal: Goal, signal?: AbortSignal): Promise<Connected> {
+  return attempts(goal, signal, (transport, without, trying) => enter(goal, transport, without, trying))
+}
 
-export async function connect(goal: Goal, signal?: AbortSignal): Promise<Connected> {
+/** The first steps alone, for who wants to take the others himself. */
+export function openNegotiation(goal: Goal, signal?: AbortSignal): Promise<Negotiation> {
+  return attempts(goal, signal, async (transport, without, trying) => {
+    const negotiation = await Negotiation.begin(transport)
+    if (!negotiation.isFixedNewstyle) throw new NbdUsageError('the server is too old for any option', 'ENOTSUP')
+    if (goal.tls) await negotiation.startTls(goal.tls)
+    await agreeOnReplies(negotiation, without, trying)
+    return negotiation
+  })
+}
+
+type Avoidable = 'EXTENDED_HEADERS' | 'STRUCTURED_REPLY' | 'GO'
+/** Options to leave out. */
+type Without = Set<Avoidable>
+/** The option that is being tried. */
+interface Trying {
+  option?: Avoidable | undefined
+}
+
+async function attempts<T>(
+  goal: Goal,
+  signal: AbortSignal | undefined,
+  work: (transport: Transport, without: Without, trying: Trying) => Promise<T>,
+): Promise<T> {
   const deadline = performance.now() + goal.connectTimeout
   const without: Without = new Set()
   if (goal.extendedHeaders === 'never' || goal.structuredReplies === 'never') without.add('EXTENDED_HEADERS')
   if (goal.structuredReplies === 'never') without.add('STRUCTURED_REPLY')
   for (;;) {
-    const trying = { option: undefined as 'EXTENDED_HEADERS' | 'STRUCTURED_REPLY' | 'GO' | undefined }
+    const trying: Trying = {}
     try {
-      return await withTransport(goal, deadline - performance.now(), signal, transport => enter(goal, transport, without, trying))
+      return await withTransport(goal, deadline - performance.now(), signal, transport => work(transport, without, trying))
     } catch (error) {
       if (!(error instanceof NbdConnectionError) || trying.option === undefined || without.has(trying.option)) throw error
       without.add(trying.option)
     }
   }
-}
-
-/** The first steps alone, for who wants to take the others himself. */
-export async function openNegotiation(goal: Omit<Goal, 'exportName' | 'contexts'>, signal?: AbortSignal): Promise<Negotiation> {
-  return withTransport(goal, goal.connectTimeout, signal, async transport => {
-    const negotiation = await Negotiation.begin(transport)
-    if (goal.tls) await negotiation.startTls(goal.tls)
-    await agreeOnReplies(negotiation, new Set(goal.extendedHeaders === 'never' ? ['EXTENDED_HEADERS'] : []), {})
-    return negotiation
-  })
 }
 
 /** Does the work with a transport that is connected; it is closed where that fails, is aborted or takes too long. */
@@ -95,12 +109,7 @@ async function withTransport<T>(
   }
 }
 
-async function enter(
-  goal: Goal,
-  transport: Transport,
-  without: Without,
-  trying: { option?: string | undefined },
-): Promise<Connected> {
+async function enter(goal: Goal, transport: Transport, without: Without, trying: Trying): Promise<Connected> {
   const negotiation = await Negotiation.begin(transport)
   if (!negotiation.isFixedNewstyle) {
     if (goal.tls) throw new NbdOptionError('STARTTLS', 'ERR_UNSUP', 'it is too old for any option')
@@ -118,7 +127,7 @@ async function enter(
   }
 }
 
-async function agreeOnReplies(negotiation: Negotiation, without: Without, trying: { option?: string | undefined }) {
+async function agreeOnReplies(negotiation: Negotiation, without: Without, trying: Trying) {
   for (const option of ['EXTENDED_HEADERS', 'STRUCTURED_REPLY'] as const) {
     if (without.has(option)) continue
     trying.option = option
@@ -147,7 +156,7 @@ async function agreeOnContexts(negotiation: Negotiation, { exportName, contexts 
 /** A namespace as a whole: "qemu:dirty-bitmap:*", or "base:". */
 export const isWildcard = (context: string) => /(:|\*)$/.test(context)
 
-async function go(negotiation: Negotiation, exportName: string, without: Without, trying: { option?: string | undefined }) {
+async function go(negotiation: Negotiation, exportName: string, without: Without, trying: Trying) {
   if (!without.has('GO')) {
     // With extended headers there is no other way in.
     trying.option = negotiation.mode === 'extended' ? undefined : 'GO'

@@ -1,7 +1,8 @@
 // The client's main door.
 
 export { NbdClient } from './client.ts'
-export type { CallOptions, ClientEvents, ExtentsOptions, ReadOptions, WriteOptions, ZeroOptions } from './client.ts'
+export { NbdNegotiation } from './explore.ts'
+export type { CallOptions, ClientEvents, ExtentsOptions, ReadOptions, WriteOptions, ZeroOptions } from './call-options.ts'
 export {
   NbdConnectionError,
   NbdError,
@@ -15,6 +16,8 @@ export {
   NbdUsageError,
 } from './errors.ts'
 export type { ReplyProblem } from './errors.ts'
+export type { CopyOptions } from './copy.ts'
+export type { ListedExport } from './negotiation.ts'
 export type { NbdExtent } from './extents.ts'
 export type { ConnectOptions, NbdTarget, ServerOptions } from './options.ts'
 export type { NbdErrorName } from './protocol.ts'

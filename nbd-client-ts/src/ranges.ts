@@ -17,18 +17,26 @@ export function* pieces({ offset, length }: Range, most: number): Generator<Rang
  * Works on several at a time. After a failure nothing new is begun; it ends when all that was begun has ended, so that nobody is
  * still at work when it has thrown.
  */
-export async function forEach<T>(items: Iterable<T>, atOnce: number, work: (item: T) => Promise<unknown>): Promise<void> {
-  const iterator = items[Symbol.iterator]()
+export async function forEach<T>(
+  items: Iterable<T> | AsyncIterable<T>,
+  atOnce: number,
+  work: (item: T) => Promise<unknown>,
+): Promise<void> {
+  const iterator = Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]()
   let failed: { error: unknown } | undefined
   async function worker() {
-    for (let next = iterator.next(); !next.done && !failed; next = iterator.next()) {
-      try {
+    try {
+      while (!failed) {
+        const next = await iterator.next()
+        if (next.done) return
         await work(next.value)
-      } catch (error) {
-        failed ??= { error }
       }
+    } catch (error) {
+      failed ??= { error }
     }
   }
   await Promise.all(Array.from({ length: atOnce }, worker))
-  if (failed) throw failed.error
+  if (!failed) return
+  await iterator.return?.()
+  throw failed.error
 }
