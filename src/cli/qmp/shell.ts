@@ -1,20 +1,24 @@
 // `stillpoint qmp` on a terminal: a prompt with history and completion; events are shown above it as they come.
 
 import { createInterface, type Interface } from 'node:readline'
+import { callbackify } from 'node:util'
 import { Fault } from '../../base/errors.ts'
 import { ConnectionLost, type QmpClient, type QmpEvent } from '../../control/qmp-client.ts'
 import { connectClient } from '../daemon-client.ts'
 import { exitCodes } from '../exit-codes.ts'
 import { print } from '../output.ts'
+import { complete } from './complete.ts'
 import { commandsOf, withSuggestion } from './did-you-mean.ts'
 import { loadHistory, saveHistory, MAX_HISTORY } from './history.ts'
 import { parseLine } from './parse-line.ts'
 import { prettyJson } from './pretty-json.ts'
+import { Schema } from './schema.ts'
 import { whenEnded } from './when-ended.ts'
 
 const HELP = `COMMAND                  a command; Tab completes, "commands" lists them
 COMMAND {JSON}           with arguments: block_resize {"node-name": "db.root", "size": 1048576}
 COMMAND key=value ...    the same: block_resize node-name=db.root size=1048576
+help COMMAND             what a command takes
 exit, or ^D              leaves; the daemon goes on
 `
 
@@ -23,7 +27,7 @@ export async function runShell(socket: string): Promise<void> {
   await using client = await connectClient(socket, { onEvent: event => shown.event(event) })
   const commands = await commandsOf(client)
   print(`Connected to ${socket}. "help" says what can be typed, ^D leaves.\n`)
-  using lines = openLines(commands)
+  using lines = openLines(client, commands)
   /** `busy` is what the daemon is at. */
   const state = { busy: '', lost: false }
   shown.event = event => above(lines, eventText(event), state.busy === '')
@@ -46,7 +50,8 @@ export async function runShell(socket: string): Promise<void> {
   if (state.lost) throw new ConnectionLost(`The daemon at ${socket} ended the connection`)
 }
 
-function openLines(commands: readonly string[]): Interface {
+function openLines(client: QmpClient, commands: readonly string[]): Interface {
+  let schema: Promise<Schema> | undefined
   const lines = createInterface({
     input: process.stdin,
     output: process.stdout,
@@ -55,7 +60,7 @@ function openLines(commands: readonly string[]): Interface {
     history: loadHistory(),
     historySize: MAX_HISTORY,
     removeHistoryDuplicates: true,
-    completer: (line: string) => complete(line, commands),
+    completer: callbackify((line: string) => complete(line, commands, () => (schema ??= Schema.of(client)))),
   })
   return lines.on('history', saveHistory)
 }
@@ -75,6 +80,8 @@ function interrupted(lines: Interface, busy: string) {
 async function obey(client: QmpClient, text: string, commands: readonly string[]) {
   let command = ''
   try {
+    const [, about] = /^help\s+(\S+)$/.exec(text) ?? []
+    if (about !== undefined) return print((await Schema.of(client)).describe(about) ?? `There is no command ${about}.\n`)
     const line = parseLine(text)
     if (!line) return
     command = line.command
@@ -86,12 +93,6 @@ async function obey(client: QmpClient, text: string, commands: readonly string[]
     if (!(error instanceof Fault) || error instanceof ConnectionLost) throw error
     print(`${error.qmpClass}: ${error.message}\n`)
   }
-}
-
-function complete(line: string, commands: readonly string[]): [string[], string] {
-  if (/\s/.test(line)) return [[], line]
-  const found = commands.filter(command => command.startsWith(line))
-  return [found.length === 1 ? [`${found[0]} `] : found, line]
 }
 
 /** Writes above the line that is being typed. */

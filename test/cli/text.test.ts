@@ -1,0 +1,113 @@
+// The parts that answers are made of: times, spans, shares, tables, and addresses that others can use.
+
+import { spawn } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
+import fc from 'fast-check'
+import { parseNbdUri } from 'nbd-client-ts'
+import t from 'tap'
+import { exportUri, sessionUris } from '../../src/cli/export-uri.ts'
+import { clean, formatShare, formatSpan, formatTime } from '../../src/cli/format.ts'
+import { facts, table } from '../../src/cli/table.ts'
+import { missing, run } from '../helpers/tools.ts'
+
+t.test('times are those of date(1), in any zone', { skip: missing('date') }, async t => {
+  const before = process.env['TZ']
+  t.teardown(() => {
+    if (before === undefined) delete process.env['TZ']
+    else process.env['TZ'] = before
+  })
+  // Summer and winter, half hours, both sides of Greenwich, and around a change of clocks.
+  const instants = ['2025-03-30T00:59:59Z', '2025-03-30T01:00:00Z', '2025-07-01T12:00:00.999Z', '2025-12-31T23:30:00Z']
+  for (const zone of ['UTC', 'Europe/Berlin', 'Asia/Kolkata', 'America/St_Johns', 'Pacific/Chatham']) {
+    process.env['TZ'] = zone
+    const theirs = await Promise.all(instants.map(instant => run('date', ['-d', instant, '+%Y-%m-%d %H:%M:%S %:z'])))
+    t.same(
+      instants.map(formatTime),
+      theirs.map(line => line.trim()),
+      zone,
+    )
+  }
+  t.equal(formatTime('no \x1btime'), 'no \\x1btime')
+})
+
+t.test('spans have two units at most, shares are never rounded to none or all', async t => {
+  const spans = [0, 499, 1000, 59_600, 3_600_000, 3_661_000, 86_400_000, 90_000_000, -5]
+  t.same(spans.map(formatSpan), ['0 s', '0 s', '1 s', '1 min', '1 h', '1 h 1 min', '1 d', '1 d 1 h', '0 s'])
+  t.same(
+    [formatShare(0, 10), formatShare(1, 1e6), formatShare(999_999, 1e6), formatShare(10, 10), formatShare(1, 0)],
+    ['0 %', '1 %', '99 %', '100 %', '0 %'],
+  )
+})
+
+t.test('no text reaches a terminal as a command', async () => {
+  fc.assert(
+    // oxlint-disable-next-line no-control-regex -- those are what it is about
+    fc.property(fc.string({ unit: 'binary' }), text => !/[\x00-\x1f\x7f-\x9f]/.test(clean(text))),
+  )
+  fc.assert(
+    fc.property(fc.array(fc.string()), names => {
+      const text = table(names, [{ title: 'NAME', of: name => name }])
+      return text.split('\n').length === (names.length > 0 ? names.length + 2 : 1)
+    }),
+  )
+})
+
+t.test('columns are aligned, numbers to the right, and what is unknown is a dash or left out', async t => {
+  const rows = [
+    { name: 'a', size: 5 },
+    { name: 'long name', size: 12_345 },
+    { name: '', size: undefined },
+  ]
+  t.equal(
+    table(rows, [
+      { title: 'SIZE', right: true, of: ({ size }) => size },
+      { title: 'NAME', of: ({ name }) => name },
+    ]),
+    ' SIZE  NAME\n    5  a\n12345  long name\n    -\n',
+  )
+  t.equal(facts({ one: 1, another: undefined, more: 'x\ny' }), 'one   1\nmore  x\\x0ay\n')
+})
+
+const inet = (host: string, port: number) => exportUri({ type: 'inet', host, port }, 'db/root')
+
+t.test('an address says the same to who reads it, whatever the names', async t => {
+  const text = fc.string({ minLength: 1 }).filter(text => !text.includes('\0'))
+  fc.assert(
+    fc.property(text, text, (path, name) => {
+      const { address, exportName } = parseNbdUri(exportUri({ type: 'unix', path: `/${path}` }, name))
+      return exportName === name && 'path' in address && address.path === `/${path}`
+    }),
+  )
+  t.equal(inet('127.0.0.1', 10809), 'nbd://127.0.0.1/db/root')
+  t.equal(inet('::', 10810), 'nbd://[::1]:10810/db/root')
+  t.equal(inet('nbd.example', 1), 'nbd://nbd.example:1/db/root')
+  t.same(sessionUris({ socket: '/s.sock' }, 'root', [{ type: 'unix', path: '/other' }]), ['nbd+unix:///root?socket=/s.sock'])
+  t.same(sessionUris({}, 'root', []), [])
+})
+
+t.test(
+  'nbdinfo and qemu-img find an export of an odd name at an odd place',
+  { skip: missing('qemu-nbd', 'nbdinfo', 'qemu-img') },
+  async t => {
+    const folder = mkdtempSync(`${tmpdir()}/a b?c&d#e%f+g'h`)
+    t.teardown(() => rmSync(folder, { recursive: true }))
+    mkdirSync(`${folder}/[i]`)
+    const [socket, name] = [`${folder}/[i]/nbd.sock`, "a/b c?&#%+=é'*"]
+    const image = `${folder}/image.raw`
+    await run('qemu-img', ['create', '-q', '-f', 'raw', `file:${image}`, '1M'])
+    const server = spawn('qemu-nbd', ['--persistent', '--socket', socket, '--export-name', name, '--format', 'raw', image], {
+      stdio: 'ignore',
+    })
+    const gone = new Promise<void>(resolve => server.once('exit', () => resolve()))
+    t.teardown(() => {
+      server.kill()
+      return gone
+    })
+    for (let tries = 0; !existsSync(socket) && tries < 200; tries++) await sleep(25)
+    const uri = exportUri({ type: 'unix', path: socket }, name)
+    t.equal((await run('nbdinfo', ['--size', uri])).trim(), String(1 << 20))
+    t.equal(JSON.parse(await run('qemu-img', ['info', '--output=json', uri]))['virtual-size'], 1 << 20)
+  },
+)
