@@ -3,6 +3,8 @@
 // All contexts are cut at the same place, so that whoever adds up the lengths of one knows about all; and as far as one reply can go
 // it covers the whole request.
 
+import assert from 'node:assert/strict'
+import { setImmediate as turn } from 'node:timers/promises'
 import {
   blockStatus,
   blockStatusExt,
@@ -13,7 +15,6 @@ import {
   ReplyType,
 } from 'nbd-client-ts/protocol'
 import { InvalidParameter } from '../base/errors.ts'
-import { setImmediate as turn } from 'node:timers/promises'
 import { endOf, type Range } from '../base/ranges.ts'
 import type { Context, ContextExtent } from './context.ts'
 import type { SelectedContext } from './meta-contexts.ts'
@@ -23,6 +24,8 @@ import type { Request } from './request.ts'
 
 /** How many extents are looked at before others get their turn. */
 const TURN = 8192
+/** Who asks about a disk in a million pieces gets the first of them after this long. */
+const PATIENCE_MS = 3000
 /** After how many more extents the answer's memory is asked for. */
 const GROWTH = 4096
 
@@ -31,6 +34,8 @@ export interface StatusTerms {
   readonly limit: number
   /** Asked now and then whether there may be so many more; false ends the answer where it is. */
   readonly mayGrow: (extents: number) => boolean
+  /** Nobody waits for the answer any more. */
+  readonly gone: () => boolean
 }
 
 /** What a context says, alike neighbours joined: each length with its flags. */
@@ -54,8 +59,9 @@ export async function statusOf(contexts: readonly SelectedContext[], range: Rang
   return told
 }
 
-async function ask(context: Context, range: Range, { limit, mayGrow }: StatusTerms): Promise<Told> {
+async function ask(context: Context, range: Range, { limit, mayGrow, gone }: StatusTerms): Promise<Told> {
   const told: Told = { lengths: [], flags: [], covered: 0 }
+  const until = performance.now() + PATIENCE_MS
   let seen = 0
   /** False when there is no room for it. */
   const add = ({ offset, length, flags }: ContextExtent) => {
@@ -73,19 +79,25 @@ async function ask(context: Context, range: Range, { limit, mayGrow }: StatusTer
     told.covered = end
     return true
   }
+  /** False when it has taken long enough. */
+  const nextTurn = async () => {
+    await turn()
+    return !gone() && performance.now() < until
+  }
   const extents = context.extents(range)
   // An iterator that need not wait is not made to: there may be a million extents.
   if (Symbol.iterator in extents) {
     for (const extent of extents) {
       if (!add(extent)) break
-      if (++seen % TURN === 0) await turn()
+      if (++seen % TURN === 0 && !(await nextTurn())) break
     }
   } else {
     for await (const extent of extents) {
       if (!add(extent)) break
-      if (++seen % TURN === 0) await turn()
+      if (++seen % TURN === 0 && !(await nextTurn())) break
     }
   }
+  assert(told.covered > 0, `${context.name} says nothing about ${range.length} bytes at ${range.offset}`)
   return told
 }
 

@@ -198,7 +198,7 @@ export class Operations {
       admitted.held += bytes
       return true
     }
-    sendStatus(replies, request, contexts, await statusOf(contexts, range, { limit, mayGrow }))
+    sendStatus(replies, request, contexts, await statusOf(contexts, range, { limit, mayGrow, gone: () => this.#gone }))
   }
 
   async #take(bytes: number) {

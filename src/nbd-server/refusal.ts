@@ -5,6 +5,7 @@ import {
   Command,
   CommandFlag as Flag,
   nameOf,
+  PORTABLE_PAYLOAD,
   TransmissionFlag as Offer,
   type NbdErrorName,
 } from 'nbd-client-ts/protocol'
@@ -88,6 +89,8 @@ export function refusalOf(request: Request, terms: RefusalTerms): Refusal | unde
       break
     case Command.READ:
       if (length > MAX_PAYLOAD) return invalid(`READ of more than ${MAX_PAYLOAD} bytes`)
+      if (length > PORTABLE_PAYLOAD && (flags & Flag.DF) !== 0)
+        return { error: 'EOVERFLOW', message: `READ of more than ${PORTABLE_PAYLOAD} bytes in one chunk` }
       break
     case Command.WRITE:
       if (terms.mode === 'extended' && !withPayload) return invalid('WRITE without PAYLOAD_LEN')

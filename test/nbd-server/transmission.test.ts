@@ -113,6 +113,11 @@ const rules: Rule[] = [
     answered: [fails('EINVAL')],
   },
   {
+    rule: 'READ of more than 32 MiB in one chunk is too large for it',
+    sent: [request({ type: Command.READ, flags: CommandFlag.DF, length: 32 * MIB + 1 })],
+    answered: [fails('EOVERFLOW')],
+  },
+  {
     rule: 'READ of nothing is done',
     sent: [request({ type: Command.READ, offset: SIZE })],
     answered: [{ kind: 'structured', type: 'NONE', done: true }],
