@@ -9,6 +9,7 @@ import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
 import type { queryBackups } from '../control/commands/query-backups.ts'
 import type { queryCheckpoints } from '../control/commands/query-checkpoints.ts'
 import type { queryDaemon } from '../control/commands/query-daemon.ts'
+import type { queryJobs } from '../control/commands/query-jobs.ts'
 import type { queryMachines } from '../control/commands/query-machines.ts'
 
 // oxlint-disable-next-line no-explicit-any -- whatever its arguments are
@@ -20,7 +21,7 @@ export interface Replies {
   'query-machines': ReplyOf<typeof queryMachines>
   'query-checkpoints': ReplyOf<typeof queryCheckpoints>
   'query-backups': ReplyOf<typeof queryBackups>
-  'query-jobs': readonly JobInfo[]
+  'query-jobs': ReplyOf<typeof queryJobs>
   'checkpoint-create': ReplyOf<typeof checkpointCreate>
   'checkpoint-delete': ReplyOf<typeof checkpointDelete>
   'backup-begin': ReplyOf<typeof backupBegin>
@@ -29,16 +30,8 @@ export interface Replies {
 }
 
 export type DaemonInfo = Replies['query-daemon']
+export type JobInfo = Replies['query-jobs'][number]
 export type Listener = DaemonInfo['nbd'][number]
 export type MachineInfo = Replies['query-machines'][number]
 export type CheckpointInfo = Replies['checkpoint-create']
 export type SessionInfo = Replies['backup-begin']
-
-export interface JobInfo {
-  readonly id: string
-  readonly type: string
-  readonly status: string
-  readonly 'current-progress': number
-  readonly 'total-progress': number
-  readonly error?: string
-}

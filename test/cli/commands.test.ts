@@ -201,12 +201,12 @@ data  3 GiB        -  -                              nbd+unix:///full/data?socke
     args: { machine: 'db', mode: 'pull', name: 'full', since: 'monday', checkpoint: 'full' },
   })
 
-  const more = ['--socket', '/run/s.sock', '--expire', '1h30m', '--checkpoint', 'c', '--description', 'd']
+  const more = ['--socket', 's.sock', '--expire', '1h30m', '--checkpoint', 'c', '--description', 'd']
   const [begun] = await objects('backup', 'start', 'db', '--pull', ...more)
   t.same(lastAsked()!.args, {
     machine: 'db',
     mode: 'pull',
-    socket: '/run/s.sock',
+    socket: `${process.cwd()}/s.sock`,
     expire: 5400,
     checkpoint: 'c',
     description: 'd',

@@ -1,5 +1,6 @@
 // stillpoint backup: sessions in which backup programs read a machine's disks as they were at one instant.
 
+import { resolve } from 'node:path'
 import { Option } from 'commander'
 import { connectDaemon } from '../connect.ts'
 import type { Daemon } from '../daemon-client.ts'
@@ -54,7 +55,8 @@ const start = verb<{ machine: string }, StartOptions>({
     if (description !== undefined && checkpoint === undefined)
       throw new Misuse('--description is kept with a checkpoint: name it with --checkpoint')
     await using daemon = await connectDaemon(socket)
-    const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: ownSocket, expire }
+    // The daemon has a working directory of its own.
+    const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: ownSocket && resolve(ownSocket), expire }
     await tell(daemon, await daemon.ask('backup-begin', asked), json)
   },
 })
