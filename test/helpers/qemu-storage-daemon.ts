@@ -33,12 +33,17 @@ export async function startQsd(stack: AsyncDisposableStack) {
   return path
 }
 
-/** The socket is there a moment before anybody listens. */
+/**
+ * The socket is there a moment before anybody listens. Only one that has greeted is waited for: it takes one client at a time, and one that
+ * comes before it has looked at the last may be cut off.
+ */
 const accepts = (path: string) =>
   new Promise<boolean>(resolve => {
-    const socket = connect(path, () => {
+    const socket = connect(path)
+    socket.once('data', () => {
       socket.destroy()
       resolve(true)
     })
-    socket.on('error', () => resolve(false))
+    socket.once('error', () => resolve(false))
+    socket.once('close', () => resolve(false))
   })
