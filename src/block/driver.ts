@@ -90,7 +90,7 @@ export interface OpenContext {
   /** The node's name in the graph. */
   readonly nodeName: string
   readonly readOnly: boolean
-  /** QMP's `discard`: "ignore" (the default) or "unmap". */
+  /** QMP's `discard`: "ignore" (the default) or "unmap". Without it no discard comes, and no zeroing that may unmap. */
   readonly unmap: boolean
   /** QMP's `cache.direct` and `cache.no-flush`. */
   readonly cache: { readonly direct: boolean; readonly noFlush: boolean }

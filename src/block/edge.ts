@@ -120,7 +120,7 @@ export class Edge implements BlockIo {
     const node = this.child
     if (isEmpty(node, offset, length) && !resizes) return
     if (node.readOnly) throw new ReadOnly(`Block node '${node.name}' is read-only`)
-    if (!(this.permissions.perm & (Permission.write | Permission.writeUnchanged)))
+    if (!resizes && !(this.permissions.perm & (Permission.write | Permission.writeUnchanged)))
       throw new ReadOnly(`'${node.name}' may not be written by ${this.parent.description}`)
     using _open = node.use()
     this.#writes++

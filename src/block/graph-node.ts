@@ -102,12 +102,19 @@ export class GraphNode {
     return this.#marked(offset, data.length, () => this.io.write(offset, data, flags))
   }
 
-  zero(range: Range, flags?: ZeroFlags) {
-    return this.#marked(range.offset, range.length, () => this.io.zero(range, flags))
+  /** Leaves no holes where discards are ignored. */
+  zero(range: Range, flags: ZeroFlags = {}) {
+    const unmap = flags.unmap === true && this.#unmaps
+    return this.#marked(range.offset, range.length, () => this.io.zero(range, { ...flags, unmap }))
   }
 
-  discard(range: Range) {
-    return this.#marked(range.offset, range.length, () => this.io.discard(range))
+  /** Nothing, and so no mark, where discards are ignored. */
+  async discard(range: Range) {
+    if (this.#unmaps) await this.#marked(range.offset, range.length, () => this.io.discard(range))
+  }
+
+  get #unmaps() {
+    return this.generic.discard === 'unmap'
   }
 
   /** The tail that it grew by counts as written. */

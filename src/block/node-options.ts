@@ -18,7 +18,10 @@ export const cacheOptions = z.strictObject({
 export const genericOptions = z.object({
   driver: z.string(),
   'node-name': nodeName.optional(),
-  discard: z.enum(['ignore', 'unmap']).default('ignore').describe('What becomes of discards'),
+  discard: z
+    .enum(['ignore', 'unmap'])
+    .default('ignore')
+    .describe('Whether discards, and zeroings that may leave holes, are passed on'),
   cache: cacheOptions.prefault({}),
   'read-only': z.boolean().default(false),
   'auto-read-only': z.boolean().default(false).describe('Open it read-only where it cannot be written'),

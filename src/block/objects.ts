@@ -15,6 +15,11 @@ export class Objects {
     return this.#byId.get(id)?.value
   }
 
+  /** QMP's qom-type. */
+  typeOf(id: string): string | undefined {
+    return this.#byId.get(id)?.type
+  }
+
   /** Somebody depends on the object until disposed. */
   use(id: string, user: string): Disposable {
     const users = this.#byId.get(id)?.users

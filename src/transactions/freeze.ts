@@ -63,7 +63,7 @@ export class Freeze implements Action, AsyncDisposable {
         this.#broken ??= error
         this.onBroken(error)
       })
-      this.#view = await this.graph.open({ driver: 'snapshot-access', file: this.#filter.name })
+      this.#view = await this.graph.open({ driver: 'snapshot-access', file: this.#filter.name, discard: 'unmap' })
       this.graph.planReplace(this.disk, this.#filter)
     } catch (error) {
       await this.#close()

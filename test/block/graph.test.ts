@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { Busy, InvalidParameter, IoError, OutOfRange, ReadOnly } from '../../src/base/errors.ts'
 import { endOf, type Range } from '../../src/base/ranges.ts'
+import type { ZeroFlags } from '../../src/block/driver.ts'
 import { drained } from '../../src/block/drain.ts'
 import { READER } from '../../src/block/graph.ts'
 import { ALL, Permission, PermissionConflict } from '../../src/block/permissions.ts'
@@ -256,7 +257,7 @@ t.test('drains may overlap: a write is held until the last of them is over', asy
 t.test('a write is marked before it lands, and again when a bitmap was cleared meanwhile', async t => {
   const { graph, memory } = testGraph()
   await using _ = graph
-  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk', size: 1 << 20 })
+  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk', size: 1 << 20, discard: 'unmap' })
   const bitmap = disk.bitmaps.add({ name: 'b', granularity: 65536 })
   const root = graph.attach(disk, user('a test'))
   const hung = Promise.withResolvers<void>()
@@ -288,6 +289,51 @@ t.test('a disk that grows is dirty where it grew', async t => {
   await graph.detach(root)
   const other = graph.attach(disk, user('a test'))
   await t.rejects(async () => other.resize(1), ReadOnly)
+})
+
+t.test('where discards are ignored they do not come down and mark nothing, and zeroings leave no holes', async t => {
+  const { graph, memory } = testGraph()
+  await using _ = graph
+  for (const discard of ['ignore', 'unmap']) {
+    const disk = await graph.add({ driver: 'memory', 'node-name': discard, discard })
+    const bitmap = disk.bitmaps.add({ name: 'b', granularity: 65536 })
+    const root = graph.attach(disk, user('a test'))
+    const zeroings: (boolean | undefined)[] = []
+    memory(discard).zero = async (...args: [Range, ZeroFlags?]) => void zeroings.push(args[1]?.unmap)
+    await root.discard({ offset: 0, length: 4096 })
+    t.equal(bitmap.count, discard === 'unmap' ? 65536 : 0)
+    await root.zero({ offset: 65536, length: 4096 }, { unmap: true })
+    await root.zero({ offset: 65536, length: 4096 })
+    t.equal(memory(discard).requests.length, discard === 'unmap' ? 1 : 0)
+    t.same(zeroings, [discard === 'unmap', false])
+  }
+})
+
+t.test('a disk is resized while nobody writes it, and not while a job works on it or somebody needs its size', async t => {
+  const { graph, memory } = testGraph()
+  await using _ = graph
+  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk', size: 100_000 })
+  const guest = graph.attach(disk, user('a guest'))
+  const hung = Promise.withResolvers<void>()
+  memory('disk').pause = () => hung.promise
+  const write = guest.write(0, Buffer.alloc(1))
+  memory('disk').pause = async () => undefined
+  const resized = graph.resize(disk, 200_000)
+  const late = guest.write(100, Buffer.alloc(1))
+  t.equal(disk.size, 100_000, 'the write is waited for')
+  hung.resolve()
+  await Promise.all([write, resized, late])
+  t.equal(disk.size, 200_000)
+
+  disk.jobs.add('backup')
+  await t.rejects(graph.resize(disk, 1), { message: "Node 'disk' is busy: block device is in use by block job: backup" })
+  disk.jobs.delete('backup')
+  const exported = graph.attach(disk, { description: 'an export', perm: 0, shared: ALL & ~Permission.resize })
+  await t.rejects(graph.resize(disk, 1), PermissionConflict)
+  await graph.detach(exported)
+  await graph.resize(disk, 1000)
+  t.equal(disk.size, 1000)
+  t.equal(disk.parents.size, 1, 'only the guest is left')
 })
 
 t.test('detect-zeroes turns writes of zeroes into zeroings', async t => {
