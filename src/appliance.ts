@@ -17,6 +17,8 @@ import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
 import { Exports } from './nbd-server/exports.ts'
 import { Memory } from './nbd-server/memory.ts'
+import { NodeExports } from './nbd-server/node-exports.ts'
+import { OnDemandServer } from './nbd-server/on-demand-server.ts'
 import { NbdServer } from './nbd-server/server.ts'
 import type { Settings } from './settings/settings.ts'
 
@@ -42,14 +44,17 @@ export class Appliance implements AsyncDisposable {
     const graph = parts.use(new Graph([...drivers, ...filters]))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
-    const machines = parts.use(await Machines.open(settings.machines, graph, exports, state))
+    const nodeExports = parts.use(new NodeExports({ graph, emit: events.emit, turns, log }))
+    const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state }))
     const memory = new Memory(NBD_MEMORY)
     for (const listener of settings.nbd) {
       const address = 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener
       parts.use(await NbdServer.listen(address, { exports, log, memory }))
     }
+    const configured = settings.nbd.length > 0 ? exports : undefined
+    const onDemandServer = parts.use(new OnDemandServer(configured, nodeExports, { log, memory }))
     const backups = parts.use(
-      new Backups({ graph, scratch, exports, emit: events.emit, turns, log, expireMs: settings.sessions.expireMs }),
+      new Backups({ graph, scratch, exports, nodeExports, emit: events.emit, turns, log, expireMs: settings.sessions.expireMs }),
     )
     const jobs = new Jobs(events.emit, turns)
     parts.defer(() => jobs.cancelAll())
@@ -62,6 +67,8 @@ export class Appliance implements AsyncDisposable {
       jobs,
       scratch,
       exports,
+      nodeExports,
+      onDemandServer,
       machines,
       backups,
       quit: quit.resolve,

@@ -8,6 +8,8 @@ import type { Jobs } from '../jobs/jobs.ts'
 import type { Backups } from '../machines/backups.ts'
 import type { Machines } from '../machines/machines.ts'
 import type { Exports } from '../nbd-server/exports.ts'
+import type { NodeExports } from '../nbd-server/node-exports.ts'
+import type { OnDemandServer } from '../nbd-server/on-demand-server.ts'
 import type { AnyCommand } from './command.ts'
 import type { DaemonInfo } from './commands/query-daemon.ts'
 
@@ -21,8 +23,11 @@ export interface CommandContext {
   readonly graph: Graph
   readonly jobs: Jobs
   readonly scratch: Scratch
-  /** What NBD clients find, by name. */
+  /** What NBD clients find on the servers of the configuration, by name. */
   readonly exports: Exports
+  /** All exports, by id. */
+  readonly nodeExports: NodeExports
+  readonly onDemandServer: OnDemandServer
   readonly machines: Machines
   readonly backups: Backups
   describeDaemon(): DaemonInfo

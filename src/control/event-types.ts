@@ -42,6 +42,11 @@ export const eventTypes: readonly EventType[] = [
       reason: z.string().describe('What went wrong, for people'),
     }),
   },
+  {
+    name: 'BLOCK_EXPORT_DELETED',
+    summary: 'An export is gone, and its node is free.',
+    data: z.strictObject({ id: z.string() }),
+  },
   { name: 'BACKUP_BEGUN', summary: 'A backup session is open.', data: z.strictObject(backupSession) },
   {
     name: 'BACKUP_BROKEN',

@@ -8,8 +8,8 @@ import { timeName } from '../base/time.ts'
 import type { Turns } from '../base/turns.ts'
 import type { Graph } from '../block/graph.ts'
 import type { Scratch } from '../block/scratch.ts'
-import { exportNode, type NodeExport } from '../nbd-server/export-node.ts'
 import { Exports } from '../nbd-server/exports.ts'
+import type { NodeExport, NodeExports } from '../nbd-server/node-exports.ts'
 import { NbdServer } from '../nbd-server/server.ts'
 import { Freeze } from '../transactions/freeze.ts'
 import { transact } from '../transactions/transact.ts'
@@ -22,6 +22,7 @@ export interface BackupsContext {
   readonly graph: Graph
   readonly scratch: Scratch
   readonly exports: Exports
+  readonly nodeExports: NodeExports
   readonly emit: Emit
   readonly turns: Turns
   readonly log: Log
@@ -101,11 +102,12 @@ export class Backups implements AsyncDisposable {
     const exports = socket === undefined ? this.context.exports : new Exports()
     const exported: NodeExport[] = []
     for (const { disk, freeze, changes } of disks) {
-      const made = await exportNode(graph, exports, {
+      const made = await this.context.nodeExports.add(exports, {
         id: `${name}/${disk.name}`,
         name: socket === undefined ? `${name}/${disk.name}` : disk.name,
         description: `${machine.name}/${disk.name} as it was at ${time.toISOString()}`,
         node: freeze.view,
+        keeper: `backup session '${name}'`,
         bitmaps: changes?.bitmap ? [{ name: changes.bitmap.name!, bitmap: changes.bitmap }] : [],
       })
       undo.defer(() => made.remove('hard'))

@@ -2,12 +2,20 @@
 
 import { NotFound } from '../base/errors.ts'
 import type { Graph } from '../block/graph.ts'
-import { exportNode } from '../nbd-server/export-node.ts'
 import type { Exports } from '../nbd-server/exports.ts'
+import type { NodeExports } from '../nbd-server/node-exports.ts'
 import type { MachineSettings } from '../settings/settings.ts'
 import { Checkpoints } from './checkpoints.ts'
 import { Machine } from './machine.ts'
 import type { StateFolder } from './state-folder.ts'
+
+export interface MachinesContext {
+  readonly graph: Graph
+  /** Where clients find the disks, as MACHINE/DISK. */
+  readonly exports: Exports
+  readonly nodeExports: NodeExports
+  readonly state: StateFolder
+}
 
 interface Entry {
   readonly machine: Machine
@@ -21,7 +29,10 @@ export class Machines implements AsyncDisposable {
   ) {}
 
   /** Opens and exports the disks of all machines, or of none. */
-  static async open(settings: Readonly<Record<string, MachineSettings>>, graph: Graph, exports: Exports, state: StateFolder) {
+  static async open(
+    settings: Readonly<Record<string, MachineSettings>>,
+    { graph, exports, nodeExports, state }: MachinesContext,
+  ) {
     await using parts = new AsyncDisposableStack()
     const entries = new Map<string, Entry>()
     for (const [name, machineSettings] of Object.entries(settings)) {
@@ -29,7 +40,13 @@ export class Machines implements AsyncDisposable {
       entries.set(name, { machine, checkpoints: await Checkpoints.open(machine, graph, state) })
       for (const { name: disk, node } of machine.disks) {
         const id = `${name}/${disk}`
-        const exported = await exportNode(graph, exports, { id, name: id, node, writable: !node.readOnly })
+        const exported = await nodeExports.add(exports, {
+          id,
+          name: id,
+          node,
+          writable: !node.readOnly,
+          keeper: `machine '${name}'`,
+        })
         parts.defer(() => exported.remove('hard'))
       }
     }

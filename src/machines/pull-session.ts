@@ -1,6 +1,6 @@
 // A pull session: the frozen views of a machine's disks at one instant, exported until their reader finishes or aborts it.
 
-import type { NodeExport } from '../nbd-server/export-node.ts'
+import type { NodeExport } from '../nbd-server/node-exports.ts'
 import type { Freeze } from '../transactions/freeze.ts'
 import type { CollectChanges } from './collect-changes.ts'
 import type { Checkpoints } from './checkpoints.ts'

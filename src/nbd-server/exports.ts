@@ -38,7 +38,7 @@ export class Exports implements Iterable<Export> {
   add(added: Export) {
     const { id, name, description = '' } = added
     if (this.#entries.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
-    if (this.#names.has(name)) throw new InvalidParameter(`NBD server already has export named '${name}'`)
+    this.checkFree(name)
     for (const [what, text] of Object.entries({ name, description })) {
       if (Buffer.byteLength(text) > MAX_STRING || text.includes('\0'))
         throw new InvalidParameter(`export ${what} of '${id}' must be at most ${MAX_STRING} bytes without a NUL`)
@@ -46,6 +46,11 @@ export class Exports implements Iterable<Export> {
     const entry = { export: added, users: new Set<User>() }
     this.#entries.set(id, entry)
     this.#names.set(name, entry)
+  }
+
+  /** @throws InvalidParameter when an export is called so on the wire */
+  checkFree(name: string) {
+    if (this.#names.has(name)) throw new InvalidParameter(`NBD server already has export named '${name}'`)
   }
 
   /** Done when nobody uses it any more. */

@@ -4,8 +4,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -19,7 +18,7 @@ import { matches, normalEvents, normalize } from './normalize.ts'
 const STEP_MS = 20_000
 const START_MS = 30_000
 
-const runner = fileURLToPath(new URL('run-appliance.js', import.meta.url))
+const program = fileURLToPath(new URL('../../src/main.js', import.meta.url))
 
 export interface Event {
   readonly event: string
@@ -27,16 +26,22 @@ export interface Event {
 }
 
 export class Side implements AsyncDisposable {
-  readonly #events: Event[] = []
+  #events: Event[] = []
   /** Of events that a step has looked at. */
   #seen = 0
+  #objects = new Set<string>()
+  #scenarios = 0
+  /** Where the images and sockets of the scenario are. */
+  folder: string
 
   private constructor(
-    readonly folder: string,
+    private readonly home: string,
     private readonly child: ChildProcess,
     private readonly client: RawClient,
     private readonly stderr: () => string,
-  ) {}
+  ) {
+    this.folder = home
+  }
 
   static qemu = () =>
     Side.#start(folder => ({
@@ -49,29 +54,65 @@ export class Side implements AsyncDisposable {
     Side.#start(async folder => {
       const config = join(folder, 'stillpoint.yaml')
       await writeFile(config, `state: ${folder}/state\ncontrol: { socket: ${folder}/control.sock }\nnbd: []\n`)
-      return { socket: join(folder, 'control.sock'), command: process.execPath, args: [runner, config] }
+      return {
+        socket: join(folder, 'control.sock'),
+        command: process.execPath,
+        args: [program, 'daemon', '--log-level', 'warn', '--config', config],
+      }
     })
 
   static async #start(prepare: (folder: string) => Starting | Promise<Starting>) {
-    const folder = await mkdtemp(join(tmpdir(), 'stillpoint-side-'))
-    const { socket, command, args } = await prepare(folder)
+    const home = await mkdtemp(join(tmpdir(), 'stillpoint-side-'))
+    const { socket, command, args } = await prepare(home)
     const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
     const said: Buffer[] = []
     child.stderr.on('data', (data: Buffer) => said.push(data))
     const stderr = () => Buffer.concat(said).toString()
     try {
-      for (let waited = 0; !existsSync(socket); waited += 10) {
-        if (child.exitCode !== null || waited > START_MS) throw new Error(`${command} did not start: ${stderr()}`)
-        await sleep(10)
-      }
-      return new Side(folder, child, await RawClient.ready(socket), stderr)
+      return new Side(home, child, await connect(socket, () => child.exitCode === null, stderr), stderr)
     } catch (error) {
       child.kill('SIGKILL')
       throw error
     }
   }
 
-  async makeImages(images: Readonly<Record<string, ImageSpec>>) {
+  /** A folder of its own for each scenario, with its images. */
+  async begin(images: Readonly<Record<string, ImageSpec>>) {
+    this.folder = join(this.home, String(++this.#scenarios))
+    await mkdir(this.folder)
+    this.#events = []
+    this.#seen = 0
+    await this.makeImages(images)
+  }
+
+  /** Takes away what the scenario has left; false when the daemon is not as new after that. */
+  async end(): Promise<boolean> {
+    if (!this.lives) return false
+    await this.#ask('nbd-server-stop')
+    for (const { id } of await this.#list('query-block-exports')) await this.#ask('block-export-del', { id, mode: 'hard' })
+    for (let tries = 0; tries < 50; tries++) {
+      const jobs = await this.#list('query-jobs')
+      for (const { id, status } of jobs) await this.#ask(status === 'concluded' ? 'job-dismiss' : 'job-cancel', { id })
+      const nodes = await this.#list('query-named-block-nodes')
+      for (const { 'node-name': name } of nodes) await this.#ask('blockdev-del', { 'node-name': name })
+      if (jobs.length === 0 && nodes.length === 0) break
+      if (tries > 5) await sleep(20)
+    }
+    for (const id of this.#objects) await this.#ask('object-del', { id })
+    this.#objects = new Set()
+    return this.lives && (await this.#list('query-named-block-nodes')).length === 0
+  }
+
+  async #list(command: string) {
+    const answer = (await this.#ask(command)) as { return?: readonly Record<string, unknown>[] }
+    return answer.return ?? []
+  }
+
+  get lives() {
+    return this.child.exitCode === null && this.child.signalCode === null && !this.client.ended
+  }
+
+  private async makeImages(images: Readonly<Record<string, ImageSpec>>) {
     for (const [name, { size, format = 'raw', seed, backing, options }] of Object.entries(images)) {
       const path = join(this.folder, name)
       const behind = backing === undefined ? [] : ['-b', backing, '-F', backing.endsWith('.qcow2') ? 'qcow2' : 'raw']
@@ -121,7 +162,8 @@ export class Side implements AsyncDisposable {
     }
   }
 
-  async #ask(execute: string, args: object): Promise<unknown> {
+  async #ask(execute: string, args: object = {}): Promise<unknown> {
+    if (execute === 'object-add') this.#objects.add((args as { id: string }).id)
     this.client.send(JSON.stringify({ execute, arguments: args }))
     for (;;) {
       const message = await this.#next()
@@ -148,7 +190,7 @@ export class Side implements AsyncDisposable {
 
   /** Those that no step has waited for. */
   async restOfEvents(): Promise<unknown> {
-    await this.#ask('query-version', {})
+    await this.#ask('query-version')
     const rest = normalEvents(this.#events.slice(this.#seen), { perJob: true })
     return normalize(rest, { folder: this.folder, ignoring: [] })
   }
@@ -171,7 +213,7 @@ export class Side implements AsyncDisposable {
 
   /** Ends the daemon in an orderly way; what it said on standard error. */
   async stop(): Promise<string> {
-    if (this.child.exitCode === null && this.child.signalCode === null) {
+    if (this.lives) {
       const gone = once(this.child, 'exit')
       this.child.kill('SIGTERM')
       using late = timer(STEP_MS)
@@ -190,7 +232,19 @@ export class Side implements AsyncDisposable {
       this.child.kill('SIGKILL')
       await gone
     }
-    await rm(this.folder, { recursive: true })
+    await rm(this.home, { recursive: true })
+  }
+}
+
+/** It is ready when it accepts, not when its socket is there. */
+async function connect(socket: string, lives: () => boolean, stderr: () => string) {
+  for (let waited = 0; ; waited += 10) {
+    try {
+      return await RawClient.ready(socket)
+    } catch (error) {
+      if (!lives() || waited > START_MS) throw new Error(`the daemon did not start: ${stderr()}`, { cause: error })
+      await sleep(10)
+    }
   }
 }
 

@@ -10,6 +10,8 @@ import { blockDirtyBitmapDisable } from './block-dirty-bitmap-disable.ts'
 import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
 import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
 import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
+import { blockExportAdd } from './block-export-add.ts'
+import { blockExportDel } from './block-export-del.ts'
 import { blockJobCancel } from './block-job-cancel.ts'
 import { blockJobComplete } from './block-job-complete.ts'
 import { blockJobDismiss } from './block-job-dismiss.ts'
@@ -29,8 +31,14 @@ import { jobDismiss } from './job-dismiss.ts'
 import { jobFinalize } from './job-finalize.ts'
 import { jobPause } from './job-pause.ts'
 import { jobResume } from './job-resume.ts'
+import { nbdServerAdd } from './nbd-server-add.ts'
+import { nbdServerRemove } from './nbd-server-remove.ts'
+import { nbdServerStart } from './nbd-server-start.ts'
+import { nbdServerStop } from './nbd-server-stop.ts'
 import { qmpCapabilities } from './qmp_capabilities.ts'
 import { queryBackups } from './query-backups.ts'
+import { queryBlock } from './query-block.ts'
+import { queryBlockExports } from './query-block-exports.ts'
 import { queryBlockJobs } from './query-block-jobs.ts'
 import { queryCheckpoints } from './query-checkpoints.ts'
 import { queryCommands } from './query-commands.ts'
@@ -54,6 +62,8 @@ export const commands: readonly AnyCommand[] = [
   blockDirtyBitmapEnable,
   blockDirtyBitmapMerge,
   blockDirtyBitmapRemove,
+  blockExportAdd,
+  blockExportDel,
   blockJobCancel,
   blockJobComplete,
   blockJobDismiss,
@@ -73,8 +83,14 @@ export const commands: readonly AnyCommand[] = [
   jobFinalize,
   jobPause,
   jobResume,
+  nbdServerAdd,
+  nbdServerRemove,
+  nbdServerStart,
+  nbdServerStop,
   qmpCapabilities,
   queryBackups,
+  queryBlock,
+  queryBlockExports,
   queryBlockJobs,
   queryCheckpoints,
   queryCommands,

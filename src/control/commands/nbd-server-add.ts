@@ -1,0 +1,34 @@
+// QMP's nbd-server-add, which block-export-add has replaced.
+
+import { z } from 'zod'
+import { command } from '../command.ts'
+import { blockExportAdd } from './block-export-add.ts'
+
+export const nbdServerAdd = command({
+  name: 'nbd-server-add',
+  summary: 'Exports a node, as block-export-add does; its id is its name. A node that cannot be written is exported read-only.',
+  arguments: z.strictObject({
+    name: z.string().optional(),
+    description: z.string().optional(),
+    device: z.string(),
+    writable: z.boolean().optional(),
+    bitmap: z.string().optional(),
+  }),
+  features: ['deprecated'],
+  async run({ device, name = device, description, writable = false, bitmap }, context, session) {
+    const node = context.graph.get(device)
+    await blockExportAdd.run(
+      {
+        type: 'nbd',
+        id: name,
+        'node-name': node.name,
+        name,
+        description,
+        writable: writable && !node.readOnly,
+        bitmaps: bitmap === undefined ? undefined : [bitmap],
+      },
+      context,
+      session,
+    )
+  },
+})

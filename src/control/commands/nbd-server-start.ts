@@ -1,0 +1,34 @@
+// QMP's nbd-server-start.
+
+import { z } from 'zod'
+import { InvalidParameter } from '../../base/errors.ts'
+import { command } from '../command.ts'
+import { listenAddressOf, socketAddressLegacy } from '../nbd-address.ts'
+import { uint32 } from '../qapi-type.ts'
+
+/** QEMU's NBD_DEFAULT_MAX_CONNECTIONS and NBD_DEFAULT_HANDSHAKE_MAX_SECS. */
+const MAX_CONNECTIONS = 100
+const HANDSHAKE_MAX_SECONDS = 10
+
+export const nbdServerStart = command({
+  name: 'nbd-server-start',
+  summary: 'Starts an NBD server, beside those of the configuration; exports that are added while it runs are its own.',
+  arguments: z.strictObject({
+    addr: socketAddressLegacy,
+    'handshake-max-seconds': uint32.optional().describe('How long a client may take to choose an export; 0: no limit'),
+    'tls-creds': z.string().optional().describe('Id of the tls-creds object: clients must use TLS'),
+    'max-connections': uint32.optional().describe('0: no limit'),
+  }),
+  async run(
+    {
+      addr,
+      'handshake-max-seconds': handshake = HANDSHAKE_MAX_SECONDS,
+      'tls-creds': tlsCreds,
+      'max-connections': maxConnections = MAX_CONNECTIONS,
+    },
+    { onDemandServer },
+  ) {
+    if (tlsCreds !== undefined) throw new InvalidParameter(`No TLS credentials with id '${tlsCreds}'`)
+    await onDemandServer.start(listenAddressOf(addr), { maxConnections, handshakeMs: handshake * 1000 })
+  },
+})

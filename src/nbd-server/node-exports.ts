@@ -1,0 +1,176 @@
+// The exports of nodes by id, over all servers: each with the permissions that its clients need, the bitmaps that they may read, and its end.
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import { InvalidParameter, NotFound } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import type { Log } from '../base/log.ts'
+import type { Turns } from '../base/turns.ts'
+import { checkAllows } from '../bitmaps/check-allows.ts'
+import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import type { Edge } from '../block/edge.ts'
+import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+import { ALL, Permission } from '../block/permissions.ts'
+import { allocationDepth, baseAllocation, dirtyBitmap } from './context.ts'
+import type { Exports, RemoveMode } from './exports.ts'
+
+export interface NodeExportOptions {
+  readonly id: string
+  /** On the wire. */
+  readonly name: string
+  readonly description?: string | undefined
+  readonly node: GraphNode
+  readonly writable?: boolean | undefined
+  readonly writethrough?: boolean | undefined
+  /** As clients see them, `qemu:dirty-bitmap:NAME`; in use by the export from now on. */
+  readonly bitmaps?: readonly { readonly name: string; readonly bitmap: DirtyBitmap }[] | undefined
+  readonly allocationDepth?: boolean | undefined
+  /** Whoever it goes with, who alone may remove it: `machine 'db'`. Undefined: whoever can name it. */
+  readonly keeper?: string | undefined
+}
+
+export interface NodeExportsContext {
+  readonly graph: Graph
+  readonly emit: Emit
+  readonly turns: Turns
+  readonly log: Log
+}
+
+/** What is removed while clients have requests under way is waited for no longer than this. */
+const PATIENCE_MS = 1000
+
+export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
+  readonly #byId = new Map<string, NodeExport>()
+
+  constructor(private readonly context: NodeExportsContext) {}
+
+  /** Newest first, as QEMU lists them. */
+  [Symbol.iterator](): Iterator<NodeExport> {
+    return [...this.#byId.values()].toReversed().values()
+  }
+
+  /** @throws NotFound */
+  get(id: string): NodeExport {
+    const found = this.#byId.get(id)
+    if (!found) throw new NotFound(`Export '${id}' is not found`)
+    return found
+  }
+
+  checkFree(id: string) {
+    if (this.#byId.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
+  }
+
+  /** @throws InvalidParameter, PermissionConflict, Busy, in QEMU's words (block/export/export.c, nbd/server.c) */
+  async add(exports: Exports, options: NodeExportOptions): Promise<NodeExport> {
+    const { id, name, description, node, writable = false, writethrough, bitmaps = [] } = options
+    this.checkFree(id)
+    checkWritable(node, writable)
+    for (const { bitmap } of bitmaps) checkAllows(bitmap, 'read')
+    const edge = this.context.graph.attach(node, {
+      description: `block export '${id}'`,
+      perm: Permission.consistentRead | (writable ? Permission.write : 0),
+      shared: ALL & ~Permission.resize,
+    })
+    const contexts = [
+      baseAllocation(edge),
+      ...(options.allocationDepth ? [allocationDepth(edge)] : []),
+      ...bitmaps.map(({ name, bitmap }) => dirtyBitmap(name, bitmap)),
+    ]
+    try {
+      exports.add({ id, name, description, writable, writethrough, io: edge, contexts })
+    } catch (error) {
+      await this.context.graph.detach(edge)
+      throw error
+    }
+    const holds = bitmaps.map(({ bitmap }) => bitmap.hold(options, { shared: true }))
+    const release = async () => {
+      for (const hold of holds) hold[Symbol.dispose]()
+      this.#byId.delete(id)
+      await this.context.graph.detach(edge)
+      this.context.emit('BLOCK_EXPORT_DELETED', { id })
+    }
+    const added = new NodeExport(options, edge, exports, release)
+    this.#byId.set(id, added)
+    return added
+  }
+
+  /**
+   * By a user's word, who is in a turn. Where clients have requests under way that do not end at once it is done later, as QEMU does it:
+   * BLOCK_EXPORT_DELETED says when.
+   * @throws Busy, InvalidParameter
+   */
+  async removeByUser(id: string, mode?: RemoveMode) {
+    const wanted = this.get(id)
+    if (wanted.keeper !== undefined)
+      throw new InvalidParameter(`Export '${id}' belongs to ${wanted.keeper}, and stays as long as that does`)
+    const { turns, log } = this.context
+    const idle = wanted.shutDown(mode)
+    if (await Promise.race([idle.then(() => true), sleep(PATIENCE_MS, false, { ref: false })])) return await wanted.release()
+    idle
+      .then(() => turns.take(() => wanted.release()))
+      .catch((error: unknown) => log.error('an export could not be removed', { export: id, err: error }))
+  }
+
+  /** Removes those that are left, once no server serves them any more. */
+  async [Symbol.asyncDispose]() {
+    for (const one of this) if (!one.isShuttingDown) await one.remove('hard')
+  }
+}
+
+export class NodeExport {
+  constructor(
+    readonly options: NodeExportOptions,
+    private readonly edge: Edge,
+    private readonly exports: Exports,
+    /** For whoever has shut it down: lets go of the node and the bitmaps. */
+    readonly release: () => Promise<void>,
+  ) {}
+
+  get id() {
+    return this.options.id
+  }
+
+  get name() {
+    return this.options.name
+  }
+
+  get keeper() {
+    return this.options.keeper
+  }
+
+  /** The one it shows now: it follows when the node is replaced. */
+  get node(): GraphNode {
+    return this.edge.node
+  }
+
+  isOf(exports: Exports) {
+    return this.exports === exports
+  }
+
+  get isShuttingDown() {
+    return this.exports.isShuttingDown(this.id)
+  }
+
+  /** No client can find it any more; done when no request of a client is under way. `safe` refuses while clients are connected. */
+  shutDown(mode?: RemoveMode): Promise<void> {
+    return this.exports.remove(this.id, mode)
+  }
+
+  async remove(mode?: RemoveMode) {
+    await this.shutDown(mode)
+    await this.release()
+  }
+}
+
+export function checkWritable(node: GraphNode, writable: boolean) {
+  if (writable && node.readOnly) throw new InvalidParameter('Cannot export read-only node as writable')
+}
+
+/** The bitmap of that name on the node or on what is below it (QEMU looks through filters and backing files). @throws NotFound */
+export function findBitmap(node: GraphNode, name: string): DirtyBitmap {
+  for (let at: GraphNode | undefined = node; at; at = at.filteredOrBacking) {
+    const bitmap = at.bitmaps.find(name)
+    if (bitmap) return bitmap
+  }
+  throw new NotFound(`Bitmap '${name}' is not found`)
+}
