@@ -53,6 +53,12 @@ export type QapiType =
 /** Gives an alternate the name that QEMU's texts have for it. */
 export const named = <Schema extends z.ZodType>(name: string, schema: Schema): Schema => schema.meta({ qapi: name })
 
+/** Marks the members that every variant of a union has, for a union that has one variant only as yet. */
+export const ofEveryVariant = <Shape extends Record<string, z.ZodType>>(shape: Shape): Shape =>
+  Object.fromEntries(Object.entries(shape).map(([name, member]) => [name, member.meta({ ofEveryVariant: true })])) as Shape
+
+export const isOfEveryVariant = (schema: z.core.$ZodType) => z.globalRegistry.get(schema)?.['ofEveryVariant'] === true
+
 /** Integers of 64 bits. Beyond 2^53 the number is only near: whoever needs it exact refuses what is no safe integer. */
 export const int64 = z.number().meta({ qapi: 'int64' })
 export const uint64 = z.number().meta({ qapi: 'uint64' })

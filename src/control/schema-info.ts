@@ -7,7 +7,15 @@
 import { z } from 'zod'
 import type { AnyCommand } from './command.ts'
 import type { EventType } from './event-types.ts'
-import { qapiTypeOf, type Builtin, type Member, type ObjectType, type QapiType, type UnionType } from './qapi-type.ts'
+import {
+  isOfEveryVariant,
+  qapiTypeOf,
+  type Builtin,
+  type Member,
+  type ObjectType,
+  type QapiType,
+  type UnionType,
+} from './qapi-type.ts'
 
 export const metaTypes = ['builtin', 'enum', 'array', 'object', 'alternate', 'command', 'event'] as const
 
@@ -143,10 +151,11 @@ function keyOf(type: QapiType, nameOf: (type: QapiType) => string): QapiType | s
 /** QAPI has no objects whose members have any name. */
 const isAnything = ({ members, others }: ObjectType) => members.length === 0 && others !== undefined
 
-/** Those that every variant has from the same place: the schema is one object. */
+/** Those that every variant has from the same place: the schema is one object. Where there is one variant only, it says which they are. */
 function commonMembers(variants: readonly ObjectType[], tag: string): readonly Member[] {
   const [first, ...others] = new Set(variants)
-  if (!first || others.length === 0) return []
+  if (!first) return []
+  if (others.length === 0) return first.members.filter(({ name, schema }) => name !== tag && isOfEveryVariant(schema))
   return first.members.filter(
     ({ name, schema }) => name !== tag && others.every(({ members }) => members.some(member => member.schema === schema)),
   )

@@ -17,6 +17,7 @@ const LATER = new Set([
   'blockdev-backup/discard-source',
   'blockdev-backup/x-perf/min-cluster-size',
   'nbd-server-start/handshake-max-seconds',
+  'query-block=/[]/inserted/active',
   'query-block-jobs=/[]/+mirror/actively-synced',
   'query-block-jobs=/[]/type is enum, not string',
   'query-named-block-nodes=/[]/active',

@@ -9,6 +9,7 @@ import { command } from '../command.ts'
 import type { CommandContext } from '../context.ts'
 import { checkExportId } from '../export-info.ts'
 import { findNode } from '../find-node.ts'
+import { ofEveryVariant } from '../qapi-type.ts'
 
 export const blockExportAdd = command({
   name: 'block-export-add',
@@ -16,12 +17,14 @@ export const blockExportAdd = command({
   arguments: z.discriminatedUnion('type', [
     z.strictObject({
       type: z.literal('nbd'),
-      id: z.string(),
-      'fixed-iothread': z.boolean().optional().describe('Accepted'),
-      iothread: z.string().optional().describe('Accepted, where there is such an object'),
-      'node-name': z.string(),
-      writable: z.boolean().optional(),
-      writethrough: z.boolean().optional().describe('Every write is durable before it is answered'),
+      ...ofEveryVariant({
+        id: z.string(),
+        'fixed-iothread': z.boolean().optional().describe('Accepted'),
+        iothread: z.string().optional().describe('Accepted, where there is such an object'),
+        'node-name': z.string(),
+        writable: z.boolean().optional(),
+        writethrough: z.boolean().optional().describe('Every write is durable before it is answered'),
+      }),
       name: z.string().optional().describe("What clients ask for; by default the node's name"),
       description: z.string().optional(),
       bitmaps: z
