@@ -4,14 +4,14 @@
 import { EventEmitter } from 'node:events'
 import type { CallOptions, ClientEvents, ExtentsOptions, ReadOptions, WriteOptions, ZeroOptions } from './call-options.ts'
 import { type CopyOptions, copy } from './copy.ts'
-import { NbdUsageError } from './errors.ts'
+import { NbdReplyError, NbdUsageError } from './errors.ts'
 import { type NbdExtent, extents } from './extents.ts'
 import { FlushLedger } from './flush-ledger.ts'
 import { Limits } from './limits.ts'
 import { type ConnectOptions, type NbdTarget, goalOf, poolOptionsOf } from './options.ts'
 import { Pool, type PoolEvents } from './pool.ts'
 import { Command, CommandFlag, type TransmissionFlag } from './protocol.ts'
-import { type Range, forEach, pieces } from './ranges.ts'
+import { type Range, alignDown, forEach, pieces } from './ranges.ts'
 import { ReadRequest, type SparsePart, SparseReadRequest } from './read-request.ts'
 import { PlainRequest, type Request, WriteRequest } from './request.ts'
 import type { BlockSizes, ExportInfo, ReplyMode } from './session.ts'
@@ -145,14 +145,15 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     const range = { offset, length }
     this.#limits.checkWrite('WRITE_ZEROES', range)
     if (fast) this.#limits.require('WRITE_ZEROES with FAST_ZERO', 'SEND_FAST_ZERO')
-    if (!this.offers('SEND_WRITE_ZEROES')) {
-      for (const piece of pieces(range, Math.min(ZEROES.length, this.blockSizes.maximum)))
-        await this.write(piece.offset, ZEROES.subarray(0, piece.length), { signal })
-      if (fua) await this.flush({ signal })
-      return
-    }
+    if (!this.offers('SEND_WRITE_ZEROES')) return this.#writeZeroes(range, { fua, signal })
     const flags = this.#fua(fua) | (noHole ? CommandFlag.NO_HOLE : 0) | (fast ? CommandFlag.FAST_ZERO : 0)
-    await this.#effect(Command.WRITE_ZEROES, flags, range, signal)
+    try {
+      await this.#effect(Command.WRITE_ZEROES, flags, range, signal)
+    } catch (error) {
+      // Not what the protocol allows without FAST_ZERO, and said by some all the same.
+      if (fast || !(error instanceof NbdReplyError && error.code === 'ENOTSUP')) throw error
+      return this.#writeZeroes(range, { fua, signal })
+    }
     if (fua && !(flags & CommandFlag.FUA)) await this.flush({ signal })
   }
 
@@ -244,6 +245,12 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     const block = Buffer.allocUnsafe(outer.length)
     await send(outer.offset, block)
     block.copy(target, 0, part.offset - outer.offset)
+  }
+
+  async #writeZeroes(range: Range, { fua = false, signal }: WriteOptions) {
+    for (const piece of pieces(range, alignDown(Math.min(ZEROES.length, this.blockSizes.maximum), this.blockSizes.minimum)))
+      await this.write(piece.offset, ZEROES.subarray(0, piece.length), { signal })
+    if (fua) await this.flush({ signal })
   }
 
   async #effect(command: number, flags: number, range: Range, signal: AbortSignal | undefined) {

@@ -2,8 +2,9 @@
 
 import type { AnyDriver } from '../block/driver.ts'
 import { file, hostDevice } from './file.ts'
+import { nbd } from './nbd.ts'
 import { nullCo } from './null-co.ts'
 import { qcow2 } from './qcow2/qcow2.ts'
 import { raw } from './raw.ts'
 
-export const drivers: readonly AnyDriver[] = [file, hostDevice, raw, qcow2, nullCo]
+export const drivers: readonly AnyDriver[] = [file, hostDevice, raw, qcow2, nbd, nullCo]
