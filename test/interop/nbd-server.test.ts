@@ -333,7 +333,15 @@ t.test('fio verifies what it wrote, with many requests in flight', { skip: missi
   await using stack = new AsyncDisposableStack()
   const node = await fileNode(Buffer.alloc(16 * MIB), stack)
   const served = await serve([exportOf(node)], stack)
-  const job = ['--name=x', '--ioengine=nbd', `--uri=${served.uri('disk')}`, '--size=16m', '--verify=crc32c', '--verify_fatal=1']
+  const job = [
+    '--name=x',
+    '--ioengine=nbd',
+    `--uri=${served.uri('disk')}`,
+    '--size=16m',
+    '--verify=crc32c',
+    '--verify_fatal=1',
+    '--verify_state_save=0',
+  ]
   for (const [rw, bs, depth] of [
     ['randwrite', '4k', 64],
     ['randwrite', '512-256k', 16],
