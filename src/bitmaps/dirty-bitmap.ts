@@ -38,6 +38,11 @@ export interface BlockDirtyInfo {
   inconsistent?: true
 }
 
+const HASHED_AT_ONCE = 1 << 20
+
+/** Up to so many marks are merged one by one into a bitmap of another granularity; then it is faster to scale all that there are. */
+const FEW = 1 << 16
+
 interface Hold {
   readonly by: object
   readonly shared: boolean
@@ -118,7 +123,7 @@ export class DirtyBitmap implements BitmapReader {
   }
 
   clear() {
-    this.#bits = new BitSet(this.#bits.length) // and the memory of the old ones is free
+    this.#bits = new BitSet(this.#bits.length)
     this.changed()
   }
 
@@ -157,15 +162,15 @@ export class DirtyBitmap implements BitmapReader {
 
   /** What is dirty there is dirty here. The granularities may differ, and the sizes: what lies past our end is left out. */
   mergeFrom(other: DirtyBitmap) {
-    if (other.granularity === this.granularity) this.#bits.union(other.#bits)
+    const [mine, theirs] = [this.granularity, other.granularity]
+    if (mine === theirs) this.#bits.union(other.#bits)
+    else if (other.#bits.count <= FEW)
+      for (const range of other.dirtyRanges({ offset: 0, length: this.#size })) this.mark(range.offset, range.length)
     else {
-      const end = Math.min(this.#size, other.#size)
-      for (let from = other.nextDirty(0, end); from < end;) {
-        const to = other.nextClean(from, end)
-        this.mark(from, to - from)
-        // The rest of a granule that is dirty now need not be looked at.
-        from = other.nextDirty(Math.min(end, this.#granules(to) * this.granularity), end)
-      }
+      let bits = other.#bits
+      for (let scale = theirs; scale < mine; scale *= 2) bits = bits.halved()
+      for (let scale = theirs; scale > mine; scale /= 2) bits = bits.doubled()
+      this.#bits.union(bits)
     }
     this.changed()
   }
@@ -197,18 +202,25 @@ export class DirtyBitmap implements BitmapReader {
 
   /** In hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it: of the bits, in 64-bit words, at least one. */
   sha256() {
-    const bytes = this.#bits.bytes
-    const padding = Buffer.alloc(bytes.length === 0 ? 8 : -bytes.length & 7)
-    return createHash('sha256').update(bytes).update(padding).digest('hex')
+    const hash = createHash('sha256')
+    const { byteLength } = this
+    for (let at = 0; at < byteLength; at += HASHED_AT_ONCE)
+      hash.update(this.readBytes(at, Math.min(HASHED_AT_ONCE, byteLength - at)))
+    return hash.update(Buffer.alloc(byteLength === 0 ? 8 : -byteLength & 7)).digest('hex')
   }
 
-  /** The bits in the order of qcow2's bitmaps extension: granule n is bit n % 8 of byte n / 8. A view, not a copy: read it at once. */
-  get bytes(): Buffer {
-    return this.#bits.bytes
+  /** How many bytes its bits are in the order of qcow2's bitmaps extension: granule n is bit n % 8 of byte n / 8. */
+  get byteLength() {
+    return this.#bits.byteLength
   }
 
-  /** Adds the marks of a part in that form, which starts at byte `at`, a multiple of 4. Throws RangeError for more than there are. */
-  addBytes(at: number, bytes: Buffer) {
+  /** A part in that form: `length` bytes from byte `at` on, within `byteLength`. */
+  readBytes(at: number, length: number): Buffer {
+    return this.#bits.readBytes(at, length)
+  }
+
+  /** Adds the marks of a part in that form. Throws RangeError for more than there are. */
+  addBytes(at: number, bytes: Uint8Array) {
     this.#bits.addBytes(at, bytes)
   }
 

@@ -46,15 +46,33 @@ t.test('a BitSet holds what a Set holds', async () => {
         } else {
           const source = new BitSet(length)
           source.set(from, to)
-          const start = Math.floor((at * length) / 32) * 4
-          bits.addBytes(start, source.bytes.subarray(start, start + count))
+          const start = Math.floor((at * length) / 8)
+          bits.addBytes(start, source.readBytes(start, Math.min(count, source.byteLength - start)))
           for (let index = from; index < to; index++) if (index < (start + count) * 8) model.add(index)
         }
       }
       check(bits, model, probes)
       check(bits.copy(), model, probes)
     }),
-    { numRuns: 100 },
+    { numRuns: 60 },
+  )
+})
+
+t.test('doubled and halved, it holds every member twice, and two neighbours once', async () => {
+  const runs = fc.array(fc.record({ at: fraction, length: fc.oneof(fc.nat(5), fc.nat(40), fc.nat(70_000)) }), { maxLength: 6 })
+  fc.assert(
+    fc.property(lengths, runs, fc.array(fraction, { maxLength: 5 }), (length, runs, probes) => {
+      const bits = new BitSet(length)
+      for (const run of runs) bits.set(Math.floor(run.at * length), Math.min(length, Math.floor(run.at * length) + run.length))
+      const [twice, once] = [new Set<number>(), new Set<number>()]
+      for (let index = bits.next(true, 0, length); index < length; index = bits.next(true, index + 1, length)) {
+        twice.add(index * 2).add(index * 2 + 1)
+        once.add(index >>> 1)
+      }
+      check(bits.doubled(), twice, probes)
+      check(bits.halved(), once, probes)
+    }),
+    { numRuns: 15 },
   )
 })
 
@@ -78,7 +96,7 @@ function check(bits: BitSet, model: Set<number>, probes: number[]) {
   }
   const bytes = Buffer.alloc(Math.ceil(length / 8))
   for (const index of model) bytes[index >> 3]! |= 1 << (index & 7)
-  if (!bits.bytes.equals(bytes)) throw new Error('other bytes')
+  if (!bits.readBytes(0, bits.byteLength).equals(bytes)) throw new Error('other bytes')
 }
 
 t.test('the longest set works up to its end, and costs no memory where nothing is set', async t => {

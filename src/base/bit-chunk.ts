@@ -1,0 +1,179 @@
+// A part of a BitSet: a bit for each of 32,768 numbers, lowest first, in words of 32. (The machines we run on store words lowest byte
+// first, so the bytes have the same order.)
+
+/** Numbers in a chunk, and the bytes of its bits. */
+export const CHUNK = 32768
+export const CHUNK_BYTES = CHUNK / 8
+
+export class Chunk {
+  #members: number
+
+  /** `owner` is who may change it; nobody may while it is shared. */
+  constructor(
+    public owner?: object,
+    private readonly words = new Uint32Array(CHUNK / 32),
+    members = 0,
+  ) {
+    this.#members = members
+  }
+
+  /** One with the members of these bytes, whose first is byte `at` of the chunk; those from `limit` on are left out. */
+  static of(bytes: Uint8Array, at: number, limit: number) {
+    const words = new Uint32Array(CHUNK / 32)
+    new Uint8Array(words.buffer).set(bytes, at)
+    const chunk = new Chunk(undefined, words, countOf(words))
+    chunk.remove(limit, CHUNK)
+    return chunk
+  }
+
+  /** How many members it has. */
+  get members() {
+    return this.#members
+  }
+
+  /** Not a copy. */
+  get bytes() {
+    return new Uint8Array(this.words.buffer)
+  }
+
+  /** Two chunks as one, in which two neighbours are one member when either was. */
+  static halved(low: Chunk, high: Chunk) {
+    const words = new Uint32Array(CHUNK / 32)
+    for (const [start, { words: from }] of [[0, low] as const, [CHUNK / 64, high] as const]) {
+      for (let at = 0; at < CHUNK / 64; at++) words[start + at] = gather(from[at * 2]!) | (gather(from[at * 2 + 1]!) << 16)
+    }
+    return new Chunk(undefined, words, countOf(words))
+  }
+
+  copyFor(owner: object) {
+    return new Chunk(owner, this.words.slice(), this.#members)
+  }
+
+  has(index: number) {
+    return (this.words[index >>> 5]! >>> (index & 31)) % 2 === 1
+  }
+
+  /** Whether it has all from `from` up to `to`, exclusive; looked at only where they are of one word. */
+  hasAllOfOneWord(from: number, to: number) {
+    const at = from >>> 5
+    if (at !== (to - 1) >>> 5) return false
+    const mask = firstMask(from) & lastMask(to)
+    return (this.words[at]! & mask) === mask
+  }
+
+  /** Puts all from `from` up to `to`, exclusive, in it. */
+  add(from: number, to: number) {
+    if (from >= to) return
+    const { words } = this
+    const last = (to - 1) >>> 5
+    let added = 0
+    let mask = firstMask(from)
+    for (let at = from >>> 5; at <= last; at++) {
+      if (at === last) mask &= lastMask(to)
+      const before = words[at]!
+      added += popcount(mask & ~before)
+      words[at] = before | mask
+      mask = -1
+    }
+    this.#members += added
+  }
+
+  /** Takes them out of it. */
+  remove(from: number, to: number) {
+    if (from >= to) return
+    const { words } = this
+    const last = (to - 1) >>> 5
+    let removed = 0
+    let mask = firstMask(from)
+    for (let at = from >>> 5; at <= last; at++) {
+      if (at === last) mask &= lastMask(to)
+      const before = words[at]!
+      removed += popcount(mask & before)
+      words[at] = before & ~mask
+      mask = -1
+    }
+    this.#members -= removed
+  }
+
+  /** Adds every member of another. */
+  union(other: Chunk) {
+    const { words } = this
+    const theirs = other.words
+    let added = 0
+    for (let at = 0; at < words.length; at++) {
+      const before = words[at]!
+      const fresh = theirs[at]! & ~before
+      if (fresh === 0) continue
+      words[at] = before | fresh
+      added += popcount(fresh)
+    }
+    this.#members += added
+  }
+
+  /** Two chunks in which every member of this one is two. */
+  doubled(): [low: Chunk, high: Chunk] {
+    const half = (start: number) => {
+      const words = new Uint32Array(CHUNK / 32)
+      for (let at = 0; at < CHUNK / 64; at++) {
+        const word = this.words[start + at]!
+        words[at * 2] = spread(word)
+        words[at * 2 + 1] = spread(word >>> 16)
+      }
+      return new Chunk(undefined, words, countOf(words))
+    }
+    return [half(0), half(CHUNK / 64)]
+  }
+
+  /** The first from `from` on that is a member, or that is none; CHUNK when there is no such. */
+  next(member: boolean, from: number) {
+    const { words } = this
+    const flip = member ? 0 : -1
+    let at = from >>> 5
+    let word = (words[at]! ^ flip) & firstMask(from)
+    while (word === 0) {
+      if (++at === words.length) return CHUNK
+      word = words[at]! ^ flip
+    }
+    return at * 32 + 31 - Math.clz32(word & -word)
+  }
+}
+
+/** Shared by all sets. */
+export const EMPTY = new Chunk()
+export const FULL = new Chunk(undefined, new Uint32Array(CHUNK / 32).fill(-1), CHUNK)
+
+/** The bits of a word from that of `from` up, and up to that before `to`. */
+const firstMask = (from: number) => -1 << (from & 31)
+const lastMask = (to: number) => -1 >>> (-to & 31)
+
+/** The lower 16 bits, each of them twice. */
+function spread(word: number) {
+  let bits = word & 0xffff
+  bits = (bits | (bits << 8)) & 0x00ff00ff
+  bits = (bits | (bits << 4)) & 0x0f0f0f0f
+  bits = (bits | (bits << 2)) & 0x33333333
+  bits = (bits | (bits << 1)) & 0x55555555
+  return bits | (bits << 1)
+}
+
+/** Of each two bits whether one is set, in the lower 16 bits. */
+function gather(word: number) {
+  let bits = (word | (word >>> 1)) & 0x55555555
+  bits = (bits | (bits >>> 1)) & 0x33333333
+  bits = (bits | (bits >>> 2)) & 0x0f0f0f0f
+  bits = (bits | (bits >>> 4)) & 0x00ff00ff
+  return (bits | (bits >>> 8)) & 0xffff
+}
+
+function countOf(words: Uint32Array) {
+  let count = 0
+  for (const word of words) count += popcount(word)
+  return count
+}
+
+/** How many bits are set: added up in pairs, fours and bytes, then the four bytes by a multiplication. */
+function popcount(word: number) {
+  const pairs = word - ((word >>> 1) & 0x55555555)
+  const fours = (pairs & 0x33333333) + ((pairs >>> 2) & 0x33333333)
+  return Math.imul((fours + (fours >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24
+}
