@@ -58,16 +58,18 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
   const { memory = MEMORY, packSize = PACK_SIZE, beatMs } = options
   await using stack = new AsyncDisposableStack()
   const digest = (bytes: SharedArrayBuffer, length: number) => sealer.digest(bytes, length)
+  let earlier: Earlier = []
   const writer = await RepositoryWriter.begin(repository, {
     digest,
     packSize,
     packs: Math.max(2, Math.floor(memory / packSize) - 1),
     signal,
+    look: async () => {
+      earlier = await newestFirst(repository, machine, signal)
+    },
     ...(beatMs !== undefined && { beatMs }),
   })
   stack.use(writer)
-  // Only now: what the session finds from here on, the collector leaves alone.
-  const earlier = await newestFirst(repository, machine, signal)
   const plans = disks.map(disk => ({ disk, start: decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
   const maxPlain = Math.max(65536, ...plans.map(({ start }) => start.chunkSize))
   const mine = options.sealer ? undefined : Sealer.start({ maxPlain })

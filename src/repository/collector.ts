@@ -9,7 +9,8 @@
 //      without it, and both are put in force together.
 //   4. After a grace period delete it.
 //
-// Invariant: nothing that is committed ever needs a pack of a final plan. What makes each pair of operations safe:
+// Invariant: nothing that is committed ever needs a pack of a final plan. What makes each pair of operations safe (each fence taken out
+// alone loses data in test/repository/protocol.test.ts):
 //
 //   writer begins | plan in force    The writer writes its session, then reads the state again. If it reads the old epoch, its session
 //                                    was there before the plan, so 2 waits for it. If it reads the new one, it avoids the plan's packs.
@@ -24,6 +25,7 @@
 //                                    sessions. If the first list misses it, it was forgotten after the pin, which the second then has.
 //   reader | delete                  A reader's pins are marked as restore points are.
 //   two collectors                   Every change is a swap of gc/state; one of them fails and leaves. Deleting twice is deleting once.
+//   restore point | index            The index is loaded after the restore points that are to be found in it.
 //   late delete | upload             No pack's name comes twice: the session's id is in its bytes.
 //   index load | delete              Who finds an index object gone reads the state again (repository-index.ts).
 
@@ -35,10 +37,10 @@ import { find, putIf } from './conditional.ts'
 import { GC_STATE, readPlan, readState, swapState, writePlan, type GcState } from './gc-state.ts'
 import { encodeIndex, indexedLength, type IndexedPack } from './index-delta.ts'
 import { Marker } from './mark.ts'
-import { isTombstone, POINTS, timeOfKey } from './manifest.ts'
+import { isTombstone, POINTS, timeOfKey, type Manifest } from './manifest.ts'
 import { NodeReader, PackSessions } from './node-reader.ts'
 import { packKey, packOfKey } from './pack.ts'
-import { indexKey, loadIndex, readObjects, staleIndexKeys, type RepositoryIndex } from './repository-index.ts'
+import { indexKey, loadIndex, readObjects, staleIndexKeys } from './repository-index.ts'
 import type { Repository } from './repository.ts'
 import { encodeSession, sessionKey, type SessionRecord } from './session-record.ts'
 import { PreconditionFailed } from './target.ts'
@@ -114,8 +116,7 @@ class Collector {
   async #condemn(held: Held): Promise<Held | undefined> {
     const { signal } = this.options
     await this.#finishCommits()
-    const { index } = await this.#index()
-    const used = await this.#mark(index)
+    const { used } = await this.#mark()
     const condemned: string[] = []
     for (const prefix of ['packs/', 'meta/'])
       for await (const { key } of this.#target.list(prefix, { signal })) if (packOfKey(key) && !used.has(key)) condemned.push(key)
@@ -132,9 +133,7 @@ class Collector {
     if (!this.#without.has('wait')) await this.#sessionsBefore(epoch)
     await this.#finishCommits()
     const { packs } = await readPlan(this.#target, plan!.key, signal)
-    // The plan's packs are to be avoided by others, and found here.
-    const { index, state } = await this.#index()
-    const used = this.#without.has('mark again') ? new Map<string, number>() : await this.#mark(index)
+    const { used, state } = await this.#mark()
     const final = packs.filter(key => !used.has(key))
     const key = await writePlan(this.#target, { version: 1, id: randomUUID(), epoch, packs: final }, signal)
     const keys = await this.#compact(state, new Set(final), epoch)
@@ -163,35 +162,37 @@ class Collector {
     return { ...count, state: 'deleted' }
   }
 
-  /** What restore points and readers need, by the key of the pack. */
-  async #mark(index: RepositoryIndex) {
+  /** What restore points and readers need, by the key of the pack, and the state that the index was loaded under. */
+  async #mark() {
     const { target, keys, id } = this.repository
     const { signal } = this.options
+    const needed: { key: string; manifest: Manifest }[] = []
+    const points = async () => {
+      for await (const { key } of target.list(POINTS, { signal })) {
+        if (!timeOfKey(key)) continue
+        const found = await find(target, key, signal)
+        if (found && !isTombstone(found.body))
+          needed.push({ key, manifest: this.repository.decode(Buffer.from(found.body), key) })
+      }
+    }
+    const sessions = async () => {
+      for await (const { record } of listSessions(target, signal)) {
+        if (record.state === 'expired' || this.#without.has('pins')) continue
+        for (const { key, manifest } of [...(record.pins ?? []), ...(record.point ? [record.point] : [])])
+          needed.push({ key, manifest: this.repository.decode(Buffer.from(manifest, 'base64'), key) })
+      }
+    }
+    // In this order: see "reader begins" above. And the index after both, so that it has what they need.
+    for (const list of this.#without.has('order') ? [sessions, points] : [points, sessions]) await list()
+    const { index, state } = await loadIndex(target, id, { signal })
+    if (this.#without.has('mark again') && state.plan) return { used: new Map<string, number>(), state }
     const marker = new Marker(
       index,
       new NodeReader(target, keys, index, new PackSessions(target, keys, id, signal), signal),
       signal,
     )
-    const points = async () => {
-      for await (const { key } of target.list(POINTS, { signal })) {
-        if (!timeOfKey(key)) continue
-        const found = await find(target, key, signal)
-        if (found && !isTombstone(found.body)) await marker.mark(this.repository.decode(Buffer.from(found.body), key), key)
-      }
-    }
-    const sessions = async () => {
-      for await (const { record } of listSessions(target, signal)) {
-        const pinned =
-          record.state === 'expired' || this.#without.has('pins')
-            ? []
-            : [...(record.pins ?? []), ...(record.point ? [record.point] : [])]
-        for (const { key, manifest } of pinned)
-          await marker.mark(this.repository.decode(Buffer.from(manifest, 'base64'), key), key)
-      }
-    }
-    // In this order: see "reader begins" above.
-    for (const list of this.#without.has('order') ? [sessions, points] : [points, sessions]) await list()
-    return marker.used
+    for (const { key, manifest } of needed) await marker.mark(manifest, key)
+    return { used: marker.used, state }
   }
 
   /** Every writing session of an earlier epoch has ended when this returns, or can commit no more. */
@@ -238,10 +239,6 @@ class Collector {
     const { cas } = this.repository
     for await (const { record } of listSessions(this.#target, this.options.signal))
       if (record.state === 'committed') await finishCommit(this.#target, record, { cas, signal: this.options.signal })
-  }
-
-  #index() {
-    return loadIndex(this.#target, this.repository.id, { signal: this.options.signal })
   }
 
   /** The index of what was written before the epoch, less the packs that go; the keys of its objects. */

@@ -60,13 +60,15 @@ export async function* verify(repository: Repository, options: VerifyOptions): A
   const result: Verified = { packs: 0, bytes: 0, damagedPacks: [], damagedPoints: [] }
   const { target, id } = repository
   const { level, signal } = options
+  // Before the index is loaded, so that it has what they need.
+  const points = options.points ?? (await repository.pointKeys(undefined, signal))
   const { index } = await loadIndex(target, id, { signal })
   for await (const _ of checkPacks(repository, index, level !== 'quick', result, signal)) yield result
   if (options.quarantine) for (const { key } of result.damagedPacks) await quarantine(target, key)
   // Without damage to packs and with a whole index, restore points are only looked at when that is asked for.
   if (level !== 'deep' && result.damagedPacks.length === 0) return result
   await using own = level === 'deep' && !options.sealer ? Sealer.start({ maxPlain: 4 << 20 }) : undefined
-  for (const key of options.points ?? (await repository.pointKeys(undefined, signal))) {
+  for (const key of points) {
     await checkPoint(repository, index, key, level === 'deep' ? (options.sealer ?? own) : undefined, result, signal)
     yield result
   }

@@ -28,6 +28,11 @@ export interface WriterOptions extends Pick<SessionOptions, 'beatMs' | 'signal'>
   /** Bytes of a data pack, and how many of them are in memory at once. */
   readonly packSize?: number
   readonly packs?: number
+  /**
+   * Run while the session is there and before the index is loaded, and once more when the epoch has moved: what it finds, the collector
+   * leaves alone, and the index has.
+   */
+  readonly look?: () => Promise<void>
   /** Packs that are not to be relied on, beside those that are condemned or in quarantine: for repacking. */
   readonly avoid?: Iterable<string>
 }
@@ -82,6 +87,7 @@ export class RepositoryWriter implements AsyncDisposable {
       ),
     )
     for (;;) {
+      await options.look?.()
       const { index, state } = await loadIndex(target, repository.id, { ...(options.avoid && { avoid: options.avoid }), signal })
       if (state.epoch === session.record.epoch) {
         undo.move()
