@@ -26,6 +26,7 @@ export class Connection implements User {
   #transmission: Transmission | undefined
   #negotiating = true
   #taken = -1
+  #received = -1
 
   constructor(
     private readonly link: Link,
@@ -55,8 +56,15 @@ export class Connection implements User {
 
   /** Answers for `lingerMs` more that it is going away, once nothing is in flight. */
   shutDown(lingerMs = LINGER_MS) {
-    if (this.#transmission) this.#transmission.shutDown(lingerMs)
-    else setTimeout(() => this.link.end(), lingerMs).unref()
+    if (this.#transmission) {
+      this.#transmission.shutDown(lingerMs)
+      return
+    }
+    // It may choose an export just now.
+    setTimeout(() => {
+      if (this.#transmission) this.#transmission.shutDown(lingerMs)
+      else this.link.destroy()
+    }, lingerMs).unref()
   }
 
   /** Its client has not taken a byte of what it was sent since the last call. */
@@ -65,6 +73,14 @@ export class Connection implements User {
     const stalled = sending && bytesTaken === this.#taken
     this.#taken = bytesTaken
     return stalled
+  }
+
+  /** Its client has asked for nothing since the last call, and nothing is in flight. */
+  isIdle() {
+    const { bytesReceived } = this.link
+    const idle = this.#transmission?.busy === false && bytesReceived === this.#received
+    this.#received = bytesReceived
+    return idle
   }
 
   destroy() {

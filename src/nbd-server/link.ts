@@ -111,7 +111,13 @@ export class Link {
 
   /** How many bytes of what was sent the system has taken. */
   get bytesTaken() {
-    return this.#socket.bytesWritten - this.#socket.writableLength
+    // Node counts a write as a whole once it has begun; how much of it is left only the handle knows.
+    const { _handle: handle } = this.#socket as unknown as { _handle?: { writeQueueSize?: number } | null }
+    return this.#socket.bytesWritten - this.#socket.writableLength - (handle?.writeQueueSize ?? 0)
+  }
+
+  get bytesReceived() {
+    return this.#socket.bytesRead
   }
 
   /** Sends what is in the outbox, then says that no more comes; what the client still sends is thrown away. */
@@ -120,7 +126,11 @@ export class Link {
     this.#ending = true
     this.outbox.flush()
     this.#socket.end()
-    this.inbound.onProgress = () => void this.inbound.skip(this.inbound.available)
+    const { onProgress } = this.inbound
+    this.inbound.onProgress = () => {
+      this.inbound.skip(this.inbound.available)
+      if (this.inbound.ended) onProgress() // whoever still waits for more must learn that there is none
+    }
     this.inbound.onProgress()
     const timer = setTimeout(() => this.#socket.destroy(), LINGER_MS)
     this.#socket.once('close', () => clearTimeout(timer))

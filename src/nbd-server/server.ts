@@ -28,12 +28,14 @@ export interface NbdServerOptions {
   readonly authorize?: (peer: Peer, wanted: Export) => boolean | Promise<boolean>
   /** How long a client may take nothing of what it is sent, while others wait for the memory it holds. Default 60 s. */
   readonly stallMs?: number
+  /** A client that has asked for nothing for this long, or twice as long at most, is closed; 0, the default: never. */
+  readonly idleMs?: number
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
   readonly drainMs?: number
 }
 
 /** How long connections stay to answer with ESHUTDOWN when the server stops. */
-const LINGER_MS = 50
+const LINGER_MS = 200
 
 export class NbdServer implements AsyncDisposable {
   readonly #server: net.Server
@@ -42,7 +44,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #memory: Memory
   readonly #maxConnections: number
   readonly #maxHandshakes: number
-  readonly #stallTimer: NodeJS.Timeout
+  readonly #timers: readonly NodeJS.Timeout[]
   #closing = false
 
   private constructor(private readonly options: NbdServerOptions) {
@@ -50,7 +52,11 @@ export class NbdServer implements AsyncDisposable {
     this.#maxConnections = options.maxConnections ?? 0
     this.#maxHandshakes = options.maxHandshakes ?? 100
     this.#server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, socket => this.serve(socket))
-    this.#stallTimer = setInterval(() => this.#closeStalled(), options.stallMs ?? 60_000).unref()
+    const { stallMs = 60_000, idleMs = 0 } = options
+    this.#timers = [
+      setInterval(() => this.#closeStalled(), stallMs).unref(),
+      ...(idleMs > 0 ? [setInterval(() => this.#closeIdle(), idleMs).unref()] : []),
+    ]
   }
 
   /** Listens at the address. Throws a Fault when it is taken, or cannot be had. */
@@ -104,7 +110,7 @@ export class NbdServer implements AsyncDisposable {
     }, this.options.drainMs ?? 10_000)
     await served
     clearTimeout(timer)
-    clearInterval(this.#stallTimer)
+    for (const interval of this.#timers) clearInterval(interval)
     await closed
   }
 
@@ -127,5 +133,9 @@ export class NbdServer implements AsyncDisposable {
       this.options.log.warn('closed a client that takes no replies, while others wait for the memory they hold')
       connection.destroy()
     }
+  }
+
+  #closeIdle() {
+    for (const connection of this.#connections.keys()) if (connection.isIdle()) connection.shutDown(LINGER_MS)
   }
 }

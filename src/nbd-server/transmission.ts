@@ -92,6 +92,11 @@ export class Transmission {
     if (this.#violation) throw this.#violation
   }
 
+  /** Something is in flight, or waits to be. */
+  get busy() {
+    return this.#inFlight > 0 || this.#waiting !== undefined
+  }
+
   /** From now on requests are answered with ESHUTDOWN; after `lingerMs` without any in flight the connection is over. */
   shutDown(lingerMs: number) {
     if (this.#shuttingDown) return

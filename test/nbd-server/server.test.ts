@@ -132,6 +132,24 @@ t.test('a server that stops does not wait for a node without end', { timeout: 50
   await stopped
 })
 
+t.test(
+  'a server that stops does not wait for clients that have not chosen yet, and say nothing',
+  { timeout: 10_000 },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const { server, socket } = await serve([exportOf(new MemoryNode(Buffer.alloc(100)))], stack)
+    await using greeted = await RawPeer.connect(socket)
+    await greeted.upTo(18)
+    await using negotiating = await RawPeer.connect(socket)
+    await negotiating.send(flags(3), option(Option.LIST).subarray(0, 9))
+    await until(() => server.connections === 2)
+    await server[Symbol.asyncDispose]()
+    t.equal(server.connections, 0)
+    await greeted.upTo(Infinity)
+    t.ok(greeted.ended)
+  },
+)
+
 t.test('of one connection no more than 128 requests are in flight, and none is lost', async t => {
   await using stack = new AsyncDisposableStack()
   const node = new MemoryNode(randomBytes(10_000, 1))
@@ -169,7 +187,7 @@ t.test('what one connection may hold is limited, and others are served beside it
     peer.socket.pause()
     await peer.send(
       GO,
-      ...Array.from({ length: 100 }, (_, index) => request({ type: Command.READ, cookie: BigInt(index), length: MIB / 2 })),
+      ...Array.from({ length: 40 }, (_, index) => request({ type: Command.READ, cookie: BigInt(index), length: MIB / 2 })),
     )
     greedy.push(peer)
   }
@@ -188,8 +206,8 @@ t.test('what one connection may hold is limited, and others are served beside it
   t.equal(node.requests.length, before + 1)
 
   greedy[0]!.socket.resume()
-  await greedy[0]!.upTo(NEGOTIATED + 100 * (16 + MIB / 2))
-  t.equal(repliesOf(greedy[0]!.received, () => MIB / 2).length, 100, 'whoever reads is served')
+  await greedy[0]!.upTo(NEGOTIATED + 40 * (16 + MIB / 2))
+  t.equal(repliesOf(greedy[0]!.received, () => MIB / 2).length, 40, 'whoever reads is served')
   for (const peer of greedy) peer.socket.destroy()
   await quiet(served)
 })
@@ -207,7 +225,7 @@ t.test('of a slow disk much is asked at once', async t => {
     running--
   }
   const served = await serve([exportOf(node)], stack)
-  const count = 600
+  const count = 150
   const reader = await converse(
     served.socket,
     GO,
@@ -233,6 +251,28 @@ t.test('a client that takes nothing goes when others wait for the memory it hold
   reader.optionAnswers()
   t.equal(reader.answers(() => 4 * MIB)[0]!.data!.length, 4 * MIB)
   t.match(served.lines, [/takes no replies/])
+  await quiet(served)
+})
+
+t.test('a client that asks for nothing for long goes, where that is wanted, and one with a request in flight stays', async t => {
+  await using stack = new AsyncDisposableStack()
+  const node = new MemoryNode(Buffer.alloc(1000, 1))
+  const held = Promise.withResolvers<void>()
+  node.pause = () => held.promise
+  const served = await serve([exportOf(node)], stack, { idleMs: 100 })
+  await using idle = await RawPeer.connect(served.socket)
+  await idle.send(GO)
+  await using busy = await RawPeer.connect(served.socket)
+  await busy.send(GO, request({ type: Command.READ, length: 10 }))
+  await idle.upTo(Infinity)
+  t.ok(idle.ended)
+  await soon(300)
+  t.notOk(busy.ended)
+  held.resolve()
+  t.match(
+    repliesOf(await busy.rest(), () => 10),
+    [{ data: Buffer.alloc(10, 1) }],
+  )
   await quiet(served)
 })
 
