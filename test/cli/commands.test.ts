@@ -2,7 +2,7 @@
 
 import t from 'tap'
 import { Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
-import { stillpoint } from '../helpers/stillpoint.ts'
+import { stillpointInThread } from '../helpers/stillpoint.ts'
 
 const daemon = {
   version: '0.1.0',
@@ -90,13 +90,14 @@ const replies = {
   'backup-abort': {},
 }
 
+process.env['TZ'] = 'UTC'
 const stack = new AsyncDisposableStack()
 t.teardown(() => stack.disposeAsync())
 const { socket, asked } = await scriptedDaemon(stack, replies)
 
 /** What a command prints; it must succeed and say nothing else. `note` is what it may say beside it. */
 async function printed(args: readonly string[], note: RegExp | '' = '') {
-  const { code, stdout, stderr } = await stillpoint(args, { env: { STILLPOINT_SOCKET: socket } })
+  const { code, stdout, stderr } = await stillpointInThread(args, { STILLPOINT_SOCKET: socket })
   t.equal(code, 0, args.join(' '))
   t.match(stderr, note === '' ? /^$/ : note)
   return stdout
@@ -248,11 +249,11 @@ t.test('where there is nothing to list, the answer is empty and a note says what
   })
   const env = { STILLPOINT_SOCKET: socket }
   const [checkpoints, sessions, disks, json, none] = await Promise.all([
-    stillpoint(['checkpoint', 'list', 'db'], { env }),
-    stillpoint(['backup', 'list'], { env }),
-    stillpoint(['disk', 'list'], { env }),
-    stillpoint(['checkpoint', 'list', '--json'], { env }),
-    stillpoint(['disk', 'map', 'db/root'], { env }),
+    stillpointInThread(['checkpoint', 'list', 'db'], env),
+    stillpointInThread(['backup', 'list'], env),
+    stillpointInThread(['disk', 'list'], env),
+    stillpointInThread(['checkpoint', 'list', '--json'], env),
+    stillpointInThread(['disk', 'map', 'db/root'], env),
   ])
   t.match(checkpoints, { code: 0, stdout: '', stderr: 'No checkpoints; this makes one: stillpoint checkpoint create db\n' })
   t.match(sessions, { code: 0, stdout: '', stderr: 'No session is open.\n' })

@@ -13,7 +13,7 @@ import type { Noun, Verb } from '../../src/cli/define.ts'
 import { tellFailure } from '../../src/cli/failure.ts'
 import { createProgram } from '../../src/cli/program.ts'
 import { NEVER, Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
-import { environment, LAUNCHER, MAIN, stillpoint, WHOLE } from '../helpers/stillpoint.ts'
+import { environment, LAUNCHER, MAIN, stillpoint, stillpointInThread, WHOLE } from '../helpers/stillpoint.ts'
 import { Terminal } from '../helpers/terminal.ts'
 import { attempt, missing } from '../helpers/tools.ts'
 
@@ -88,7 +88,7 @@ t.test('started as a user does, it says its version, and tells a mistake', { ski
 t.test('without a daemon one is told how to start one, with another socket what is wrong with it', async t => {
   await using stack = new AsyncDisposableStack()
   const { socket, folder } = await scriptedDaemon(stack, {})
-  const nowhere = await stillpoint(['status', '--socket', `${folder}/none.sock`])
+  const nowhere = await stillpointInThread(['status', '--socket', `${folder}/none.sock`])
   t.match(
     nowhere.stderr,
     /^stillpoint: No daemon answers at .*none\.sock \(No such file or directory\); start one with: stillpoint daemon --config FILE.*\n$/,
@@ -98,11 +98,11 @@ t.test('without a daemon one is told how to start one, with another socket what 
   const stranger = createServer(client => client.end('NBDMAGIC'))
   await new Promise<void>(resolve => stranger.listen(`${folder}/nbd.sock`, resolve))
   stack.defer(() => void stranger.close())
-  const wrong = await stillpoint(['status', '--socket', `${folder}/nbd.sock`])
+  const wrong = await stillpointInThread(['status', '--socket', `${folder}/nbd.sock`])
   t.match(wrong.stderr, /^stillpoint: .*does not speak QMP.*\n$/)
   t.equal(wrong.code, 1)
 
-  const other = await stillpoint(['status'], { env: { STILLPOINT_SOCKET: socket } })
+  const other = await stillpointInThread(['status'], { STILLPOINT_SOCKET: socket })
   t.match(
     other.stderr,
     /has not been found; what answers at .*control\.sock is no Stillpoint daemon, or one of another version\n$/,
@@ -145,17 +145,17 @@ t.test('the daemon’s refusal is one line, and its exit code is ours', async t 
     },
   })
   const env = { STILLPOINT_SOCKET: socket }
-  const unusable = await stillpoint(['backup', 'start', 'db', '--pull', '--since', 'monday'], { env })
+  const unusable = await stillpointInThread(['backup', 'start', 'db', '--pull', '--since', 'monday'], env)
   t.same(unusable, {
     code: 20,
     signal: null,
     stdout: '',
     stderr: 'stillpoint: Checkpoint monday cannot be used: disk data was written without it; make a full backup\n',
   })
-  const busy = await stillpoint(['checkpoint', 'delete', 'db', 'monday', '--json'], { env })
+  const busy = await stillpointInThread(['checkpoint', 'delete', 'db', 'monday', '--json'], env)
   t.same([busy.code, busy.stdout], [11, ''])
 
-  const debug = await stillpoint(['checkpoint', 'delete', 'db', 'monday'], { env: { ...env, STILLPOINT_DEBUG: '1' } })
+  const debug = await stillpointInThread(['checkpoint', 'delete', 'db', 'monday'], { ...env, STILLPOINT_DEBUG: '1' })
   t.match(debug.stderr, /in use by the session full\n\s+at /, 'the stack is for who asks for it')
 })
 
@@ -165,10 +165,10 @@ t.test('of --socket after the verb, --socket before the noun and STILLPOINT_SOCK
   const wrong = '/nonexistent/stillpoint.sock'
   const env = { STILLPOINT_SOCKET: wrong }
   const ends = await Promise.all([
-    stillpoint(['backup', 'list', '--socket', socket], { env }),
-    stillpoint(['--socket', socket, 'backup', 'list'], { env }),
-    stillpoint(['--socket', wrong, 'backup', 'list', '--socket', socket]),
-    stillpoint(['backup', 'list'], { env: { STILLPOINT_SOCKET: socket } }),
+    stillpointInThread(['backup', 'list', '--socket', socket], env),
+    stillpointInThread(['--socket', socket, 'backup', 'list'], env),
+    stillpointInThread(['--socket', wrong, 'backup', 'list', '--socket', socket]),
+    stillpointInThread(['backup', 'list'], { STILLPOINT_SOCKET: socket }),
   ])
   t.same(
     ends.map(({ code }) => code),
