@@ -137,6 +137,7 @@ t.test('permission denied is said with whom to ask', { skip: await whyNobodyCann
 t.test('the daemon’s refusal is one line, and its exit code is ours', async t => {
   await using stack = new AsyncDisposableStack()
   const { socket } = await scriptedDaemon(stack, {
+    'query-daemon': { nbd: [] },
     'backup-begin': () => {
       throw new Refusal('Checkpoint monday cannot be used: disk data was written without it; make a full backup', 20)
     },

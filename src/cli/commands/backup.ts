@@ -3,13 +3,12 @@
 import { resolve } from 'node:path'
 import { Option } from 'commander'
 import { connectDaemon } from '../connect.ts'
-import type { Daemon } from '../daemon-client.ts'
 import { seconds } from '../arguments.ts'
 import { verb, type Noun } from '../define.ts'
 import { Misuse } from '../failure.ts'
 import { formatSpan, formatTime } from '../format.ts'
 import { note, print, printJson } from '../output.ts'
-import type { SessionInfo } from '../replies.ts'
+import type { Listener, SessionInfo } from '../replies.ts'
 import { describeSession, sessionForPrograms } from '../session-text.ts'
 import { table } from '../table.ts'
 
@@ -57,7 +56,9 @@ const start = verb<{ machine: string }, StartOptions>({
     await using daemon = await connectDaemon(socket)
     // The daemon has a working directory of its own.
     const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: ownSocket && resolve(ownSocket), expire }
-    await tell(daemon, await daemon.ask('backup-begin', asked), json)
+    // Asked before, so that nothing can fail once there is a session.
+    const { nbd } = await daemon.ask('query-daemon')
+    tell(await daemon.ask('backup-begin', asked), nbd, json)
   },
 })
 
@@ -97,14 +98,16 @@ const show = verb<{ session: string }>({
   examples: [['stillpoint backup show full', 'the addresses again, and how much changed']],
   async run({ args: { session: name }, json, socket }) {
     await using daemon = await connectDaemon(socket)
-    for (const session of await daemon.ask('query-backups', { name })) await tell(daemon, session, json)
+    const { nbd } = await daemon.ask('query-daemon')
+    for (const session of await daemon.ask('query-backups', { name })) tell(session, nbd, json)
   },
 })
 
-async function tell(daemon: Daemon, session: SessionInfo, json: boolean) {
-  const { nbd } = await daemon.ask('query-daemon')
-  if (json) printJson(sessionForPrograms(session, nbd))
-  else print(describeSession(session, nbd))
+function tell(session: SessionInfo, nbd: readonly Listener[], json: boolean) {
+  if (json) return printJson(sessionForPrograms(session, nbd))
+  print(describeSession(session, nbd))
+  if (session.socket === undefined && nbd.length === 0)
+    note('The daemon listens nowhere for NBD clients: add a place to "nbd" in its configuration, or give the session a --socket.')
 }
 
 const finish = verb<{ session: string }>({
@@ -112,7 +115,10 @@ const finish = verb<{ session: string }>({
   summary: 'end a session whose reader has all it wanted',
   details: 'A checkpoint that was made with it stays, for the next increment to begin from.',
   arguments: { '<session>': SESSION },
-  examples: [['nbdcopy "$uri" root.raw && stillpoint backup finish full || stillpoint backup abort full', 'one or the other']],
+  examples: [
+    ['stillpoint backup finish full', 'all of it has been read'],
+    ['if nbdcopy "$uri" root.raw; then stillpoint backup finish full; else stillpoint backup abort full; fi', 'one or the other'],
+  ],
   async run({ args: { session: name }, json, socket }) {
     await using daemon = await connectDaemon(socket)
     await daemon.ask('backup-finish', { name })
