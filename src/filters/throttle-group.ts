@@ -1,73 +1,53 @@
 // A throttle group: the limits that the throttle filters in it share.
 //
-// Each limit keeps the moment at which all that was let through would be done at its rate. A request that comes when this moment is
-// more than a tenth of a second ahead waits for the difference; this is QEMU's leaky bucket, which holds a tenth of a second's worth.
-// Requests reserve their share as they come, so they leave in the order they came.
+// Each limit is a leaky bucket, as in QEMU's util/throttle.c: what is let through fills it, and it leaks at the limit's rate. Here a bucket
+// is the moment at which it would be empty; a request that comes when this moment is further ahead than the bucket is deep waits for the
+// difference. A bucket is a tenth of a second deep, or as deep as the burst that is allowed. A burst of more than a second has a second
+// bucket, which leaks at the burst's rate and is a tenth of a second deep. Requests reserve their share as they come, so they leave in the
+// order they came.
 
-import { z } from 'zod'
 import { InvalidParameter } from '../base/errors.ts'
-
-const limit = z.int().min(0).max(1e15).default(0)
-
-/** QEMU's ThrottleLimits, without bursts. 0 is no limit. */
-export const throttleLimits = z
-  .strictObject({
-    'iops-total': limit.describe('Requests a second'),
-    'iops-read': limit,
-    'iops-write': limit,
-    'bps-total': limit.describe('Bytes a second'),
-    'bps-read': limit,
-    'bps-write': limit,
-  })
-  .refine(
-    ({
-      'iops-total': iops,
-      'iops-read': iopsRead,
-      'iops-write': iopsWrite,
-      'bps-total': bps,
-      'bps-read': bpsRead,
-      'bps-write': bpsWrite,
-    }) => !(iops && (iopsRead || iopsWrite)) && !(bps && (bpsRead || bpsWrite)),
-    'bps/iops/max total values and read/write values cannot be used at the same time',
-  )
-
-export type ThrottleLimits = z.infer<typeof throttleLimits>
+import type { ThrottleKind, ThrottleLimits } from './throttle-limits.ts'
 
 type Direction = 'read' | 'write'
 
-const BURST_MS = 100
+const DEPTH_MS = 100
 
 export class ThrottleGroup {
-  /** When what has passed would be through, by limit, in ms of `performance.now()`. */
-  readonly #through: Record<keyof ThrottleLimits, number> = {
-    'iops-total': 0,
-    'iops-read': 0,
-    'iops-write': 0,
-    'bps-total': 0,
-    'bps-read': 0,
-    'bps-write': 0,
-  }
+  /** When each bucket would be empty, in ms of `now()`. */
+  readonly #empty = new Map<string, number>()
 
-  /** May be changed at any time, and holds for requests that come from then on. */
-  constructor(public limits: ThrottleLimits) {}
+  /** The limits may be changed at any time, and hold for requests that come from then on. */
+  constructor(
+    public limits: ThrottleLimits,
+    private readonly now: () => number = () => performance.now(),
+  ) {}
 
   /** Counts a request, and says how many milliseconds it must wait. */
   reserve(direction: Direction, bytes: number) {
+    const { 'iops-size': size = 0 } = this.limits
+    const operations = size > 0 ? Math.max(1, Math.ceil(bytes / size)) : 1
     return Math.max(
-      this.#pass('iops-total', 1),
-      this.#pass(`iops-${direction}`, 1),
+      this.#pass('iops-total', operations),
+      this.#pass(`iops-${direction}`, operations),
       this.#pass('bps-total', bytes),
       this.#pass(`bps-${direction}`, bytes),
     )
   }
 
-  #pass(name: keyof ThrottleLimits, units: number) {
-    const limit = this.limits[name]
-    if (limit === 0) return 0
-    const now = performance.now()
-    const wait = this.#through[name] - now - BURST_MS
-    this.#through[name] = Math.max(now, this.#through[name]) + (units / limit) * 1000
-    return wait
+  #pass(kind: ThrottleKind, units: number) {
+    const { [kind]: rate = 0, [`${kind}-max` as const]: burst = 0, [`${kind}-max-length` as const]: seconds = 1 } = this.limits
+    if (rate === 0) return 0
+    const depth = burst > 0 ? ((burst * seconds) / rate) * 1000 : DEPTH_MS
+    const wait = this.#fill(kind, units / rate, depth)
+    return burst > 0 && seconds > 1 ? Math.max(wait, this.#fill(`${kind}-max`, units / burst, DEPTH_MS)) : wait
+  }
+
+  #fill(bucket: string, seconds: number, depthMs: number) {
+    const now = this.now()
+    const empty = Math.max(now, this.#empty.get(bucket) ?? now)
+    this.#empty.set(bucket, empty + seconds * 1000)
+    return empty - now - depthMs
   }
 }
 

@@ -43,11 +43,12 @@ export function checkBackup(options: BackupOptions, by: object): BitmapUse | und
   if (options.compress) throw new NotSupported('Compression is not supported for this drive')
   source.checkNoJob()
   target.checkNoJob()
-  if (target.readOnly) throw new InvalidParameter(`Block node '${target.name}' is read-only`)
-  const { workers } = options
+  const { workers, speed = 0 } = options
   if (workers !== undefined && !(workers >= 1 && workers <= 2 ** 31 - 1))
     throw new InvalidParameter('max-workers must be between 1 and 2147483647')
   if (source.size !== target.size) throw new InvalidParameter('Source and target image have different sizes')
+  if (target.readOnly) throw new InvalidParameter(`Block node '${target.name}' is read-only`)
+  if (speed < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
   return use
 }
 

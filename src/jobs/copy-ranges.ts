@@ -49,6 +49,7 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
       failure ??= { error }
     }
   }
+  const progress = () => ({ current, total: Math.max(total, current) })
   const start = (piece: Piece) => {
     const copied = attempt(piece).finally(() => running.delete(copied))
     running.add(copied)
@@ -61,11 +62,11 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
       else {
         const piece = again.shift() ?? (await next.next()).value
         if (piece) {
-          await job.throttle(piece.length)
+          for await (const _waited of job.throttle(piece.length)) yield progress()
           start(piece)
         } else ended = true
       }
-      yield { current, total: Math.max(total, current) }
+      yield progress()
     }
     if (failure) throw failure.error
     yield { current: Math.max(total, current), total: Math.max(total, current) }

@@ -156,9 +156,9 @@ export class Job {
     this.#stop.signal.throwIfAborted()
   }
 
-  /** Waits until that many more bytes may be done, or it is to stop. */
-  async throttle(bytes: number) {
-    await this.speedLimit.pass(bytes, this.#stop.signal)
+  /** Waits until that many more bytes may be done, or it is to stop; yields now and then, so that the work can do so too. */
+  throttle(bytes: number) {
+    return this.speedLimit.pass(bytes, this.#stop.signal)
   }
 
   checkVerb(verb: JobVerb) {
@@ -175,8 +175,8 @@ export class Job {
   }
 
   resume() {
-    this.checkVerb('resume')
     if (!this.userPaused) throw new InvalidParameter("Can't resume a job that was not paused")
+    this.checkVerb('resume')
     this.userPaused = false
     this.ioStatus = 'ok'
     this.release()

@@ -9,7 +9,8 @@ import { filters } from '../../src/filters/index.ts'
 import { injectError } from '../../src/filters/inject-error.ts'
 import { Passthrough } from '../../src/filters/passthrough.ts'
 import { quota } from '../../src/filters/quota.ts'
-import { ThrottleGroup, throttleLimits } from '../../src/filters/throttle-group.ts'
+import { ThrottleGroup } from '../../src/filters/throttle-group.ts'
+import { throttleLimits } from '../../src/filters/throttle-limits.ts'
 import { throttle } from '../../src/filters/throttle.ts'
 import { blockNodeSuite, checkExtents, readAt } from '../helpers/block-node-suite.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
@@ -168,6 +169,41 @@ t.test('throttle wants a group that is there, and limits that make sense', async
   })
   t.throws(() => throttleLimits.parse({ 'iops-total': 1, 'iops-read': 1 }), /cannot be used at the same time/)
   t.throws(() => throttleLimits.parse({ 'bps-total': -1 }))
+})
+
+t.test('a throttle group lets bursts through as QEMU’s leaky buckets do', async t => {
+  let now = 0
+  const group = (limits: object) => new ThrottleGroup(throttleLimits.parse(limits), () => now)
+  /** When each of so many requests of so many bytes goes, in ms from now. */
+  const waits = (of: ThrottleGroup, count: number, bytes = 1) =>
+    Array.from({ length: count }, () => Math.max(0, Math.round(of.reserve('write', bytes))))
+
+  t.same(waits(group({ 'iops-total': 10 }), 4), [0, 0, 100, 200], 'a tenth of a second’s worth at once')
+  const burst = group({ 'iops-total': 10, 'iops-total-max': 30 })
+  t.same(waits(burst, 33).slice(29), [0, 0, 100, 200], 'thirty at once, then ten a second')
+  now += 1000
+  t.same(waits(burst, 9).slice(7), [0, 100], 'a second later ten more have leaked out')
+
+  const long = group({ 'bps-write': 1000, 'bps-write-max': 5000, 'bps-write-max-length': 3 })
+  t.same(waits(long, 4, 5000), [0, 900, 1900, 2900], 'for three seconds at 5000 a second')
+  t.same(waits(long, 1, 5000), [5000], 'and then at 1000 a second, for what is more than 15000')
+
+  const sized = group({ 'iops-total': 10, 'iops-size': 4096 })
+  t.same(waits(sized, 2, 40960), [0, 900], 'a request of ten times iops-size counts as ten')
+})
+
+t.test('throttle limits are refused in QEMU’s words', async t => {
+  for (const [limits, message] of [
+    [{ 'bps-total-max': 1, 'bps-read-max': 1 }, /cannot be used at the same time/],
+    [{ 'bps-total': 1e15 + 1 }, /must be within \[0, 1000000000000000\]/],
+    [{ 'bps-total-max': 100 }, /require corresponding bps\/iops values/],
+    [{ 'bps-total': 100, 'bps-total-max': 10 }, /cannot be lower/],
+    [{ 'bps-total': 100, 'bps-total-max-length': 10 }, /burst length set without burst rate/],
+    [{ 'bps-total': 100, 'bps-total-max': 200, 'bps-total-max-length': 0 }, /the burst length cannot be 0/],
+    [{ 'bps-total': 1, 'bps-total-max': 1e15, 'bps-total-max-length': 2 }, /burst length too high/],
+    [{ 'iops-size': 1 }, /iops size requires/],
+  ] as const)
+    t.throws(() => throttleLimits.parse(limits), message)
 })
 
 t.test('quota counts a cluster once, refuses what is too much as a whole, and gives back', async t => {
