@@ -22,6 +22,8 @@ export interface NodeParts {
   /** As blockdev-add had them. */
   readonly options: NodeOptions
   readonly children: ReadonlyMap<string, Edge>
+  /** Of objects, for as long as it is open. */
+  readonly uses: Disposable
 }
 
 export class GraphNode {
@@ -40,11 +42,12 @@ export class GraphNode {
   /** The kinds of jobs that work on it now. What would get in their way is refused. */
   readonly jobs = new Set<string>()
   readonly #node: BlockNode
+  readonly #uses: Disposable
   #requests = 0
   #idle: PromiseWithResolvers<void> | undefined
   readonly #watchers = new Set<(event: NodeEvent) => void>()
 
-  constructor({ name, driver, node, readOnly, generic, options, children }: NodeParts) {
+  constructor({ name, driver, node, readOnly, generic, options, children, uses }: NodeParts) {
     this.name = name
     this.driver = driver
     this.readOnly = readOnly
@@ -52,6 +55,7 @@ export class GraphNode {
     this.options = options
     this.children = children
     this.#node = node
+    this.#uses = uses
     this.io = anyRequest(node)
     this.bitmaps = new BitmapSet({ nodeName: name, size: node.size })
   }
@@ -167,6 +171,7 @@ export class GraphNode {
   /** Only when no edge leads here any more. Waits for requests that are under way. */
   async dispose() {
     if (this.#requests > 0) await (this.#idle ??= Promise.withResolvers()).promise
+    using _uses = this.#uses
     await this.#node[Symbol.asyncDispose]()
   }
 

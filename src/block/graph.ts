@@ -66,8 +66,8 @@ export class Graph implements AsyncDisposable {
   async delete(name: string) {
     const node = this.#nodes.get(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
-    if ([...node.parents].some(edge => this.#roots.has(edge))) throw new InvalidParameter(`Node ${name} is in use`)
     node.checkNoJob()
+    if ([...node.parents].some(edge => this.#roots.has(edge))) throw new InvalidParameter(`Node ${name} is in use`)
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
     node.owned = false

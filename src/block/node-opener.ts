@@ -110,6 +110,7 @@ export class NodeOpener {
     children: ReadonlyMap<string, Edge>,
   ): Promise<GraphNode> {
     let opened: GraphNode | undefined
+    using uses = new DisposableStack()
     const attempt = async (readOnly: boolean) => {
       const context: OpenContext = {
         nodeName: name,
@@ -117,12 +118,15 @@ export class NodeOpener {
         unmap: generic.discard === 'unmap',
         cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
         children: Object.fromEntries(children),
-        object: id => this.objects.find(id),
+        object: id => {
+          uses.use(this.objects.use(id, name))
+          return this.objects.find(id)
+        },
         bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
         report: event => opened?.report(event),
       }
       const node = await driver.open(own, context)
-      return new GraphNode({ name, driver, node, readOnly, generic, options, children })
+      return new GraphNode({ name, driver, node, readOnly, generic, options, children, uses: uses.move() })
     }
     const readOnly = isReadOnly(driver, generic, new Map([...children].map(([childName, { node }]) => [childName, node])))
     try {

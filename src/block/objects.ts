@@ -6,8 +6,13 @@ export class Objects {
   readonly #byId = new Map<string, { readonly type: string; readonly value: unknown; readonly users: Set<string> }>()
 
   add(id: string, type: string, value: unknown) {
-    if (this.#byId.has(id)) throw new InvalidParameter(`attempt to add duplicate property '${id}' to object (type 'container')`)
+    this.checkFree(id)
     this.#byId.set(id, { type, value, users: new Set() })
+  }
+
+  /** @throws InvalidParameter, in QEMU's words */
+  checkFree(id: string) {
+    if (this.#byId.has(id)) throw new InvalidParameter(`attempt to add duplicate property '${id}' to object (type 'container')`)
   }
 
   /** Undefined where there is none: each kind of user has its own sentence for that. */

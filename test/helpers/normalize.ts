@@ -49,32 +49,20 @@ function list(values: readonly unknown[]): unknown[] {
   return kept.toSorted((one, other) => (String(one[key]) < String(other[key]) ? -1 : 1))
 }
 
-/**
- * QEMU pauses jobs for a moment whenever it drains, at the start of each for one, and tells of it; ours do not stop for that. With
- * `perJob` the events of each job stand together.
- */
-export function normalEvents(events: readonly Event[], { perJob }: { readonly perJob: boolean }): Event[] {
-  const kept: Event[] = []
+/** QEMU pauses jobs for a moment whenever it drains, at the start of each for one, and tells of it; ours do not stop for that. */
+export function withoutDrains(events: readonly Event[]): Event[] {
   const last = new Map<unknown, Event>()
   const dropped = new Set<Event>()
   for (const event of events) {
-    const id = subject(event)
-    const before = last.get(id)
-    if (isStatus(event, 'running') && before && isStatus(before, 'paused')) {
-      dropped.add(before)
-      last.delete(id)
-      continue
-    }
-    kept.push(event)
-    last.set(id, event)
+    const before = last.get(subjectOf(event))
+    last.set(subjectOf(event), event)
+    if (before && isStatus(event, 'running') && isStatus(before, 'paused')) dropped.add(before).add(event)
   }
-  const left = kept.filter(event => !dropped.has(event))
-  if (!perJob) return left
-  const order = [...new Set(left.map(subject))]
-  return left.toSorted((one, other) => order.indexOf(subject(one)) - order.indexOf(subject(other)))
+  return events.filter(event => !dropped.has(event))
 }
 
-const subject = ({ data }: Event) => data['id'] ?? data['device']
+/** The job or export that it is about. */
+export const subjectOf = ({ data }: Event) => data['id'] ?? data['device']
 
 const isStatus = ({ event, data }: Event, status: string) => event === 'JOB_STATUS_CHANGE' && data['status'] === status
 

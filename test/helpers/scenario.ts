@@ -35,7 +35,12 @@ export type Step = StepOptions &
   (
     | { readonly kind: 'command'; readonly name: string; readonly args: object }
     /** Waits for an event of which this is a part; all events up to it must be the same. */
-    | { readonly kind: 'event'; readonly name: string; readonly data: object; readonly perJob: boolean }
+    | {
+        readonly kind: 'event'
+        readonly name: string
+        readonly data: Readonly<Record<string, unknown>>
+        readonly perJob: boolean
+      }
     /** Runs a program and compares what it prints. */
     | { readonly kind: 'tool'; readonly tool: string; readonly args: readonly string[] }
     /** The bytes of a whole export. */
@@ -46,6 +51,8 @@ export interface Scenario {
   readonly title: string
   readonly images?: Readonly<Record<string, ImageSpec>>
   readonly steps: readonly Step[]
+  /** Of the events that no step has waited for. */
+  readonly rest?: Difference
 }
 
 /** A command of the control socket; its answer must be the same. */
@@ -59,7 +66,7 @@ export const qmp = (name: string, args: object = {}, options: StepOptions = {}):
 /** Waits for an event. `perJob`: several jobs run, and only the order of each one's events is known. */
 export const event = (
   name: string,
-  data: object = {},
+  data: Readonly<Record<string, unknown>> = {},
   { perJob = false, ...options }: StepOptions & { perJob?: boolean } = {},
 ): Step => ({
   kind: 'event',

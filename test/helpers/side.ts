@@ -13,7 +13,7 @@ import { RawClient, type Message } from './control.ts'
 import { diskContent } from './random-bytes.ts'
 import type { ImageSpec, Step } from './scenario.ts'
 import { attempt, run } from './tools.ts'
-import { matches, normalEvents, normalize } from './normalize.ts'
+import { matches, normalize, subjectOf, withoutDrains } from './normalize.ts'
 
 const STEP_MS = 20_000
 const START_MS = 30_000
@@ -26,9 +26,8 @@ export interface Event {
 }
 
 export class Side implements AsyncDisposable {
+  /** Of which no step has taken notice yet. */
   #events: Event[] = []
-  /** Of events that a step has looked at. */
-  #seen = 0
   #objects = new Set<string>()
   #scenarios = 0
   /** Where the images and sockets of the scenario are. */
@@ -81,7 +80,6 @@ export class Side implements AsyncDisposable {
     this.folder = join(this.home, String(++this.#scenarios))
     await mkdir(this.folder)
     this.#events = []
-    this.#seen = 0
     await this.makeImages(images)
   }
 
@@ -172,15 +170,16 @@ export class Side implements AsyncDisposable {
     }
   }
 
-  /** Events since the last one that was waited for, up to the first that fits. */
-  async #await(name: string, data: object, perJob: boolean): Promise<unknown> {
+  /** Events since the last one that was waited for, up to the first that fits; with `perJob` only those of that job. */
+  async #await(name: string, data: Event['data'], perJob: boolean): Promise<unknown> {
     for (;;) {
-      const fresh = normalEvents(this.#events.slice(this.#seen), { perJob: false })
+      const pending = this.#events.filter(event => !perJob || subjectOf(event) === (data['id'] ?? data['device']))
+      const fresh = withoutDrains(pending)
       const found = fresh.findIndex(event => event.event === name && matches(event.data, data))
       if (found >= 0) {
-        // Everything up to it: what was left out on the way belongs to it too.
-        this.#seen = this.#events.indexOf(fresh[found]!) + 1
-        return normalEvents(fresh.slice(0, found + 1), { perJob })
+        const seen = new Set(pending.slice(0, pending.indexOf(fresh[found]!) + 1))
+        this.#events = this.#events.filter(event => !seen.has(event))
+        return fresh.slice(0, found + 1)
       }
       const message = await this.#next()
       if (message === undefined) return { missing: name, data, instead: fresh, death: await this.#death() }
@@ -191,8 +190,9 @@ export class Side implements AsyncDisposable {
   /** Those that no step has waited for. */
   async restOfEvents(): Promise<unknown> {
     await this.#ask('query-version')
-    const rest = normalEvents(this.#events.slice(this.#seen), { perJob: true })
-    return normalize(rest, { folder: this.folder, ignoring: [] })
+    const subjects = [...new Set(this.#events.map(subjectOf))].toSorted()
+    const rest = subjects.map(subject => withoutDrains(this.#events.filter(event => subjectOf(event) === subject)))
+    return normalize(rest.flat(), { folder: this.folder, ignoring: [] })
   }
 
   /** Undefined when the daemon is gone, or says nothing for too long. */

@@ -35,6 +35,8 @@ import { nbdServerAdd } from './nbd-server-add.ts'
 import { nbdServerRemove } from './nbd-server-remove.ts'
 import { nbdServerStart } from './nbd-server-start.ts'
 import { nbdServerStop } from './nbd-server-stop.ts'
+import { objectAdd } from './object-add.ts'
+import { objectDel } from './object-del.ts'
 import { qmpCapabilities } from './qmp_capabilities.ts'
 import { queryBackups } from './query-backups.ts'
 import { queryBlock } from './query-block.ts'
@@ -87,6 +89,8 @@ export const commands: readonly AnyCommand[] = [
   nbdServerRemove,
   nbdServerStart,
   nbdServerStop,
+  objectAdd,
+  objectDel,
   qmpCapabilities,
   queryBackups,
   queryBlock,

@@ -2,6 +2,8 @@
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
+import { TlsCredentials } from '../../base/tls-credentials.ts'
+import type { Objects } from '../../block/objects.ts'
 import { command } from '../command.ts'
 import { listenAddressOf, socketAddressLegacy } from '../nbd-address.ts'
 import { uint32 } from '../qapi-type.ts'
@@ -26,9 +28,20 @@ export const nbdServerStart = command({
       'tls-creds': tlsCreds,
       'max-connections': maxConnections = MAX_CONNECTIONS,
     },
-    { onDemandServer },
+    { onDemandServer, graph: { objects } },
   ) {
-    if (tlsCreds !== undefined) throw new InvalidParameter(`No TLS credentials with id '${tlsCreds}'`)
-    await onDemandServer.start(listenAddressOf(addr), { maxConnections, handshakeMs: handshake * 1000 })
+    const credentials = tlsCreds === undefined ? undefined : credentialsOf(objects, tlsCreds)
+    await onDemandServer.start(listenAddressOf(addr), {
+      maxConnections,
+      handshakeMs: handshake * 1000,
+      ...(credentials && { tls: { mode: 'forced', credentials } }),
+    })
   },
 })
+
+function credentialsOf(objects: Objects, id: string) {
+  const found = objects.find(id)
+  if (found === undefined) throw new InvalidParameter(`No TLS credentials with id '${id}'`)
+  if (!(found instanceof TlsCredentials)) throw new InvalidParameter(`Object with id '${id}' is not TLS credentials`)
+  return found
+}

@@ -1,0 +1,19 @@
+// A kind of object that object-add makes: what nodes and servers refer to by id, and what is no node.
+
+import type { z } from 'zod'
+import type { Objects } from '../../block/objects.ts'
+
+export interface ObjectType<Shape extends z.ZodRawShape = z.ZodRawShape> {
+  /** QMP's qom-type. */
+  readonly name: string
+  readonly properties: Shape
+  /** What others find by the id. @throws a Fault in QEMU's words */
+  create(this: void, properties: z.output<z.ZodObject<Shape>>, objects: Objects): unknown
+}
+
+/** Any of them, for arrays. */
+// oxlint-disable-next-line no-explicit-any -- the properties are each type's own
+export type AnyObjectType = Omit<ObjectType, 'create'> & { create(this: void, properties: any, objects: Objects): unknown }
+
+/** Only to have the types of the properties worked out. */
+export const objectType = <Shape extends z.ZodRawShape>(type: ObjectType<Shape>) => type

@@ -1,0 +1,226 @@
+// Backups: blockdev-backup alone and in transactions, what becomes of its bitmap, and the image that it makes.
+
+import {
+  bitmap,
+  event,
+  exportDisk,
+  guest,
+  job,
+  open,
+  qmp,
+  startServer,
+  transaction,
+  type Scenario,
+} from '../../helpers/scenario.ts'
+
+const SIZE = '8M'
+const two = { 'disk.raw': { size: SIZE, seed: 4 }, 'target.raw': { size: SIZE } } as const
+const backup = (more: object = {}, options = {}) =>
+  qmp('blockdev-backup', { 'job-id': 'j', device: 'disk', target: 'target', sync: 'full', ...more }, options)
+const jobs = qmp('query-jobs')
+const blockJobs = qmp('query-block-jobs')
+const all = qmp('query-named-block-nodes', { flat: true })
+const add = (name: string, more: object = {}) => qmp('block-dirty-bitmap-add', { node: 'disk', name, ...more })
+
+const begin = [
+  open('disk', 'disk.raw', { discard: 'unmap' }),
+  open('target', 'target.raw', { discard: 'unmap' }),
+  startServer,
+  exportDisk('disk'),
+]
+
+const bitmapScenario = (mode: string, sync: string): Scenario => ({
+  title: `a backup with sync ${sync} and bitmap-mode ${mode}, done and cancelled`,
+  images: two,
+  steps: [
+    ...begin,
+    add('b'),
+    guest('disk', 'write -P 1 0 192k', 'write -P 2 3M 1M', 'write -P 3 8191k 1k'),
+    bitmap('disk', 'b'),
+    backup({ sync, bitmap: 'b', 'bitmap-mode': mode, 'auto-finalize': false }),
+    job('j', 'pending'),
+    guest('disk', 'write -P 9 5M 64k'),
+    bitmap('disk', 'b'),
+    qmp('job-cancel', { id: 'j' }),
+    event('BLOCK_JOB_CANCELLED'),
+    job('j', 'null'),
+    bitmap('disk', 'b'),
+    all,
+    backup({ sync, bitmap: 'b', 'bitmap-mode': mode, 'auto-finalize': false }),
+    job('j', 'pending'),
+    guest('disk', 'write -P 8 6M 64k'),
+    qmp('job-finalize', { id: 'j' }),
+    event('BLOCK_JOB_COMPLETED'),
+    job('j', 'null'),
+    bitmap('disk', 'b'),
+    all,
+  ],
+})
+
+const oneJob = {
+  ours: { error: { desc: "Node 'disk' is busy: block device is in use by block job: backup" } },
+  because:
+    'one job at a time works on a disk, so the source is in use by it as well; QEMU lets another begin, and names another reason',
+}
+const nameless = {
+  ours: { error: { desc: "Node 'target' is busy: block device is in use by block job: backup" } },
+  because: "QEMU says that device '(null)' is in use",
+}
+const readOnly = {
+  ours: { error: { desc: "Block node 'ro' is read-only" } },
+  because: 'QEMU does not say which node; 10.0 does',
+}
+const deviceless = {
+  ours: { error: { desc: /^Compression is not supported for this drive$/ } },
+  because: "QEMU's ends in a blank, before the name of a device that it has not",
+}
+
+export const backups: readonly Scenario[] = [
+  {
+    title: 'a backup of a speed that is none',
+    images: two,
+    steps: [...begin, backup({ speed: -1 }), jobs],
+    rest: { ours: [], because: 'QEMU tells of the job as created and gone; ours looks at the options before there is a job' },
+  },
+  {
+    title: 'a full backup, step by step',
+    images: two,
+    steps: [
+      ...begin,
+      backup({ 'auto-finalize': false, 'auto-dismiss': false }),
+      job('j', 'pending'),
+      event('BLOCK_JOB_PENDING'),
+      jobs,
+      blockJobs,
+      qmp('job-dismiss', { id: 'j' }),
+      qmp('job-pause', { id: 'j' }),
+      qmp('job-complete', { id: 'j' }),
+      qmp('blockdev-del', { 'node-name': 'target' }),
+      qmp('job-finalize', { id: 'j' }),
+      event('BLOCK_JOB_COMPLETED'),
+      job('j', 'concluded'),
+      jobs,
+      blockJobs,
+      qmp('job-finalize', { id: 'j' }),
+      qmp('job-cancel', { id: 'j' }),
+      qmp('block-job-cancel', { device: 'j' }),
+      backup(),
+      qmp('job-dismiss', { id: 'j' }),
+      job('j', 'null'),
+      jobs,
+      backup(),
+      job('j', 'null'),
+      qmp('blockdev-del', { 'node-name': 'target' }),
+    ],
+  },
+  {
+    title: 'what is wrong with a backup is told in order',
+    images: { ...two, 'small.raw': { size: '1M' } },
+    steps: [
+      ...begin,
+      open('small', 'small.raw'),
+      open('ro', 'target.raw', { 'read-only': true }),
+      add('b'),
+      backup({ device: 'nope' }),
+      backup({ target: 'nope' }),
+      backup({ sync: 'nope' }),
+      backup({ 'job-id': '1j' }),
+      qmp('blockdev-backup', { device: 'disk', target: 'target', sync: 'full' }),
+      qmp('blockdev-backup', { device: 'disk', target: 'target' }),
+      qmp('blockdev-backup', { device: 'disk', sync: 'full' }),
+      backup({ sync: 'incremental' }),
+      backup({ sync: 'bitmap' }),
+      backup({ sync: 'incremental', bitmap: 'b', 'bitmap-mode': 'never' }),
+      backup({ sync: 'incremental', bitmap: 'nope' }),
+      backup({ sync: 'bitmap', bitmap: 'b' }),
+      backup({ sync: 'bitmap', bitmap: 'nope', 'bitmap-mode': 'always' }),
+      backup({ sync: 'none', bitmap: 'b', 'bitmap-mode': 'always' }),
+      backup({ sync: 'full', bitmap: 'b', 'bitmap-mode': 'never' }),
+      backup({ sync: 'top', bitmap: 'b', 'bitmap-mode': 'never' }),
+      backup({ sync: 'full', bitmap: 'b' }),
+      backup({ 'bitmap-mode': 'always' }),
+      backup({ target: 'disk' }),
+      backup({ compress: true }, { differs: deviceless }),
+      backup({ target: 'small' }),
+      backup({ target: 'ro' }, { differs: readOnly }),
+      backup({ 'x-perf': { 'max-workers': 0 } }),
+      backup({ 'on-source-error': 'nope' }),
+      jobs,
+      qmp('job-pause', { id: 'j' }),
+      qmp('job-resume', { id: 'j' }),
+      qmp('job-cancel', { id: 'j' }),
+      qmp('job-complete', { id: 'j' }),
+      qmp('job-finalize', { id: 'j' }),
+      qmp('job-dismiss', { id: 'j' }),
+      qmp('block-job-pause', { device: 'j' }),
+      qmp('block-job-resume', { device: 'j' }),
+      qmp('block-job-cancel', { device: 'j' }),
+      qmp('block-job-complete', { device: 'j' }),
+      qmp('block-job-finalize', { id: 'j' }),
+      qmp('block-job-dismiss', { id: 'j' }),
+      qmp('block-job-set-speed', { device: 'j', speed: 1 }),
+    ],
+  },
+  {
+    title: 'the verbs of a running job',
+    images: two,
+    steps: [
+      ...begin,
+      backup({ speed: 1, 'auto-dismiss': false }),
+      qmp('job-pause', { id: 'j' }),
+      qmp('job-pause', { id: 'j' }),
+      job('j', 'paused'),
+      qmp('block-job-cancel', { device: 'j' }),
+      qmp('query-jobs', {}, { ignoring: ['current-progress'] }),
+      qmp('query-block-jobs', {}, { ignoring: ['offset'] }),
+      qmp('block-job-set-speed', { device: 'j', speed: -1 }),
+      qmp('job-complete', { id: 'j' }),
+      qmp('job-finalize', { id: 'j' }),
+      qmp('job-dismiss', { id: 'j' }),
+      qmp('blockdev-del', { 'node-name': 'target' }),
+      qmp('blockdev-del', { 'node-name': 'disk' }, { differs: oneJob }),
+      qmp('block_resize', { 'node-name': 'target', size: 1 << 20 }, { differs: nameless }),
+      backup({ 'job-id': 'k' }, { differs: oneJob }),
+      qmp('block-job-set-speed', { device: 'j', speed: 0 }),
+      qmp('job-resume', { id: 'j' }),
+      qmp('job-resume', { id: 'j' }),
+      job('j', 'concluded'),
+      qmp('job-resume', { id: 'j' }),
+      qmp('block-job-dismiss', { id: 'j' }),
+      jobs,
+    ],
+  },
+  ...['on-success', 'never', 'always'].map(mode => bitmapScenario(mode, 'bitmap')),
+  bitmapScenario('on-success', 'incremental'),
+  bitmapScenario('on-success', 'full'),
+  bitmapScenario('always', 'full'),
+  {
+    title: 'two backups at one instant',
+    images: { ...two, 'second.raw': { size: SIZE, seed: 5 }, 'second-target.raw': { size: SIZE } },
+    steps: [
+      ...begin,
+      open('second', 'second.raw'),
+      open('second-target', 'second-target.raw'),
+      add('b'),
+      guest('disk', 'write -P 1 1M 64k'),
+      transaction([
+        ['blockdev-backup', { 'job-id': 'j', device: 'disk', target: 'target', sync: 'full', 'auto-finalize': false }],
+        ['block-dirty-bitmap-clear', { node: 'disk', name: 'b' }],
+        ['blockdev-backup', { 'job-id': 'k', device: 'second', target: 'second-target', sync: 'full', 'auto-finalize': false }],
+      ]),
+      job('j', 'pending', { perJob: true }),
+      bitmap('disk', 'b'),
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null', { perJob: true }),
+      job('k', 'pending', { perJob: true }),
+      qmp('job-finalize', { id: 'k' }),
+      job('k', 'null', { perJob: true }),
+      transaction([
+        ['blockdev-backup', { 'job-id': 'j', device: 'disk', target: 'target', sync: 'full' }],
+        ['blockdev-backup', { 'job-id': 'k', device: 'second', target: 'nope', sync: 'full' }],
+      ]),
+      job('j', 'null', { perJob: true }),
+      jobs,
+    ],
+  },
+]
