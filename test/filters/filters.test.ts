@@ -171,12 +171,13 @@ t.test('throttle wants a group that is there, and limits that make sense', async
   t.throws(() => throttleLimits.parse({ 'bps-total': -1 }))
 })
 
+/** When each of so many requests of so many bytes goes, in ms from now. */
+const waits = (of: ThrottleGroup, count: number, bytes = 1) =>
+  Array.from({ length: count }, () => Math.max(0, Math.round(of.reserve('write', bytes))))
+
 t.test('a throttle group lets bursts through as QEMU’s leaky buckets do', async t => {
   let now = 0
   const group = (limits: object) => new ThrottleGroup(throttleLimits.parse(limits), () => now)
-  /** When each of so many requests of so many bytes goes, in ms from now. */
-  const waits = (of: ThrottleGroup, count: number, bytes = 1) =>
-    Array.from({ length: count }, () => Math.max(0, Math.round(of.reserve('write', bytes))))
 
   t.same(waits(group({ 'iops-total': 10 }), 4), [0, 0, 100, 200], 'a tenth of a second’s worth at once')
   const burst = group({ 'iops-total': 10, 'iops-total-max': 30 })

@@ -190,7 +190,7 @@ export class Side implements AsyncDisposable {
   /** Those that no step has waited for. */
   async restOfEvents(): Promise<unknown> {
     await this.#ask('query-version')
-    const subjects = [...new Set(this.#events.map(subjectOf))].toSorted()
+    const subjects = [...new Set(this.#events.map(subjectOf))].toSorted((a, b) => String(a).localeCompare(String(b)))
     const rest = subjects.map(subject => withoutDrains(this.#events.filter(event => subjectOf(event) === subject)))
     return normalize(rest.flat(), { folder: this.folder, ignoring: [] })
   }
