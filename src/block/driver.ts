@@ -72,6 +72,8 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
   drainEnd?(): void
   /** What it is made of, for `query-named-block-nodes` and people: a file name, an address. */
   readonly filename?: string
+  /** Bytes of its clusters, where it has some: new dirty bitmaps are as fine as they are. */
+  readonly clusterSize?: number
   /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
   info?(): Promise<NodeInfo>
 }

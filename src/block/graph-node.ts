@@ -57,7 +57,7 @@ export class GraphNode {
     this.#node = node
     this.#uses = uses
     this.io = anyRequest(node)
-    this.bitmaps = new BitmapSet({ nodeName: name, size: node.size })
+    this.bitmaps = new BitmapSet({ nodeName: name, size: node.size, clusterSize: node.clusterSize })
   }
 
   get size() {

@@ -3,7 +3,7 @@
 // A child is the name of a node that is there, or the options of one to be opened for it. A child that the options leave out may be
 // named by the image itself (a backing file). Whatever fails, nothing of it stays open.
 
-import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
+import { Fault, InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import { checked } from '../base/checked.ts'
 import type { AnyDriver, ChildRule, NodeOptions, OpenContext } from './driver.ts'
 import { Edge } from './edge.ts'
@@ -69,7 +69,9 @@ export class NodeOpener {
   ) {
     const open = async (childName: string, value: unknown) => {
       const rule = driver.children[childName]!
-      const node = await this.#child(rule, value, generic, depth)
+      const node = await this.#child(rule, value, generic, depth).catch((error: unknown) => {
+        throw rule.role === 'backing' ? ofBacking(error) : error
+      })
       below.add(childName, node, rule, isReadOnly(driver, generic, new Map([[childName, node]])))
     }
     const wanted = Object.keys(driver.children)
@@ -144,6 +146,14 @@ export class NodeOpener {
     return node.bitmaps.get(bitmap)
   }
 }
+
+const NO_BACKING = 'Could not open backing file: '
+
+/** QEMU says so first, and for each image of the chain; once is enough. */
+const ofBacking = (error: unknown) =>
+  error instanceof Fault && !error.message.startsWith(NO_BACKING)
+    ? new InvalidParameter(`${NO_BACKING}${error.message}`, { cause: error })
+    : error
 
 /** Also where the data below cannot be written. */
 const isReadOnly = (driver: AnyDriver, generic: GenericOptions, children: ReadonlyMap<string, GraphNode>) =>

@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import type { GraphNode } from '../block/graph-node.ts'
-import { filenameOf } from './node-filename.ts'
+import { backingPath, filenameOf } from './node-filename.ts'
 import { int64, uint32 } from './qapi-type.ts'
 
 /** QMP's ImageInfoSpecific. */
@@ -85,14 +85,14 @@ export async function describeNode(
   node: GraphNode,
   { flat = false }: { readonly flat?: boolean | undefined } = {},
 ): Promise<z.input<typeof blockDeviceInfo>> {
-  const { backing } = await node.info()
+  const behind = node.children.get('backing')?.node
   const bitmaps = Array.from(node.bitmaps, bitmap => bitmap.info())
   return {
-    file: filenameOf(node),
+    file: await filenameOf(node),
     'node-name': node.name,
     ro: node.readOnly,
     drv: node.driver.name,
-    backing_file: backing?.filename,
+    backing_file: behind && (await filenameOf(behind)),
     backing_file_depth: flat ? 0 : depthOf(node),
     active: true,
     encrypted: false,
@@ -109,7 +109,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
   const behind = node.filteredOrBacking
   const { allocated, dirty, clusterSize, encrypted, compressed, backing, formatSpecific } = await node.info()
   return {
-    filename: filenameOf(node),
+    filename: await filenameOf(node),
     format: node.driver.name,
     'virtual-size': node.size,
     'actual-size': allocated,
@@ -118,7 +118,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
     encrypted: encrypted || undefined,
     compressed: compressed || undefined,
     'backing-filename': backing?.filename,
-    'full-backing-filename': backing && behind && filenameOf(behind),
+    'full-backing-filename': backing && backingPath(node, backing),
     'backing-filename-format': backing?.format,
     'format-specific': formatSpecific as ImageInfo['format-specific'],
     'backing-image': behind && !flat ? await describeImage(behind, flat) : undefined,

@@ -1,13 +1,15 @@
 // What a node is called by what it is made of, as QEMU does: a file's name where opening that would give the same, else `json:` and
 // options that would (bdrv_refresh_filename in QEMU's block.c).
 
+import { dirname, isAbsolute, join } from 'node:path'
 import type { GraphNode } from '../block/graph-node.ts'
+import type { NodeInfo } from '../block/node-info.ts'
 import { genericNames } from '../block/node-options.ts'
 import { toText } from './json.ts'
 
 /** Nodes that show what is below them and are called as that is. */
 const TRANSPARENT = new Set(['copy-before-write', 'snapshot-access'])
-/** Options that say how an image is handled and nothing of what it shows, or whose default is what a plain name would give. */
+/** Options that say how an image is handled, and nothing of what it shows. */
 const WEAK = new Set([
   'locking',
   'aio',
@@ -23,18 +25,35 @@ const WEAK = new Set([
   'overlap-check',
 ])
 
-export function filenameOf(node: GraphNode): string {
-  return exactFilename(node) ?? `json:${toText(fullOptions(node))}`
+export async function filenameOf(node: GraphNode): Promise<string> {
+  return (await exactFilename(node)) ?? `json:${toText(await fullOptions(node))}`
 }
 
-function exactFilename(node: GraphNode): string | undefined {
+/** The path of the image behind this one, as this one names it: relative to its own folder. */
+export function backingPath(node: GraphNode, { filename }: NonNullable<NodeInfo['backing']>): string {
+  const own = node.children.get('file')?.node.ownFilename
+  return own === undefined || isAbsolute(filename) || /^[a-z][a-z0-9+.-]*:/.test(filename)
+    ? filename
+    : join(dirname(own), filename)
+}
+
+async function exactFilename(node: GraphNode): Promise<string | undefined> {
   if (node.ownFilename !== undefined) return node.ownFilename
   const below = node.children.get('file')
   if (!below) return undefined
   if (TRANSPARENT.has(node.driver.name)) return exactFilename(below.node)
   // A format over a plain file. What is over another format, or is a filter, has no name by which it would be opened.
   const isPlain = node.driver.children['file']!.role === 'data' && Object.keys(strongOptions(node)).length === 0
-  return isPlain && below.node.children.size === 0 ? below.node.ownFilename : undefined
+  if (!isPlain || below.node.children.size > 0 || (await isBackingOverridden(node))) return undefined
+  return below.node.ownFilename
+}
+
+/** The image names another one behind it than it was opened with. */
+async function isBackingOverridden(node: GraphNode): Promise<boolean> {
+  if (!node.driver.children['backing']) return false
+  const { backing: named } = await node.info()
+  const behind = node.children.get('backing')?.node
+  return (named && backingPath(node, named)) !== (behind && (await filenameOf(behind)))
 }
 
 const strongOptions = ({ options, driver }: GraphNode) =>
@@ -42,7 +61,10 @@ const strongOptions = ({ options, driver }: GraphNode) =>
     Object.entries(options).filter(([name]) => !genericNames.has(name) && !(name in driver.children) && !WEAK.has(name)),
   )
 
-function fullOptions(node: GraphNode): object {
-  const children = [...node.children].map(([name, edge]) => [name, fullOptions(edge.node)] as const)
-  return { driver: node.driver.name, ...strongOptions(node), ...Object.fromEntries(children) }
+async function fullOptions(node: GraphNode): Promise<object> {
+  const children: Record<string, object | null> = {}
+  const overridden = await isBackingOverridden(node)
+  for (const [name, edge] of node.children) if (name !== 'backing' || overridden) children[name] = await fullOptions(edge.node)
+  if (overridden) children['backing'] ??= null
+  return { driver: node.driver.name, ...strongOptions(node), ...children }
 }

@@ -25,6 +25,11 @@ export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions
       .toSorted(([one], [other]) => (one < other ? -1 : 1))
       .map(([name, member]) => [name, walk(member)] as const)
       .filter(([name, member]) => !(name === 'dirty-bitmaps' && Array.isArray(member) && member.length === 0))
+    // A file that is no multiple of a sector: QEMU counts whole ones.
+    if ('virtual-size' in value && 'format' in value && value.format === 'file') {
+      const size = members.find(([name]) => name === 'virtual-size')!
+      return Object.fromEntries([...members, ['virtual-size', Math.ceil(Number(size[1]) / 512) * 512]])
+    }
     if ('class' in value && 'desc' in value) return Object.fromEntries(members.filter(([name]) => name !== 'data'))
     return Object.fromEntries(members)
   }

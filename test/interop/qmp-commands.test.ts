@@ -10,11 +10,13 @@ import { Side } from '../helpers/side.ts'
 import { attempt, missing } from '../helpers/tools.ts'
 import { backups } from './scenarios/backup.ts'
 import { bitmaps } from './scenarios/bitmaps.ts'
+import { chains } from './scenarios/chains.ts'
 import { exports } from './scenarios/exports.ts'
+import { fleecing } from './scenarios/fleecing.ts'
 import { nodes } from './scenarios/nodes.ts'
 import { objects } from './scenarios/objects.ts'
 
-const topics: Readonly<Record<string, readonly Scenario[]>> = { nodes, objects, bitmaps, exports, backups }
+const topics: Readonly<Record<string, readonly Scenario[]>> = { nodes, objects, bitmaps, exports, chains, fleecing, backups }
 
 const skip = qsdMissing || missing('qemu-img', 'qemu-io', 'nbdinfo', 'nbdcopy')
 

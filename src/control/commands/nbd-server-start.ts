@@ -1,11 +1,9 @@
 // QMP's nbd-server-start.
 
 import { z } from 'zod'
-import { InvalidParameter } from '../../base/errors.ts'
-import { TlsCredentials } from '../../base/tls-credentials.ts'
-import type { Objects } from '../../block/objects.ts'
 import { command } from '../command.ts'
 import { listenAddressOf, socketAddressLegacy } from '../nbd-address.ts'
+import { serverCredentials } from '../objects/tls-creds.ts'
 import { uint32 } from '../qapi-type.ts'
 
 /** QEMU's NBD_DEFAULT_MAX_CONNECTIONS and NBD_DEFAULT_HANDSHAKE_MAX_SECS. */
@@ -30,7 +28,7 @@ export const nbdServerStart = command({
     },
     { onDemandServer, graph: { objects } },
   ) {
-    const credentials = tlsCreds === undefined ? undefined : credentialsOf(objects, tlsCreds)
+    const credentials = tlsCreds === undefined ? undefined : serverCredentials(objects, tlsCreds)
     await onDemandServer.start(listenAddressOf(addr), {
       maxConnections,
       handshakeMs: handshake * 1000,
@@ -38,10 +36,3 @@ export const nbdServerStart = command({
     })
   },
 })
-
-function credentialsOf(objects: Objects, id: string) {
-  const found = objects.find(id)
-  if (found === undefined) throw new InvalidParameter(`No TLS credentials with id '${id}'`)
-  if (!(found instanceof TlsCredentials)) throw new InvalidParameter(`Object with id '${id}' is not TLS credentials`)
-  return found
-}

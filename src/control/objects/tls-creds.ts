@@ -1,22 +1,19 @@
-// QMP's tls-creds-x509 and tls-creds-psk: what an NBD server shows to its clients and asks of them.
+// QMP's tls-creds-x509 and tls-creds-psk: what an NBD server shows to its clients and asks of them, or a client to its server.
 
+import { access } from 'node:fs/promises'
+import { join } from 'node:path'
 import { z } from 'zod'
-import { InvalidParameter, NotSupported } from '../../base/errors.ts'
+import { InvalidParameter, strerror } from '../../base/errors.ts'
 import { TlsCredentials } from '../../base/tls-credentials.ts'
 import type { Objects } from '../../block/objects.ts'
+import { tlsCredentials } from '../../drivers/nbd-tls.ts'
 import { objectType } from './object-type.ts'
 import { Secret } from './secret.ts'
 
 const common = {
   dir: z.string().optional().describe('The folder that they are in'),
-  endpoint: z.enum(['client', 'server']).optional(),
-  'verify-peer': z.boolean().optional().describe('Ask clients for a certificate; true by default'),
-}
-
-function folderOf({ dir, endpoint = 'client' }: { readonly dir?: string | undefined; readonly endpoint?: string | undefined }) {
-  if (dir === undefined) throw new InvalidParameter("Missing 'dir' property value")
-  if (endpoint !== 'server') throw new NotSupported('only credentials of servers are supported: say "endpoint": "server"')
-  return dir
+  endpoint: z.enum(['client', 'server']).optional().describe('Whose they are; by default a client’s'),
+  'verify-peer': z.boolean().optional().describe('The other end must have a certificate that is known; true by default'),
 }
 
 export const tlsCredsX509 = objectType({
@@ -26,18 +23,51 @@ export const tlsCredsX509 = objectType({
     passwordid: z.string().optional().describe('Id of the secret that the key is encrypted with'),
     'sanity-check': z.boolean().optional().describe('Accepted; certificates are always checked'),
   },
-  create: ({ passwordid, 'verify-peer': verifyPeer = true, ...where }, objects) =>
-    TlsCredentials.x509(folderOf(where), {
-      verifyPeer,
-      ...(passwordid !== undefined && { passphrase: passphraseOf(objects, passwordid) }),
-    }),
+  async create({ dir, endpoint = 'client', 'verify-peer': verifyPeer = true, passwordid }, objects) {
+    const folder = given(dir)
+    const passphrase = passwordid === undefined ? undefined : passphraseOf(objects, passwordid)
+    if (endpoint === 'server')
+      return await TlsCredentials.x509(folder, { verifyPeer, ...(passphrase !== undefined && { passphrase }) })
+    await checkThere(join(folder, 'ca-cert.pem'))
+    return tlsCredentials.parse({ 'qom-type': 'tls-creds-x509', endpoint, dir: folder, 'verify-peer': verifyPeer })
+  },
 })
 
 export const tlsCredsPsk = objectType({
   name: 'tls-creds-psk',
-  properties: common,
-  create: where => TlsCredentials.psk(folderOf(where)),
+  properties: { ...common, username: z.string().optional().describe('Whose key a client shows; by default that of qemu') },
+  async create({ dir, endpoint = 'client', username }) {
+    const folder = given(dir)
+    if (endpoint === 'server') return await TlsCredentials.psk(folder)
+    await checkThere(join(folder, 'keys.psk'))
+    return tlsCredentials.parse({ 'qom-type': 'tls-creds-psk', endpoint, dir: folder, username })
+  },
 })
+
+/** For a server. @throws InvalidParameter, in QEMU's words */
+export function serverCredentials(objects: Objects, id: string): TlsCredentials {
+  const found = objects.find(id)
+  if (found === undefined) throw new InvalidParameter(`No TLS credentials with id '${id}'`)
+  if (found instanceof TlsCredentials) return found
+  throw new InvalidParameter(
+    tlsCredentials.safeParse(found).success
+      ? 'Expecting TLS credentials with a server endpoint'
+      : `Object with id '${id}' is not TLS credentials`,
+  )
+}
+
+function given(dir: string | undefined) {
+  if (dir === undefined) throw new InvalidParameter("Missing 'dir' property value")
+  return dir
+}
+
+async function checkThere(path: string) {
+  try {
+    await access(path)
+  } catch (error) {
+    throw new InvalidParameter(`Unable to access credentials ${path}: ${strerror(error)}`, { cause: error })
+  }
+}
 
 function passphraseOf(objects: Objects, id: string) {
   const secret = objects.find(id)

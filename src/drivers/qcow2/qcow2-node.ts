@@ -2,10 +2,14 @@
 
 import type { Range } from '../../base/ranges.ts'
 import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import type { NodeInfo } from '../../block/node-info.ts'
 import { markInUse } from './bitmaps.ts'
 import { extents } from './extents.ts'
 import { writeGuest } from './guest-file.ts'
+import { Incompatible } from './format.ts'
+import { isSet } from './header.ts'
 import type { Image } from './image.ts'
+import { qcow2Info } from './info.ts'
 import { L2Tables } from './l2-tables.ts'
 import { Kind } from './mapping.ts'
 import { Reader } from './reader.ts'
@@ -117,6 +121,22 @@ export class Qcow2Node implements BlockNode {
     if (this.image.readOnly) return
     this.image.checkUndamaged()
     await this.image.writeback.flush()
+  }
+
+  async info(): Promise<NodeInfo> {
+    const { header, geometry } = this.image
+    return {
+      clusterSize: geometry.clusterSize,
+      dirty: isSet(header.incompatible, Incompatible.dirty),
+      encrypted: header.cryptMethod !== 0,
+      ...(header.backingFile !== undefined && { backing: { filename: header.backingFile, format: header.backingFormat } }),
+      formatSpecific: { type: 'qcow2', data: { ...(await qcow2Info(this.image)) } },
+    }
+  }
+
+  /** New bitmaps are as fine as the clusters. */
+  get clusterSize() {
+    return this.image.geometry.clusterSize
   }
 
   async *extents(range: Range): AsyncGenerator<Extent> {

@@ -57,6 +57,18 @@ const bitmapScenario = (mode: string, sync: string): Scenario => ({
   ],
 })
 
+const grouped = (): [string, object][] =>
+  [
+    ['j', 'disk', 'target'],
+    ['k', 'second', 'second-target'],
+  ].map(([id, device, target]) => [
+    'blockdev-backup',
+    { 'job-id': id, device, target, sync: 'incremental', bitmap: 'b', 'auto-finalize': false },
+  ])
+const groupedBitmaps = {
+  ours: { return: {} },
+  because: 'a group may have bitmap actions as well: they take effect at the instant, whatever becomes of the jobs',
+}
 const oneJob = {
   ours: { error: { desc: "Node 'disk' is busy: block device is in use by block job: backup" } },
   because:
@@ -221,6 +233,39 @@ export const backups: readonly Scenario[] = [
       ]),
       job('j', 'null', { perJob: true }),
       jobs,
+    ],
+  },
+  {
+    title: 'grouped backups succeed together or give all bitmaps back',
+    images: { ...two, 'second.raw': { size: SIZE, seed: 5 }, 'second-target.raw': { size: SIZE } },
+    steps: [
+      ...begin,
+      open('second', 'second.raw'),
+      open('second-target', 'second-target.raw'),
+      exportDisk('second'),
+      add('b'),
+      qmp('block-dirty-bitmap-add', { node: 'second', name: 'b' }),
+      guest('disk', 'write -P 1 1M 64k'),
+      guest('second', 'write -P 2 2M 128k'),
+      transaction(grouped(), { grouped: true }),
+      job('k', 'pending', { perJob: true }),
+      guest('disk', 'write -P 3 3M 64k'),
+      qmp('job-cancel', { id: 'j' }),
+      job('j', 'null', { perJob: true }),
+      job('k', 'null', { perJob: true }),
+      bitmap('disk', 'b'),
+      bitmap('second', 'b'),
+      transaction(grouped(), { grouped: true }),
+      job('j', 'pending', { perJob: true }),
+      job('k', 'pending', { perJob: true }),
+      jobs,
+      qmp('job-finalize', { id: 'k' }),
+      job('j', 'null', { perJob: true }),
+      job('k', 'null', { perJob: true }),
+      bitmap('disk', 'b'),
+      bitmap('second', 'b'),
+      all,
+      transaction([['block-dirty-bitmap-clear', { node: 'disk', name: 'b' }]], { grouped: true, differs: groupedBitmaps }),
     ],
   },
 ]
