@@ -8,15 +8,7 @@ import { qsdMissing } from '../helpers/qemu-storage-daemon.ts'
 import type { Difference, ImageSpec, Scenario, Step } from '../helpers/scenario.ts'
 import { Side } from '../helpers/side.ts'
 import { attempt, missing } from '../helpers/tools.ts'
-import { backups } from './scenarios/backup.ts'
-import { bitmaps } from './scenarios/bitmaps.ts'
-import { chains } from './scenarios/chains.ts'
-import { exports } from './scenarios/exports.ts'
-import { fleecing } from './scenarios/fleecing.ts'
-import { nodes } from './scenarios/nodes.ts'
-import { objects } from './scenarios/objects.ts'
-
-const topics: Readonly<Record<string, readonly Scenario[]>> = { nodes, objects, bitmaps, exports, chains, fleecing, backups }
+import { scenarios } from './scenarios/index.ts'
 
 const skip = qsdMissing || missing('qemu-img', 'qemu-io', 'nbdinfo', 'nbdcopy')
 
@@ -34,9 +26,9 @@ async function started() {
   return pair
 }
 
-for (const [topic, scenarios] of Object.entries(topics)) {
+for (const [topic, all] of Object.entries(scenarios)) {
   t.test(topic, { skip }, async t => {
-    for (const scenario of scenarios) await t.test(scenario.title, t => compare(t, scenario))
+    for (const scenario of all) await t.test(scenario.title, t => compare(t, scenario))
   })
 }
 

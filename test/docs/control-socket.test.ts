@@ -1,0 +1,54 @@
+// The reference of the control socket names all that there is, and nothing else; and every difference from QEMU that the tests know.
+
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { commands } from '../../src/control/commands/index.ts'
+import { eventTypes } from '../../src/control/event-types.ts'
+import type { Difference, Scenario } from '../helpers/scenario.ts'
+import { scenarios } from '../interop/scenarios/index.ts'
+
+const text = readFileSync(fileURLToPath(new URL('../../../docs/control-socket.md', import.meta.url)), 'utf8')
+
+/** What stands in code at the beginning of a table's row, or in a heading. */
+const named = new Set(
+  text
+    .split('\n')
+    .flatMap(line => /^\| (`[^|]*`) \|/.exec(line)?.[1] ?? /^### (`.*)/.exec(line)?.[1] ?? [])
+    .flatMap(list => [...list.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)),
+)
+
+t.test('every command and event has its place in docs/control-socket.md, and nothing has that is not there', async t => {
+  const all = [...commands, ...eventTypes].map(({ name }) => name)
+  t.same(
+    all.filter(name => !named.has(name)),
+    [],
+    'not named',
+  )
+  t.same(
+    [...named].filter(name => !all.includes(name)),
+    [],
+    'named, and not there',
+  )
+})
+
+t.test('each argument of our own commands is named', async t => {
+  const own = text.slice(text.indexOf("## Stillpoint's commands"), text.indexOf('## Events'))
+  for (const command of commands.filter(({ name }) =>
+    /^(checkpoint|backup)-|^query-(backups|checkpoints|daemon|machines)$/.test(name),
+  )) {
+    const shape = (command.arguments as { shape?: Record<string, unknown> }).shape ?? {}
+    for (const argument of Object.keys(shape)) t.ok(own.includes(`\`${argument}\``), `${command.name} ${argument}`)
+  }
+})
+
+t.test('each difference from QEMU that a scenario knows is told', async t => {
+  const flat = text.replaceAll(/\s+/g, ' ').toLowerCase()
+  const differences = Object.values(scenarios)
+    .flat()
+    .flatMap(({ steps, rest }: Scenario): (Difference | undefined)[] => [...steps.map(({ differs }) => differs), rest])
+    .filter(difference => difference !== undefined)
+  t.ok(differences.length > 5)
+  for (const reason of new Set(differences.map(({ because }) => because)))
+    t.ok(flat.includes(`- ${reason.toLowerCase()}`), reason)
+})

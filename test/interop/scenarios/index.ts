@@ -1,0 +1,20 @@
+// All scenarios, by topic, in the order in which they are done.
+
+import type { Scenario } from '../../helpers/scenario.ts'
+import { backups } from './backup.ts'
+import { bitmaps } from './bitmaps.ts'
+import { chains } from './chains.ts'
+import { exports } from './exports.ts'
+import { fleecing } from './fleecing.ts'
+import { nodes } from './nodes.ts'
+import { objects } from './objects.ts'
+
+export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
+  nodes,
+  objects,
+  bitmaps,
+  exports,
+  chains,
+  fleecing,
+  backups,
+}
