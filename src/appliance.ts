@@ -44,6 +44,11 @@ export class Appliance implements AsyncDisposable {
     const graph = parts.use(new Graph([...drivers, ...filters]))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
+    graph.watch((name, event) => {
+      if (event.type !== 'image-corrupted') return
+      log.error('an image contradicts itself', { node: name, err: event.error })
+      events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': name, msg: event.error.message, fatal: event.fatal })
+    })
     const nodeExports = parts.use(new NodeExports({ graph, emit: events.emit, turns, log }))
     const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state }))
     const memory = new Memory(NBD_MEMORY)

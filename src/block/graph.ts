@@ -5,7 +5,7 @@
 // changes more than that at once (a transaction) does so while writes are drained, and takes turns with others who do (base/turns.ts).
 
 import { InvalidParameter, NotFound } from '../base/errors.ts'
-import type { AnyDriver, NodeOptions } from './driver.ts'
+import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { drained, reachable } from './drain.ts'
 import { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
@@ -20,6 +20,8 @@ export interface RootUser extends Permissions {
   readonly childName?: string
 }
 
+export type NodeWatcher = (nodeName: string, event: NodeEvent) => void
+
 /** Only reads, and lets others do what they like. */
 export const READER: Permissions = { perm: Permission.consistentRead, shared: ALL }
 
@@ -28,14 +30,27 @@ export class Graph implements AsyncDisposable {
   /** By name, oldest first. */
   readonly #nodes = new Map<string, GraphNode>()
   readonly #roots = new Set<Edge>()
+  readonly #watchers = new Set<NodeWatcher>()
   readonly #opener: NodeOpener
 
   constructor(readonly drivers: readonly AnyDriver[]) {
-    this.#opener = new NodeOpener(drivers, this.#nodes, this.objects, node => this.#closeOrphan(node))
+    this.#opener = new NodeOpener(
+      drivers,
+      this.#nodes,
+      this.objects,
+      node => this.#closeOrphan(node),
+      (name, event) => this.#watchers.forEach(watcher => watcher(name, event)),
+    )
   }
 
   get nodes(): Iterable<GraphNode> {
     return this.#nodes.values()
+  }
+
+  /** Calls back for what any node reports beside its requests, until disposed. */
+  watch(watcher: NodeWatcher): Disposable {
+    this.#watchers.add(watcher)
+    return { [Symbol.dispose]: () => this.#watchers.delete(watcher) }
   }
 
   find(name: string): GraphNode | undefined {

@@ -5,7 +5,7 @@
 
 import { Fault, InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import { checked } from '../base/checked.ts'
-import type { AnyDriver, ChildRule, NodeOptions, OpenContext } from './driver.ts'
+import type { AnyDriver, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
 import { Edge } from './edge.ts'
 import { GraphNode } from './graph-node.ts'
 import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
@@ -33,6 +33,8 @@ export class NodeOpener {
     private readonly nodes: Map<string, GraphNode>,
     private readonly objects: Objects,
     private readonly closeOrphan: (node: GraphNode) => Promise<void>,
+    /** Also of what a node reports while it is being opened. */
+    private readonly report: (nodeName: string, event: NodeEvent) => void,
   ) {
     this.#drivers = new Map(drivers.map(driver => [driver.name, driver]))
   }
@@ -125,7 +127,10 @@ export class NodeOpener {
           return this.objects.find(id)
         },
         bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
-        report: event => opened?.report(event),
+        report: event => {
+          opened?.report(event)
+          this.report(name, event)
+        },
       }
       const node = await driver.open(own, context)
       return new GraphNode({ name, driver, node, readOnly, generic, options, children, uses: uses.move() })

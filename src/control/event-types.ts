@@ -43,6 +43,11 @@ export const eventTypes: readonly EventType[] = [
     }),
   },
   {
+    name: 'BLOCK_IMAGE_CORRUPTED',
+    summary: 'An image contradicts itself; when it is fatal, it takes no more writes.',
+    data: z.strictObject({ device: z.string(), 'node-name': z.string().optional(), msg: z.string(), fatal: z.boolean() }),
+  },
+  {
     name: 'BLOCK_EXPORT_DELETED',
     summary: 'An export is gone, and its node is free.',
     data: z.strictObject({ id: z.string() }),

@@ -14,6 +14,8 @@ export interface ImageSpec {
   readonly backing?: string
   /** As `qemu-img create -o`. */
   readonly options?: string
+  /** Bytes in hex that are written over the file, to damage it. */
+  readonly damage?: { readonly at: number; readonly bytes: string }
   /** Not compared when all is over. */
   readonly scratch?: boolean
 }

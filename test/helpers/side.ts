@@ -4,7 +4,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, open as openFile, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -98,7 +98,8 @@ export class Side implements AsyncDisposable {
     }
     for (const id of this.#objects) await this.#ask('object-del', { id })
     this.#objects = new Set()
-    return this.lives && (await this.#list('query-named-block-nodes')).length === 0
+    const left = (await this.#ask('query-named-block-nodes')) as { return?: readonly unknown[] }
+    return this.lives && left.return?.length === 0
   }
 
   async #list(command: string) {
@@ -111,10 +112,14 @@ export class Side implements AsyncDisposable {
   }
 
   private async makeImages(images: Readonly<Record<string, ImageSpec>>) {
-    for (const [name, { size, format = 'raw', seed, backing, options }] of Object.entries(images)) {
+    for (const [name, { size, format = 'raw', seed, backing, options, damage }] of Object.entries(images)) {
       const path = join(this.folder, name)
       const behind = backing === undefined ? [] : ['-b', backing, '-F', backing.endsWith('.qcow2') ? 'qcow2' : 'raw']
       await run('qemu-img', ['create', '-q', '-f', format, ...(options ? ['-o', options] : []), ...behind, path, size])
+      if (damage) {
+        await using file = await openFile(path, 'r+')
+        await file.write(Buffer.from(damage.bytes, 'hex'), 0, undefined, damage.at)
+      }
       if (seed === undefined) continue
       const bytes = diskContent(await this.#virtualSize(path, format), seed)
       if (format === 'raw') await writeFile(path, bytes)

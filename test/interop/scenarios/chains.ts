@@ -1,6 +1,19 @@
 // qcow2 images and backing chains: what is told of them, bitmaps and exports that reach through them, backups of one layer.
 
-import { bitmap, content, exportDisk, guest, job, map, open, qmp, startServer, type Scenario } from '../../helpers/scenario.ts'
+import {
+  bitmap,
+  content,
+  event,
+  exportDisk,
+  guest,
+  guestDiffers,
+  job,
+  map,
+  open,
+  qmp,
+  startServer,
+  type Scenario,
+} from '../../helpers/scenario.ts'
 
 const chain = {
   'base.qcow2': { size: '8M', format: 'qcow2', seed: 6 },
@@ -12,6 +25,11 @@ const chain = {
 const file = (name: string) => ({ driver: 'file', filename: `$D/${name}` })
 const all = qmp('query-named-block-nodes')
 const add = (node: string, name: string, more: object = {}) => qmp('block-dirty-bitmap-add', { node, name, ...more })
+
+const stillShown = {
+  ours: { return: [{ drv: 'file' }, { drv: 'qcow2', image: { 'format-specific': { data: { corrupt: true } } } }] },
+  because: 'one damaged image is no reason to show no node at all; QEMU answers that it is ejected',
+}
 
 /** 512 of the 1024 granules: as qemu-storage-daemon would count them after a write to all of the tail. */
 const tailIsDirty = {
@@ -84,6 +102,23 @@ export const chains: readonly Scenario[] = [
       qmp('blockdev-backup', { 'job-id': 'j', device: 'top', target: 'target', sync: 'full' }),
       job('j', 'null'),
       content('top'),
+    ],
+  },
+  {
+    title: 'an image that contradicts itself is told of once, and takes no more writes',
+    // The first entry of the L1 table, which qemu-img puts there, refers to an L2 table within a cluster.
+    images: { 'bad.qcow2': { size: '8M', format: 'qcow2', damage: { at: 0x30000, bytes: '8000000000050200' }, scratch: true } },
+    steps: [
+      open('bad', 'bad.qcow2'),
+      startServer,
+      exportDisk('bad'),
+      guest('bad', 'write 0 64k'),
+      event('BLOCK_IMAGE_CORRUPTED', {}, { ignoring: ['msg'] }),
+      guestDiffers('bad', ['write 0 64k'], {
+        ours: { stdout: 'write failed: Input/output error\n' },
+        because: 'an image that is found damaged goes on failing as a disk does; QEMU ejects it, and says Invalid argument',
+      }),
+      qmp('query-named-block-nodes', { flat: true }, { differs: stillShown }),
     ],
   },
 ]
