@@ -48,7 +48,8 @@ class Holes {
     for (let done = 0; done < length;) {
       const at = host + done
       if (at >= this.file.size) {
-        yield { offset: offset + done, length: length - done, allocated: false, zero: true, depth: 1 }
+        // The end of a cluster that is cut short reads as zeroes; where a whole one is missing, reading says so.
+        yield { offset: offset + done, length: length - done, allocated: true, zero: false, depth: 1 }
         return
       }
       if (at < this.#last.offset || at >= endOf(this.#last)) this.#last = await this.#ask(at)

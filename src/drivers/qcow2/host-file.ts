@@ -28,6 +28,11 @@ export class HostFile {
     return this.below.size
   }
 
+  /** To the end of its last cluster. */
+  get wholeSize() {
+    return alignUp(this.below.size, this.clusterSize)
+  }
+
   /** What is past the end reads as zeroes: the last cluster of an image need not be there in full. */
   read(offset: number, into: Buffer): Promise<void> {
     const there = this.below.size - offset

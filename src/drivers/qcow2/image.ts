@@ -79,7 +79,7 @@ export class Image {
     this.backing = files.backing
     this.readOnly = options.readOnly
     this.discard = options.unmap
-    this.rawData = isSet(header.autoclear, Autoclear.dataFileRaw)
+    this.rawData = this.geometry.externalData && isSet(header.autoclear, Autoclear.dataFileRaw)
     const { clusterSize, sliceSize } = this.geometry
     this.l2Cache = new MetadataCache(this.file, sliceSize, options.l2CacheBytes)
     this.refcountCache = new MetadataCache(this.file, sliceSize, options.refcountCacheBytes)
@@ -96,9 +96,15 @@ export class Image {
     if (isSet(header.incompatible, Incompatible.corrupt) && !options.readOnly && !options.forRepair)
       throw new ReadOnly('qcow2: Image is corrupt; cannot be opened read/write')
     const hostFile = new HostFile(files.file, 2 ** header.clusterBits)
-    const l1 = await OffsetTable.read(hostFile, header.l1TableOffset, header.l1Size)
+    const l1 = await OffsetTable.read(hostFile, header.l1TableOffset, header.l1Size, 'the L1 table')
     const { refcountTableOffset, refcountTableClusters, clusterBits } = header
-    const refcountTable = await OffsetTable.read(hostFile, refcountTableOffset, refcountTableClusters * 2 ** (clusterBits - 3))
+    const entries = refcountTableClusters * 2 ** (clusterBits - 3)
+    const refcountTable = await OffsetTable.read(
+      hostFile,
+      refcountTableOffset,
+      entries,
+      options.readOnly || options.forRepair ? undefined : 'the refcount table',
+    )
     const image = new Image(header, l1, refcountTable, { ...files, hostFile }, options)
     if (!options.readOnly) await image.#prepareForWriting()
     return image

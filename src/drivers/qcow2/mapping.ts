@@ -7,6 +7,7 @@
 import { compressedRange } from './compressed-range.ts'
 import { COMPRESSED, COPIED, hex, OFFSET_HIGH, OFFSET_LOW, SUBCLUSTERS, ZERO } from './format.ts'
 import type { Geometry } from './geometry.ts'
+import type { HostFile } from './host-file.ts'
 import type { MetadataCache, Slice } from './metadata-cache.ts'
 import type { OffsetTable } from './offset-table.ts'
 
@@ -27,6 +28,7 @@ export interface Mapped {
   /** The active one, or a snapshot's. */
   readonly l1: OffsetTable
   readonly l2Cache: MetadataCache
+  readonly file: HostFile
   /** The image contradicts itself: nothing may be written any more. Returns what is to be thrown. */
   damaged(message: string): Error
 }
@@ -84,7 +86,7 @@ export class Mapping {
   #withoutTable(offset: number, most: number) {
     const { l2Span } = this.#geometry
     const end = offset + most
-    const next = this.image.l1.nextUsed(Math.floor(offset / l2Span), Math.ceil(end / l2Span))
+    const next = this.image.l1.nextUsed(Math.floor(offset / l2Span) + 1, Math.ceil(end / l2Span))
     this.kind = Kind.unallocated
     this.copied = false
     this.length = Math.min(next * l2Span, end) - offset
@@ -204,6 +206,8 @@ export class Mapping {
   #checkTable(table: number, l1Index: number) {
     if (table % this.#geometry.clusterSize !== 0)
       throw this.image.damaged(`L2 table offset ${hex(table)} unaligned (L1 index: ${hex(l1Index)})`)
+    if (table >= this.image.file.size)
+      throw this.image.damaged(`L2 table offset ${hex(table)} is behind the end of the file (L1 index: ${hex(l1Index)})`)
   }
 }
 

@@ -2,6 +2,7 @@
 //
 // The header says how many entries there are, and may lie; so only what the file holds of it is read, and what it lacks counts as zero.
 
+import { CorruptImage } from './corrupt-image.ts'
 import { COPIED, OFFSET_HIGH, OFFSET_LOW, SECTOR } from './format.ts'
 import type { HostFile } from './host-file.ts'
 import type { Piece } from './metadata-cache.ts'
@@ -20,7 +21,10 @@ export class OffsetTable {
     this.#bytes = bytes
   }
 
-  static async read(file: HostFile, offset: number, length: number) {
+  /** The file must reach so far, though its last cluster may be cut short. `what` is missing where it does not; undefined: then it counts as zero. */
+  static async read(file: HostFile, offset: number, length: number, what: string | undefined) {
+    if (what && offset + length * 8 > file.wholeSize)
+      throw new CorruptImage(`${what} is behind the end of the file, which has been cut short`)
     const held = Math.max(0, Math.min(length * 8, file.size - offset))
     const bytes = Buffer.alloc(Math.ceil(held / 8) * 8)
     if (held > 0) await file.read(offset, bytes)

@@ -2,7 +2,9 @@
 // looked up stays where it is until the read has ended.
 
 import type { BlockIo } from '../../block/driver.ts'
+import { CorruptImage } from './corrupt-image.ts'
 import type { DecompressedCache } from './decompressed-cache.ts'
+import { hex } from './format.ts'
 import type { Geometry } from './geometry.ts'
 import type { HostFile } from './host-file.ts'
 import { Kind, type Mapping } from './mapping.ts'
@@ -67,9 +69,12 @@ export class Reader {
     return length
   }
 
+  /** The last cluster of a file may be cut short; one that is not there at all is missing. */
   #readHost(host: number, into: Buffer): Promise<void> {
     const { dataFile, file } = this.image
-    return dataFile ? readPadded(dataFile, host, into) : file.read(host, into)
+    if (dataFile) return readPadded(dataFile, host, into)
+    if (host < file.size) return file.read(host, into)
+    return Promise.reject(new CorruptImage(`guest data at ${hex(host)} are behind the end of the file, which has been cut short`))
   }
 
   /** A backing file may be shorter than its overlay: what it lacks reads as zeroes. */

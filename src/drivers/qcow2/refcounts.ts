@@ -236,6 +236,7 @@ export class Refcounts {
     if (block === 0) return undefined
     if (block % clusterSize !== 0 || block > Number.MAX_SAFE_INTEGER)
       throw this.image.damaged(`Refblock offset ${hex(block)} unaligned (reftable index: ${hex(index)})`)
+    if (block >= this.image.file.size) throw this.image.damaged(`Refblock offset ${hex(block)} is behind the end of the file`)
     return block / sliceSize + Math.floor((cluster % refcountsPerBlock) / refcountsPerSlice)
   }
 

@@ -80,7 +80,7 @@ export async function openSnapshot(image: Image, nameOrId: string): Promise<Pick
   const snapshot = find(await listSnapshots(image), nameOrId)
   const l1 = await l1Of(image, snapshot)
   const { geometry, file, dataFile, backing, decompressed, guestFile, l2Cache } = image
-  const mapping = new Mapping({ geometry, l1, l2Cache, damaged: message => new CorruptImage(message) })
+  const mapping = new Mapping({ geometry, file, l1, l2Cache, damaged: message => new CorruptImage(message) })
   const reader = new Reader({ geometry, file, dataFile, backing, decompressed, mapping })
   const size = snapshot.diskSize ?? image.size
   if (size > l1.length * geometry.l2Span) throw new CorruptImage(`the L1 table of snapshot '${snapshot.name}' is too small`)
@@ -108,7 +108,7 @@ function find(snapshots: readonly SnapshotEntry[], nameOrId: string) {
 async function l1Of(image: Image, { l1TableOffset, l1Size, name }: SnapshotEntry) {
   if (l1TableOffset % image.geometry.clusterSize !== 0 || l1Size * 8 > Limit.l1Bytes)
     throw new CorruptImage(`the L1 table of snapshot '${name}' is invalid; 'stillpoint image check' says more`)
-  return OffsetTable.read(image.file, l1TableOffset, l1Size)
+  return OffsetTable.read(image.file, l1TableOffset, l1Size, `the L1 table of snapshot '${name}'`)
 }
 
 /** A new snapshot table, written and durable before the header says so; the old one is given back. */

@@ -98,7 +98,7 @@ export class Zeroing {
       const part = intersect(range, { offset: alignDown(offset, sliceSpan), length: sliceSpan })!
       const rest = { offset, length: endOf(part) - offset }
       if (onlyWhereMapped && !image.backing && image.l1.offsetAt(Math.floor(offset / l2Span)) === 0) {
-        const next = image.l1.nextUsed(Math.floor(offset / l2Span), Math.ceil(endOf(range) / l2Span))
+        const next = image.l1.nextUsed(Math.floor(offset / l2Span) + 1, Math.ceil(endOf(range) / l2Span))
         offset = Math.min(next * l2Span, endOf(range))
         continue
       }

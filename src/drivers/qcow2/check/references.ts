@@ -67,7 +67,7 @@ class Walk {
           continue
         }
         this.#refer(l1TableOffset, l1Size * 8, 1, `the L1 table of snapshot '${name}'`)
-        this.#tablesOf(await OffsetTable.read(image.file, l1TableOffset, l1Size), false)
+        this.#tablesOf(await OffsetTable.read(image.file, l1TableOffset, l1Size, `the L1 table of snapshot '${name}'`), false)
       }
     } catch (error) {
       findings.corruption(`snapshot table: ${messageOf(error)}`)
