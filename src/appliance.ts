@@ -5,10 +5,11 @@ import { Turns } from './base/turns.ts'
 import { version } from './base/version.ts'
 import { Graph } from './block/graph.ts'
 import { Scratch } from './block/scratch.ts'
+import { runCommandLine, type CommandLineStep } from './control/command-line.ts'
 import { commands } from './control/commands/index.ts'
 import type { CommandContext } from './control/context.ts'
 import { Events } from './control/events.ts'
-import { QmpServer } from './control/qmp-server.ts'
+import { QmpServer, type Monitor } from './control/qmp-server.ts'
 import { drivers } from './drivers/index.ts'
 import { filters } from './filters/index.ts'
 import { Jobs } from './jobs/jobs.ts'
@@ -32,15 +33,20 @@ export class Appliance implements AsyncDisposable {
     readonly quitAsked: Promise<void>,
   ) {}
 
-  /** If a later part fails to start, the earlier ones are closed again. */
-  static async start(settings: Settings, log: Log): Promise<Appliance> {
+  /**
+   * If a later part fails to start, the earlier ones are closed again. What the command line asks for is done once everything is there, and
+   * before anybody can connect.
+   */
+  static async start(settings: Settings, log: Log, commandLine: readonly CommandLineStep[] = []): Promise<Appliance> {
     await using parts = new AsyncDisposableStack()
     const started = new Date()
     const quit = Promise.withResolvers<void>()
     const events = new Events()
     const turns = new Turns()
 
-    const state = parts.use(await StateFolder.open(settings.state))
+    // The last to go: clients are told how everything else ends.
+    const control = parts.use(new AsyncDisposableStack())
+    const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
     const graph = parts.use(new Graph([...drivers, ...filters]))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
@@ -64,6 +70,8 @@ export class Appliance implements AsyncDisposable {
     const jobs = new Jobs(events.emit, turns)
     parts.defer(() => jobs.cancelAll())
 
+    const { socket } = settings.control
+    const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket }]
     const context: CommandContext = {
       emit: events.emit,
       turns,
@@ -83,14 +91,16 @@ export class Appliance implements AsyncDisposable {
         started: started.toISOString(),
         config: settings.file,
         state: settings.state,
-        control: [settings.control.socket],
+        control: monitors.flatMap(monitor => ('path' in monitor ? [monitor.path] : [])),
         nbd: settings.nbd.map(listener =>
           'unix' in listener ? { type: 'unix', path: listener.unix } : { type: 'inet', ...listener },
         ),
         scratch: { path: scratch.folder, used: scratch.used, limit: scratch.limit },
       }),
     }
-    parts.use(await QmpServer.listen({ sockets: [settings.control.socket], commands, context, events }))
+    monitors.push(...(await runCommandLine(commandLine, context)))
+    const server = control.use(await QmpServer.listen({ monitors, commands, context, events }))
+    parts.defer(() => server.stop())
     return new Appliance(parts.move(), quit.promise)
   }
 

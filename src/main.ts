@@ -5,7 +5,12 @@ import { runCli } from './cli/program.ts'
 import type { Settings } from './settings/settings.ts'
 
 /** From its start until somebody ends it. The first signal ends it in an orderly way, the second at once. */
-async function runDaemon(settings: Settings, { logLevel }: DaemonOptions) {
+async function runDaemon(
+  settings: Settings,
+  { logLevel, commandLine, pidFile, daemonize }: DaemonOptions,
+): Promise<number | void> {
+  const background = daemonize ? await import('./base/daemonize.ts') : undefined
+  if (background && !background.isInBackground()) return background.startInBackground()
   // Not for commands that only talk to the daemon: it is most of the program.
   const [{ Appliance }, { createLog }] = await Promise.all([import('./appliance.ts'), import('./base/log.ts')])
   const log = createLog(logLevel)
@@ -20,10 +25,16 @@ async function runDaemon(settings: Settings, { logLevel }: DaemonOptions) {
       log.info(`stops because of ${signal}; a second one ends it at once`)
     })
   }
-  await using appliance = await Appliance.start(settings, log)
+  await using parts = new AsyncDisposableStack()
+  // Where there is no socket, and the only client was on standard input, nothing else keeps the program from ending.
+  const alive = setInterval(() => {}, 2 ** 31 - 1)
+  parts.defer(() => clearInterval(alive))
+  if (pidFile !== undefined) parts.use(await (await import('./base/pid-file.ts')).writePidFile(pidFile))
+  const appliance = parts.use(await Appliance.start(settings, log, commandLine))
   log.info('ready', { machines: Object.keys(settings.machines).length, control: settings.control.socket })
+  await background?.leaveForeground()
   await Promise.race([stop.promise, appliance.quitAsked])
-  await appliance[Symbol.asyncDispose]()
+  await parts[Symbol.asyncDispose]()
   log.info('stopped')
 }
 

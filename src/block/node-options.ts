@@ -33,7 +33,10 @@ export type GenericOptions = z.infer<typeof genericOptions>
 
 export const genericNames: ReadonlySet<string> = new Set(Object.keys(genericOptions.shape))
 
+/** As an identifier must be. */
+export const isWellFormed = (name: string) => WELL_FORMED.test(name)
+
 export function checkNodeName(name: string) {
-  if (!WELL_FORMED.test(name)) throw new InvalidParameter(`Invalid node-name: '${name}'`)
+  if (!isWellFormed(name)) throw new InvalidParameter(`Invalid node-name: '${name}'`)
   if (Buffer.byteLength(name) > MAX_NODE_NAME) throw new InvalidParameter('Node name too long')
 }

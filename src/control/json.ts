@@ -55,6 +55,24 @@ export function toText(value: unknown): string {
   return `{${members.join(', ')}}`
 }
 
+/** A text of `toText` with a line for each value, as QEMU's pretty monitors print it. */
+export function indented(text: string): string {
+  let depth = 0
+  const line = () => `\r\n${'    '.repeat(depth)}`
+  return text.replaceAll(/"(?:[^"\\]|\\.)*"|\{\}|\[\]|[{[]|[}\]]|, |[^"{}[\],]+/g, token => {
+    if (token === '{}' || token === '[]') return `${token[0]}${line()}${token[1]}`
+    if (token === '{' || token === '[') {
+      depth++
+      return `${token}${line()}`
+    }
+    if (token === '}' || token === ']') {
+      depth--
+      return `${line()}${token}`
+    }
+    return token === ', ' ? `,${line()}` : token
+  })
+}
+
 /** All digits of an integer, where String() would begin to use an exponent. */
 const integer = (value: number) => (Math.abs(value) < 1e21 ? String(value === 0 ? 0 : value) : fraction(value))
 

@@ -3,6 +3,7 @@
 // Commands run one at a time over all clients, each in a turn, and strictly in order for each client.
 
 import { createServer, type Server, type Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { listenUnix } from '../base/unix-listener.ts'
 import type { AnyCommand } from './command.ts'
 import type { CommandContext } from './context.ts'
@@ -12,9 +13,14 @@ import { QmpSession } from './qmp-session.ts'
 /** More than any site has; each costs a few kilobytes. */
 const MAX_CLIENTS = 100
 
+/** Where clients are served: at the path of a unix socket, or one over a connection that is there already. */
+export type Monitor = ({ readonly path: string } | { readonly stream: Duplex }) & {
+  /** What is sent is indented, for people who look at it. */
+  readonly pretty?: boolean
+}
+
 export interface QmpServerOptions {
-  /** Paths of unix sockets. */
-  readonly sockets: readonly string[]
+  readonly monitors: readonly Monitor[]
   readonly commands: readonly AnyCommand[]
   readonly context: CommandContext
   /** What `context.emit` tells; every client gets it. */
@@ -34,14 +40,20 @@ export class QmpServer implements AsyncDisposable {
   static async listen(options: QmpServerOptions): Promise<QmpServer> {
     await using stack = new AsyncDisposableStack()
     const server = stack.use(new QmpServer(options))
-    for (const path of options.sockets) await server.#listen(path)
+    for (const monitor of options.monitors) await server.#open(monitor)
     stack.move()
     return server
   }
 
-  async #listen(path: string) {
+  async #open(monitor: Monitor) {
+    const serve = (stream: Duplex) => void this.#serve(stream, monitor.pretty === true).catch(this.#report)
+    if ('path' in monitor) await this.#listen(monitor.path, serve)
+    else serve(monitor.stream)
+  }
+
+  async #listen(path: string, serve: (socket: Socket) => void) {
     // A client that has said all it has to say, and closed its side, still gets its replies.
-    const listener = createServer({ allowHalfOpen: true }, socket => void this.#serve(socket).catch(this.#report))
+    const listener = createServer({ allowHalfOpen: true }, serve)
     listener.maxConnections = MAX_CLIENTS
     listener.on('drop', () =>
       this.options.context.log.warn(`the control socket ${path} has more than ${MAX_CLIENTS} clients; one was refused`),
@@ -50,9 +62,9 @@ export class QmpServer implements AsyncDisposable {
     this.#listeners.push(listener)
   }
 
-  async #serve(socket: Socket) {
+  async #serve(stream: Duplex, pretty: boolean) {
     const { context, events } = this.options
-    await using session = new QmpSession(socket, this.#commands, context, context.log)
+    await using session = new QmpSession(stream, { commands: this.#commands, context, pretty })
     using _listening = events.listen(session.notify)
     this.#sessions.add(session)
     try {

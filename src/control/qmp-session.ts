@@ -4,14 +4,14 @@
 // no more memory. Events cannot wait for it: a client that leaves too many of them is disconnected, since one that misses an event
 // without knowing is worse off. A client that has gone does not stop the command that it sent.
 
-import type { Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { Fault, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { parseArguments } from './arguments.ts'
 import type { AnyCommand } from './command.ts'
 import { versionInfo } from './commands/query-version.ts'
 import type { CommandContext, Session } from './context.ts'
-import { isJsonObject, toText, type Json } from './json.ts'
+import { indented, isJsonObject, toText, type Json } from './json.ts'
 import { JsonStream, type JsonItem } from './json-stream.ts'
 import { CommandNotFound, findCommand, readRequest } from './request.ts'
 
@@ -19,6 +19,13 @@ import { CommandNotFound, findCommand, readRequest } from './request.ts'
 const MAX_EVENT_BYTES = 4 << 20
 /** How long a client may take to read its last reply when we close. */
 const GRACE_MS = 1000
+
+export interface SessionOptions {
+  readonly commands: ReadonlyMap<string, AnyCommand>
+  readonly context: CommandContext
+  /** What it is sent is indented. */
+  readonly pretty: boolean
+}
 
 export class QmpSession implements Session, AsyncDisposable {
   #negotiated = false
@@ -28,13 +35,20 @@ export class QmpSession implements Session, AsyncDisposable {
   #answering: Promise<void> = Promise.resolve()
   #eventBytes = 0
 
+  private readonly byName: ReadonlyMap<string, AnyCommand>
+  private readonly context: CommandContext
+  private readonly log: Log
+  private readonly pretty: boolean
+
   constructor(
-    private readonly socket: Socket,
-    private readonly byName: ReadonlyMap<string, AnyCommand>,
-    private readonly context: CommandContext,
-    private readonly log: Log,
+    private readonly socket: Duplex,
+    { commands, context, pretty }: SessionOptions,
   ) {
-    socket.on('error', error => log.debug('a client of the control socket is gone', { err: error }))
+    this.byName = commands
+    this.context = context
+    this.log = context.log
+    this.pretty = pretty
+    socket.on('error', error => this.log.debug('a client of the control socket is gone', { err: error }))
   }
 
   /** Serves the client until one of us has closed. */
@@ -80,7 +94,7 @@ export class QmpSession implements Session, AsyncDisposable {
       this.socket.destroy()
       return
     }
-    this.socket.write(line, 'latin1', () => (this.#eventBytes -= line.length))
+    this.socket.write(this.#shown(line), 'latin1', () => (this.#eventBytes -= line.length))
   }
 
   async #answer(item: JsonItem): Promise<void> {
@@ -140,7 +154,11 @@ export class QmpSession implements Session, AsyncDisposable {
   /** `done` when the system has it, or the client is gone. */
   #write(line: string): { done: Promise<void> } {
     if (this.socket.destroyed) return { done: Promise.resolve() }
-    return { done: new Promise(resolve => this.socket.write(line, 'latin1', () => resolve())) }
+    return { done: new Promise(resolve => this.socket.write(this.#shown(line), 'latin1', () => resolve())) }
+  }
+
+  #shown(line: string) {
+    return this.pretty ? `${indented(line.trimEnd())}\r\n` : line
   }
 }
 

@@ -1,5 +1,6 @@
 // All machines, each with its checkpoints, and the live exports of their disks.
 
+import assert from 'node:assert/strict'
 import { NotFound } from '../base/errors.ts'
 import type { Graph } from '../block/graph.ts'
 import type { Exports } from '../nbd-server/exports.ts'
@@ -14,7 +15,8 @@ export interface MachinesContext {
   /** Where clients find the disks, as MACHINE/DISK. */
   readonly exports: Exports
   readonly nodeExports: NodeExports
-  readonly state: StateFolder
+  /** Where checkpoints are remembered; a daemon that has machines has one. */
+  readonly state: StateFolder | undefined
 }
 
 interface Entry {
@@ -37,6 +39,7 @@ export class Machines implements AsyncDisposable {
     const entries = new Map<string, Entry>()
     for (const [name, machineSettings] of Object.entries(settings)) {
       const machine = parts.use(await Machine.open(name, machineSettings, graph))
+      assert(state, 'whoever has machines remembers their checkpoints')
       entries.set(name, { machine, checkpoints: await Checkpoints.open(machine, graph, state) })
       for (const { name: disk, node } of machine.disks) {
         const id = `${name}/${disk}`

@@ -123,7 +123,7 @@ function clashes({ control, nbd, machines }: Settings, source: YamlSource): Prob
         sentence: `the path of this socket is ${excess} bytes too long for Linux: ${value}`,
       })
   }
-  socket(['control', 'socket'], control.socket)
+  if (control.socket !== undefined) socket(['control', 'socket'], control.socket)
   nbd.forEach((listener, index) => {
     if ('unix' in listener) socket(['nbd', index, 'unix'], listener.unix)
     else once('address', ['nbd', index, 'tcp'], `${listener.host} port ${listener.port}`)

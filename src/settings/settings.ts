@@ -3,11 +3,11 @@
 // Sizes are bytes, times are milliseconds, paths are absolute.
 
 export interface Settings {
-  /** The file it came from. */
-  readonly file: string
-  /** The folder of what must survive a restart. */
-  readonly state: string
-  readonly control: { readonly socket: string }
+  /** The file it came from; undefined where there is none. */
+  readonly file?: string | undefined
+  /** The folder of what must survive a restart; undefined where nothing does, beside the images. */
+  readonly state?: string | undefined
+  readonly control: { readonly socket?: string | undefined }
   /** Where NBD clients connect; may be none. */
   readonly nbd: readonly Listener[]
   readonly machines: Readonly<Record<string, MachineSettings>>

@@ -311,8 +311,8 @@ t.test('there may be a hundred clients, and one more is refused', async t => {
 t.test('a server that cannot have all its sockets has none', async t => {
   await using stack = new AsyncDisposableStack()
   const { path, context, events } = await controlServer(stack)
-  const sockets = [`${path}2`, path]
-  await t.rejects(QmpServer.listen({ sockets, commands: [], context, events }), {
+  const monitors = [{ path: `${path}2` }, { path }]
+  await t.rejects(QmpServer.listen({ monitors, commands: [], context, events }), {
     exitCode: 11,
     message: `Another daemon answers at ${path}; stop it first, or give this one a socket of its own`,
   })

@@ -34,7 +34,7 @@ export async function controlServer(stack: AsyncDisposableStack, more: readonly 
     log: createLog('debug', { write: line => log.push(line) }, { journal: true }),
     quit: quit.resolve,
   } as CommandContext
-  const server = stack.use(await QmpServer.listen({ sockets: [path], commands: [...more, ...commands], context, events }))
+  const server = stack.use(await QmpServer.listen({ monitors: [{ path }], commands: [...more, ...commands], context, events }))
   return { server, path, log, events, context, quit: quit.promise }
 }
 

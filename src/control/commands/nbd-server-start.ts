@@ -1,7 +1,9 @@
 // QMP's nbd-server-start.
 
 import { z } from 'zod'
+import type { ListenAddress } from '../../nbd-server/listening.ts'
 import { command } from '../command.ts'
+import type { CommandContext } from '../context.ts'
 import { listenAddressOf, socketAddressLegacy } from '../nbd-address.ts'
 import { serverCredentials } from '../objects/tls-creds.ts'
 import { uint32 } from '../qapi-type.ts'
@@ -10,29 +12,34 @@ import { uint32 } from '../qapi-type.ts'
 const MAX_CONNECTIONS = 100
 const HANDSHAKE_MAX_SECONDS = 10
 
+/** Without the address. */
+export const nbdServerOptions = z.strictObject({
+  'handshake-max-seconds': uint32.optional().describe('How long a client may take to choose an export; 0: no limit'),
+  'tls-creds': z.string().optional().describe('Id of the tls-creds object: clients must use TLS'),
+  'max-connections': uint32.optional().describe('0: no limit'),
+})
+
 export const nbdServerStart = command({
   name: 'nbd-server-start',
   summary: 'Starts an NBD server, beside those of the configuration; exports that are added while it runs are its own.',
-  arguments: z.strictObject({
-    addr: socketAddressLegacy,
-    'handshake-max-seconds': uint32.optional().describe('How long a client may take to choose an export; 0: no limit'),
-    'tls-creds': z.string().optional().describe('Id of the tls-creds object: clients must use TLS'),
-    'max-connections': uint32.optional().describe('0: no limit'),
-  }),
-  async run(
-    {
-      addr,
-      'handshake-max-seconds': handshake = HANDSHAKE_MAX_SECONDS,
-      'tls-creds': tlsCreds,
-      'max-connections': maxConnections = MAX_CONNECTIONS,
-    },
-    { onDemandServer, graph: { objects } },
-  ) {
-    const credentials = tlsCreds === undefined ? undefined : serverCredentials(objects, tlsCreds)
-    await onDemandServer.start(listenAddressOf(addr), {
-      maxConnections,
-      handshakeMs: handshake * 1000,
-      ...(credentials && { tls: { mode: 'forced', credentials } }),
-    })
-  },
+  arguments: z.strictObject({ addr: socketAddressLegacy, ...nbdServerOptions.shape }),
+  run: ({ addr, ...options }, context) => startNbdServer(listenAddressOf(addr), options, context),
 })
+
+/** Also for the command line, which writes the address in another way. */
+export async function startNbdServer(
+  address: ListenAddress,
+  {
+    'handshake-max-seconds': handshake = HANDSHAKE_MAX_SECONDS,
+    'tls-creds': tlsCreds,
+    'max-connections': maxConnections = MAX_CONNECTIONS,
+  }: z.output<typeof nbdServerOptions>,
+  { onDemandServer, graph: { objects } }: CommandContext,
+) {
+  const credentials = tlsCreds === undefined ? undefined : serverCredentials(objects, tlsCreds)
+  await onDemandServer.start(address, {
+    maxConnections,
+    handshakeMs: handshake * 1000,
+    ...(credentials && { tls: { mode: 'forced', credentials } }),
+  })
+}
