@@ -1,6 +1,7 @@
 // The appliance: every part of the daemon, started one after another and stopped in reverse.
 
 import type { Log } from './base/log.ts'
+import { whyNotNative } from './base/native.ts'
 import { Turns } from './base/turns.ts'
 import { version } from './base/version.ts'
 import { Graph } from './block/graph.ts'
@@ -44,6 +45,10 @@ export class Appliance implements AsyncDisposable {
     const events = new Events()
     const turns = new Turns()
 
+    if (whyNotNative)
+      log.warn("image files are not locked against other programs; 'stillpoint doctor' says what mends it", {
+        reason: whyNotNative,
+      })
     // The last to go: clients are told how everything else ends.
     const control = parts.use(new AsyncDisposableStack())
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))

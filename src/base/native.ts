@@ -21,6 +21,13 @@ export interface Native {
   allocate(fd: number, range: Range): Promise<void>
   /** Locks the open file against other processes until it is closed; false when another has it (flock, LOCK_EX). */
   lock(fd: number): Promise<boolean>
+  /**
+   * Takes a byte of the file for this open file, together with others who take it so, or lets go of it (fcntl, F_OFD_SETLK). False when
+   * another open file has it alone. Like the next, at once and not on a thread: it never waits for who has the lock.
+   */
+  lockByte(fd: number, offset: number, how: 'share' | 'release'): boolean
+  /** Whether another open file has taken the byte (F_OFD_GETLK). */
+  isByteLocked(fd: number, offset: number): boolean
 }
 
 /** From Linux's include/uapi/linux/fs.h and falloc.h. */
@@ -33,6 +40,11 @@ const ZERO_RANGE = 0x10
 /** From Linux's include/uapi/asm-generic/fcntl.h. */
 const LOCK_EX = 2
 const LOCK_NB = 4
+const F_RDLCK = 0
+const F_WRLCK = 1
+const F_UNLCK = 2
+const F_OFD_GETLK = 36
+const F_OFD_SETLK = 37
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
 const CALLS_AT_ONCE = 64
@@ -41,7 +53,7 @@ const CALLS_AT_ONCE = 64
 export const { native, whyNotNative } = await load()
 
 async function load(): Promise<{ native?: Native; whyNotNative?: string }> {
-  if (process.env['STILLPOINT_NO_NATIVE'] === '1') return { whyNotNative: 'STILLPOINT_NO_NATIVE=1 is set' }
+  if (process.env['STILLPOINT_NATIVE'] === 'off') return { whyNotNative: 'STILLPOINT_NATIVE=off is set' }
   if (process.platform !== 'linux') return { whyNotNative: `not made for ${process.platform}` }
   try {
     const { default: koffi } = await import('koffi')
@@ -58,8 +70,17 @@ function bind(koffi: typeof import('koffi').default): Native {
     'int fallocate(int, int, int64_t, int64_t)',
   )
   const flock: KoffiFunc<(fd: number, operation: number) => number> = libc.func('int flock(int, int)')
+  const fcntl: KoffiFunc<(fd: number, command: number, type: 'void *', lock: Buffer) => number> =
+    libc.func('int fcntl(int, int, ...)')
   const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
   const turns = pLimit(CALLS_AT_ONCE)
+
+  /** What failed just now, as Node's own calls throw it. */
+  const failed = (name: string) => {
+    const errno = koffi.errno()
+    const code = nameOf.get(errno) ?? `errno ${errno}`
+    return Object.assign(new Error(`${code}, ${name}`), { code, errno: -errno, syscall: name })
+  }
 
   /** Runs a call on a thread; when it returns -1, throws an error as Node's own calls do. koffi keeps errno for the callback. */
   const call = <Args extends unknown[]>(name: string, made: KoffiFunc<(...args: Args) => number>, ...args: Args) =>
@@ -69,9 +90,7 @@ function bind(koffi: typeof import('koffi').default): Native {
           made.async(...args, (failure: Error | null, result: number) => {
             if (failure) return reject(failure)
             if (result !== -1) return resolve(result)
-            const errno = koffi.errno()
-            const code = nameOf.get(errno) ?? `errno ${errno}`
-            reject(Object.assign(new Error(`${code}, ${name}`), { code, errno: -errno, syscall: name }))
+            reject(failed(name))
           }),
         ),
     )
@@ -100,9 +119,37 @@ function bind(koffi: typeof import('koffi').default): Native {
         await call('flock', flock, fd, LOCK_EX | LOCK_NB)
         return true
       } catch (error) {
-        if (['EAGAIN', 'EWOULDBLOCK'].includes((error as NodeJS.ErrnoException).code ?? '')) return false // one number, two names
+        if (heldByAnother(error)) return false
         throw error
       }
     },
+    lockByte(fd, offset, how) {
+      const lock = flockOf(how === 'share' ? F_RDLCK : F_UNLCK, offset)
+      if (fcntl(fd, F_OFD_SETLK, 'void *', lock) !== -1) return true
+      const error = failed('fcntl')
+      if (heldByAnother(error)) return false
+      throw error
+    },
+    isByteLocked(fd, offset) {
+      const lock = flockOf(F_WRLCK, offset)
+      if (fcntl(fd, F_OFD_GETLK, 'void *', lock) === -1) throw failed('fcntl')
+      return lock.readInt16LE(0) !== F_UNLCK
+    },
   }
+}
+
+/** EAGAIN and EWOULDBLOCK are one number with two names. */
+const heldByAnother = (error: unknown) =>
+  ['EAGAIN', 'EWOULDBLOCK', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')
+
+/**
+ * struct flock of one byte, as x64 and arm64 have it: short type, short whence, long start, long length, int pid, with gaps to align them.
+ * Open file description locks want a pid of 0.
+ */
+function flockOf(type: number, offset: number): Buffer {
+  const lock = Buffer.alloc(32)
+  lock.writeInt16LE(type, 0)
+  lock.writeBigInt64LE(BigInt(offset), 8)
+  lock.writeBigInt64LE(1n, 16)
+  return lock
 }

@@ -7,7 +7,7 @@
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
 import type { NodeInfo } from './node-info.ts'
-import type { Permissions } from './permissions.ts'
+import type { PermissionChange, Permissions } from './permissions.ts'
 
 /** What reading a range finds, in the terms of NBD's base:allocation. */
 export interface Extent extends Range {
@@ -74,6 +74,11 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
   readonly filename?: string
   /** Bytes of its clusters, where it has some: new dirty bitmaps are as fine as they are. */
   readonly clusterSize?: number
+  /**
+   * What all who use it need and allow from now on, for nodes that keep other processes to that too (locks on files). Called before it
+   * becomes true; of several changes that are prepared each holds until it is committed or aborted. @throws Fault when others are in the way
+   */
+  preparePermissions?(permissions: Permissions): PermissionChange
   /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
   info?(): Promise<NodeInfo>
 }

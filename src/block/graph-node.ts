@@ -12,6 +12,7 @@ import type { AnyDriver, BlockIo, BlockNode, NodeEvent, NodeOptions, WriteFlags,
 import type { Edge } from './edge.ts'
 import type { NodeInfo } from './node-info.ts'
 import type { GenericOptions } from './node-options.ts'
+import type { PermissionChange, Permissions } from './permissions.ts'
 
 export interface NodeParts {
   readonly name: string
@@ -141,6 +142,11 @@ export class GraphNode {
 
   report(event: NodeEvent) {
     for (const watcher of this.#watchers) watcher(event)
+  }
+
+  /** What its users as a whole need and allow is about to change. Undefined where that is nobody's business but the graph's. */
+  preparePermissions(permissions: Permissions): PermissionChange | undefined {
+    return this.#node.preparePermissions?.(permissions)
   }
 
   /** Lets go of requests that it holds back on purpose. */

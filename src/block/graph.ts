@@ -12,7 +12,7 @@ import type { GraphNode } from './graph-node.ts'
 import { NodeOpener } from './node-opener.ts'
 import { Objects } from './objects.ts'
 import { planPermissions } from './permission-update.ts'
-import { ALL, Permission, type Permissions } from './permissions.ts'
+import { ALL, Permission, type PermissionChange, type Permissions } from './permissions.ts'
 
 export interface RootUser extends Permissions {
   /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
@@ -98,7 +98,7 @@ export class Graph implements AsyncDisposable {
       throw new InvalidParameter(`Block node '${node.name}' is read-only`)
     const edge = new Edge({ description, childName }, node)
     try {
-      planPermissions({ moved: new Map(), asked: new Map([[edge, { perm, shared }]]) })()
+      planPermissions({ moved: new Map(), asked: new Map([[edge, { perm, shared }]]) }).commit()
     } catch (error) {
       node.parents.delete(edge)
       throw error
@@ -116,21 +116,27 @@ export class Graph implements AsyncDisposable {
 
   /** Changes what a root does and allows. @throws PermissionConflict */
   setPermissions(edge: Edge, permissions: Permissions) {
-    planPermissions({ moved: new Map(), asked: new Map([[edge, permissions]]) })()
+    planPermissions({ moved: new Map(), asked: new Map([[edge, permissions]]) }).commit()
   }
 
   /**
    * What puts `to` in the place of `from`: all who use `from` will use `to`, but for `to` itself and what is below it. Checked now; the
-   * result does it, in one turn.
-   * @throws PermissionConflict
+   * result does it, in one turn, or lets go of it. What somebody will ask who is going to read `reader` is seen to as well.
+   * @throws PermissionConflict, FileInUse
    */
-  planReplace(from: GraphNode, to: GraphNode): () => void {
+  planReplace(from: GraphNode, to: GraphNode, reader?: GraphNode): PermissionChange {
     const below = reachable(to)
     const edges = [...from.parents].filter(({ parent }) => !parent.node || !below.has(parent.node))
-    const apply = planPermissions({ moved: new Map(edges.map(edge => [edge, to])) })
-    return () => {
-      apply()
-      for (const edge of edges) edge.pointTo(to)
+    const plan = planPermissions({
+      moved: new Map(edges.map(edge => [edge, to])),
+      ...(reader && { expected: new Map([[reader, READER]]) }),
+    })
+    return {
+      commit() {
+        plan.commit()
+        for (const edge of edges) edge.pointTo(to)
+      },
+      abort: () => plan.abort(),
     }
   }
 
@@ -176,7 +182,7 @@ export class Graph implements AsyncDisposable {
   }
 
   #unlink(edge: Edge) {
-    planPermissions({ moved: new Map([[edge, undefined]]) })()
+    planPermissions({ moved: new Map([[edge, undefined]]) }).commit()
     edge.node.parents.delete(edge)
   }
 

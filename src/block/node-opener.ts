@@ -10,7 +10,7 @@ import { Edge } from './edge.ts'
 import { GraphNode } from './graph-node.ts'
 import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
 import type { Objects } from './objects.ts'
-import { planPermissions } from './permission-update.ts'
+import { childPermissions, planPermissions } from './permission-update.ts'
 import { ALL } from './permissions.ts'
 
 /** A chain of images that is longer is most likely a circle. */
@@ -21,6 +21,7 @@ interface Inherited {
   readonly 'read-only': boolean
   readonly cache: GenericOptions['cache']
   readonly discard: GenericOptions['discard']
+  readonly 'force-share': boolean
 }
 
 export class NodeOpener {
@@ -45,6 +46,8 @@ export class NodeOpener {
     const driver = this.#drivers.get(options.driver)
     if (!driver) throw new InvalidParameter(`Unknown driver '${options.driver}'`)
     const { generic, children, own } = split(driver, { ...inherited, ...options })
+    if (generic['force-share'] && !generic['read-only'])
+      throw new InvalidParameter('force-share=on can only be used with read-only images')
     const name = generic['node-name'] ?? `#block${String(++this.#anonymous).padStart(3, '0')}`
     if (generic['node-name'] !== undefined) checkNodeName(name)
     if (this.nodes.has(name) || this.#opening.has(name)) throw new InvalidParameter(`Duplicate nodes with node-name='${name}'`)
@@ -97,12 +100,14 @@ export class NodeOpener {
       if (!node) throw new NotFound(`Cannot find device='${value}' nor node-name='${value}'`)
       return node
     }
-    const { cache, 'read-only': readOnly } = generic
-    return this.open(
-      value as NodeOptions,
-      { cache, 'read-only': rule.role === 'backing' || readOnly, discard: rule.role === 'data' ? 'unmap' : generic.discard },
-      depth + 1,
-    )
+    const { cache, 'read-only': readOnly, 'force-share': forceShare } = generic
+    const inherited: Inherited = {
+      cache,
+      'read-only': rule.role === 'backing' || readOnly,
+      discard: rule.role === 'data' ? 'unmap' : generic.discard,
+      'force-share': forceShare,
+    }
+    return this.open(value as NodeOptions, inherited, depth + 1)
   }
 
   async #openNode(
@@ -179,7 +184,8 @@ class Below implements AsyncDisposable {
   add(childName: string, node: GraphNode, rule: ChildRule, readOnly: boolean) {
     const edge = new Edge({ description: `node '${this.name}'`, childName }, node)
     this.edges.set(childName, edge)
-    planPermissions({ moved: new Map(), asked: new Map([[edge, rule.permissions({ perm: 0, shared: ALL }, readOnly)]]) })()
+    const asked = childPermissions(rule, { perm: 0, shared: ALL }, readOnly, node)
+    planPermissions({ moved: new Map(), asked: new Map([[edge, asked]]) }).commit()
   }
 
   keep(node: GraphNode) {
@@ -190,7 +196,7 @@ class Below implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     if (this.#kept) return
     for (const edge of this.edges.values()) {
-      planPermissions({ moved: new Map([[edge, undefined]]) })()
+      planPermissions({ moved: new Map([[edge, undefined]]) }).commit()
       edge.node.parents.delete(edge)
       await this.closeOrphan(edge.node)
     }

@@ -1,9 +1,10 @@
 // What a change of the graph does to permissions: worked out first, for every edge below the change, and refused as a whole where two
-// parents of one node do not go together (QEMU's bdrv_refresh_perms in block.c).
+// parents of one node do not go together (QEMU's bdrv_refresh_perms in block.c), or where another process is in the way (file locks).
 
+import type { ChildRule } from './driver.ts'
 import type { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
-import { ALL, permissionNames, PermissionConflict, union, type Permissions } from './permissions.ts'
+import { ALL, permissionNames, PermissionConflict, union, type PermissionChange, type Permissions } from './permissions.ts'
 
 /** Edges as they would be: which node has which parents, and what each parent asks for. */
 export interface Plan {
@@ -11,10 +12,17 @@ export interface Plan {
   readonly moved: ReadonlyMap<Edge, GraphNode | undefined>
   /** What roots would ask for; other roots ask for what they have. */
   readonly asked?: ReadonlyMap<Edge, Permissions>
+  /** Nodes that somebody is going to use who is not there yet, so that he will not be refused for what other processes do. */
+  readonly expected?: ReadonlyMap<GraphNode, Permissions>
 }
 
-/** Works out all permissions after the plan; throws PermissionConflict and changes nothing, or returns what makes them so. */
-export function planPermissions({ moved, asked = new Map() }: Plan): () => void {
+/**
+ * Works out all permissions after the plan; throws and changes nothing, or returns what makes them so. Until that is committed or aborted
+ * no other process can get in the way.
+ * @throws PermissionConflict, and what nodes throw (FileInUse)
+ */
+export function planPermissions({ moved, asked = new Map(), expected = new Map() }: Plan): PermissionChange {
+  const changes: PermissionChange[] = []
   const planned = new Map<Edge, Permissions>(asked)
   const parentsOf = (node: GraphNode) => {
     const parents = [...node.parents].filter(edge => !moved.has(edge))
@@ -24,26 +32,54 @@ export function planPermissions({ moved, asked = new Map() }: Plan): () => void 
   const permissionsOf = (edge: Edge) => planned.get(edge) ?? edge.permissions
   const targetOf = (edge: Edge) => (moved.has(edge) ? moved.get(edge) : edge.node)
 
-  // From the top down, so that a node is looked at when all of its parents have been.
-  for (const node of fromTheTop(affected(moved, asked), targetOf)) {
+  /** From the top down, so that a node is looked at when all of its parents have been. */
+  const prepare = (node: GraphNode) => {
     const parents = parentsOf(node)
     checkTogether(node, parents, permissionsOf)
-    const together = union(parents.map(permissionsOf))
+    const users = parents.map(permissionsOf)
+    const soon = expected.get(node)
+    const together = union(soon ? [...users, soon] : users)
+    // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
+    const leaving = parents.length === 0 && node.isBusy
+    const change = leaving ? undefined : node.preparePermissions(together)
+    if (change) changes.push(change)
     for (const [childName, edge] of node.children) {
-      const permissions = node.driver.children[childName]!.permissions(together, node.readOnly)
-      // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
-      const leaving = parents.length === 0 && node.isBusy
-      planned.set(edge, leaving ? { perm: permissionsOf(edge).perm, shared: ALL } : permissions)
+      const permissions = leaving
+        ? { perm: permissionsOf(edge).perm, shared: ALL }
+        : childPermissions(node.driver.children[childName]!, together, node.readOnly, targetOf(edge))
+      planned.set(edge, permissions)
     }
   }
-  return () => {
-    for (const [edge, permissions] of planned) edge.permissions = permissions
+  const abort = () => changes.forEach(change => change.abort())
+  try {
+    for (const node of fromTheTop(affected(moved, asked, expected), targetOf)) prepare(node)
+  } catch (error) {
+    abort()
+    throw error
+  }
+  return {
+    commit() {
+      for (const [edge, permissions] of planned) edge.permissions = permissions
+      for (const change of changes) change.commit()
+    },
+    abort,
   }
 }
 
+/** What a node asks of the one below; with QMP's force-share there whoever else may do anything. */
+export function childPermissions(
+  rule: ChildRule,
+  parents: Permissions,
+  readOnly: boolean,
+  below: GraphNode | undefined,
+): Permissions {
+  const permissions = rule.permissions(parents, readOnly)
+  return below?.generic['force-share'] ? { ...permissions, shared: ALL } : permissions
+}
+
 /** Where something changes: the nodes that edges leave and come to. */
-function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>) {
-  const nodes = new Set<GraphNode>()
+function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>, expected: ReadonlyMap<GraphNode, Permissions>) {
+  const nodes = new Set<GraphNode>(expected.keys())
   for (const [edge, to] of moved) {
     nodes.add(edge.node)
     if (to) nodes.add(to)

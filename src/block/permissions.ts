@@ -19,6 +19,12 @@ export interface Permissions {
   readonly shared: number
 }
 
+/** A change that has been found possible. Neither can fail, and one of them must follow. */
+export interface PermissionChange {
+  commit(): void
+  abort(): void
+}
+
 const names: Record<number, string> = { 1: 'consistent read', 2: 'write', 4: 'write unchanged', 8: 'resize' }
 
 export const permissionNames = (bits: number) =>

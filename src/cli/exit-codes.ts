@@ -35,6 +35,7 @@ export const exitCodeMeanings: readonly (readonly [code: number, meaning: string
 export const environment: readonly (readonly [name: string, meaning: string])[] = [
   ['STILLPOINT_SOCKET', "the daemon's control socket, where --socket does not name it"],
   ['STILLPOINT_DEBUG', '1: errors are told with where in the program they came from'],
+  ['STILLPOINT_NATIVE', 'off: do without system calls that Node lacks, such as locks on image files'],
   ['TZ', 'the time zone in which times are shown to people'],
   ['XDG_STATE_HOME', 'where the history of `stillpoint qmp` is kept, in stillpoint/qmp-history; default: ~/.local/state'],
 ]

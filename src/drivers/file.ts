@@ -1,23 +1,31 @@
 // The file driver: an image is the bytes of a regular file or a block device.
 //
 // Holes are seen and punched by system calls that Node lacks (base/native.ts). Without them all is data, zeroing writes zeroes and
-// a discard does nothing. What a file system refuses once is not asked of it again.
+// a discard does nothing. What a file system refuses once is not asked of it again. Other processes that have the image open are kept
+// from what does not go together with us, and we from what does not go with them (file-locks.ts).
 
 import fs, { type Stats } from 'node:fs'
 import { open as openFile, readFile, stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
-import { native, type Native } from '../base/native.ts'
+import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
+import type { PermissionChange, Permissions } from '../block/permissions.ts'
+import { FileLocks } from './file-locks.ts'
 
 const options = z.strictObject({
   filename: z.string().min(1).describe('Path of the file or block device'),
-  locking: z.enum(['on', 'off', 'auto']).optional().describe('Accepted: who else uses the image is not looked at'),
+  locking: z
+    .enum(['on', 'off', 'auto'])
+    .optional()
+    .describe(
+      'Whether other processes are kept from using the image in a way that does not go together; auto: where that is possible',
+    ),
   aio: z.enum(['threads', 'native', 'io_uring']).optional().describe('Accepted: Node does it by threads'),
 })
 
@@ -28,8 +36,9 @@ export const file: BlockDriver<FileOptions> = {
   name: 'file',
   options,
   children: {},
-  open: ({ filename }, context) =>
-    openImage(filename, context, stats => {
+  open: (options, context) =>
+    openImage(options, context, stats => {
+      const { filename } = options
       if (!stats.isFile() && !stats.isBlockDevice())
         throw new InvalidParameter(`'file' driver requires '${filename}' to be a regular file or a block device`)
     }),
@@ -40,19 +49,26 @@ export const hostDevice: BlockDriver<FileOptions> = {
   name: 'host_device',
   options,
   children: {},
-  open: ({ filename }, context) =>
-    openImage(filename, context, stats => {
-      if (!stats.isBlockDevice()) throw new InvalidParameter(`'host_device' driver requires '${filename}' to be a block device`)
+  open: (options, context) =>
+    openImage(options, context, stats => {
+      if (!stats.isBlockDevice())
+        throw new InvalidParameter(`'host_device' driver requires '${options.filename}' to be a block device`)
     }),
 }
 
 type FileContext = Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>
 
-async function openImage(filename: string, context: FileContext, check: (stats: Stats) => void): Promise<FileNode> {
+async function openImage(
+  { filename, locking = 'auto' }: FileOptions,
+  context: FileContext,
+  check: (stats: Stats) => void,
+): Promise<FileNode> {
   if (context.cache.direct)
     throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
+  if (locking === 'on' && !native)
+    throw new NotSupported(`${filename}: files cannot be locked here (${whyNotNative}); 'stillpoint doctor' says what mends it`)
   check(await openOr(filename, () => stat(filename))) // before opening: to open a fifo would wait for its other end
-  return FileNode.open(filename, context, native)
+  return FileNode.open(filename, context, native, { locks: locking !== 'off' })
 }
 
 const openOr = async <T>(filename: string, attempt: () => Promise<T>) => {
@@ -72,6 +88,7 @@ export class FileNode implements BlockNode {
   readonly #able = { seek: true, punchHole: true, zeroRange: true, allocate: true }
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
+  readonly #locks: FileLocks | undefined
 
   private constructor(
     private readonly handle: fs.promises.FileHandle,
@@ -81,20 +98,22 @@ export class FileNode implements BlockNode {
     private readonly granule: number,
     private readonly context: FileContext,
     private readonly native: Native | undefined,
+    locks: boolean,
   ) {
     this.#fd = handle.fd
+    if (native && locks) this.#locks = new FileLocks(native, this.#fd, filename)
   }
 
   get size() {
     return this.bytes
   }
 
-  static async open(filename: string, context: FileContext, native: Native | undefined) {
+  static async open(filename: string, context: FileContext, native: Native | undefined, { locks = true } = {}) {
     return openOr(filename, async () => {
       const handle = await openFile(filename, context.readOnly ? 'r' : 'r+')
       try {
         const { size, granule } = await measure(await handle.stat())
-        return new FileNode(handle, filename, size, granule, context, native)
+        return new FileNode(handle, filename, size, granule, context, native, locks)
       } catch (error) {
         await handle.close()
         throw error
@@ -163,6 +182,10 @@ export class FileNode implements BlockNode {
     this.bytes = size
   }
 
+  preparePermissions(permissions: Permissions): PermissionChange {
+    return this.#locks?.prepare(permissions) ?? NO_CHANGE
+  }
+
   async info(): Promise<NodeInfo> {
     const { blocks } = await this.#named(this.handle.stat())
     return { allocated: blocks * 512, dirty: false }
@@ -224,6 +247,8 @@ export class FileNode implements BlockNode {
     }
   }
 }
+
+const NO_CHANGE: PermissionChange = { commit() {}, abort() {} }
 
 /** "Not here" in the words of different file systems and devices. */
 const refused = (error: unknown) =>

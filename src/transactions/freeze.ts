@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
+import type { PermissionChange } from '../block/permissions.ts'
 import type { Scratch } from '../block/scratch.ts'
 
 export interface FreezeOptions {
@@ -22,6 +23,8 @@ export class Freeze implements Action, AsyncDisposable {
   #target: GraphNode | undefined
   #filter: GraphNode | undefined
   #view: GraphNode | undefined
+  /** That the filter can be put in its place, held from `prepare` on. */
+  #insertable: PermissionChange | undefined
   #inserted = false
   #broken: Error | undefined
   #watching: Disposable | undefined
@@ -64,7 +67,7 @@ export class Freeze implements Action, AsyncDisposable {
         this.onBroken(error)
       })
       this.#view = await this.graph.open({ driver: 'snapshot-access', file: this.#filter.name, discard: 'unmap' })
-      this.graph.planReplace(this.disk, this.#filter)
+      this.#insertable = this.#planInsert()
     } catch (error) {
       await this.#close()
       throw error
@@ -72,8 +75,13 @@ export class Freeze implements Action, AsyncDisposable {
   }
 
   commit() {
-    this.graph.planReplace(this.disk, this.#filter!)()
+    this.#planInsert().commit()
+    this.#insertable = undefined
     this.#inserted = true
+  }
+
+  #planInsert() {
+    return this.graph.planReplace(this.disk, this.#filter!, this.#view)
   }
 
   async abort() {
@@ -87,12 +95,14 @@ export class Freeze implements Action, AsyncDisposable {
 
   async #close() {
     this.#watching?.[Symbol.dispose]()
+    this.#insertable?.abort()
+    this.#insertable = undefined
     const [view, filter, target] = [this.#view, this.#filter, this.#target]
     this.#view = this.#filter = this.#target = undefined
     if (view) await this.graph.delete(view.name)
     // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
     // What is below it now may be the filter of another view, which was put in later.
-    if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node)()
+    if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node).commit()
     this.#inserted = false
     if (filter) await this.graph.delete(filter.name)
     if (target) await this.graph.delete(target.name)

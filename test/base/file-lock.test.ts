@@ -21,7 +21,7 @@ async function holder(path: string, env: NodeJS.ProcessEnv) {
 
 for (const [how, env] of [
   ['with native help', {}],
-  ['without native help', { STILLPOINT_NO_NATIVE: '1' }],
+  ['without native help', { STILLPOINT_NATIVE: 'off' }],
 ] as const) {
   t.test(
     `a lock that another process took ${how} is refused, and free once it was killed`,
@@ -31,7 +31,7 @@ for (const [how, env] of [
       const { child, said } = await holder(path, { ...process.env, ...env })
       t.equal(said, 'locked')
       t.equal(await lockFile(path), undefined)
-      const other = await holder(path, { ...process.env, STILLPOINT_NO_NATIVE: '1' })
+      const other = await holder(path, { ...process.env, STILLPOINT_NATIVE: 'off' })
       t.equal(other.said, 'refused')
       for (const process of [child, other.child]) {
         process.kill('SIGKILL')

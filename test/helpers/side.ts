@@ -49,7 +49,7 @@ export class Side implements AsyncDisposable {
       args: ['--chardev', `socket,id=qmp,path=${folder}/control.sock,server=on,wait=off`, '--monitor', 'qmp'],
     }))
 
-  static ours = () =>
+  static ours = (env: Readonly<Record<string, string>> = {}) =>
     Side.#start(async folder => {
       const config = join(folder, 'stillpoint.yaml')
       await writeFile(config, `state: ${folder}/state\ncontrol: { socket: ${folder}/control.sock }\nnbd: []\n`)
@@ -57,13 +57,14 @@ export class Side implements AsyncDisposable {
         socket: join(folder, 'control.sock'),
         command: process.execPath,
         args: [program, 'daemon', '--log-level', 'warn', '--config', config],
+        env,
       }
     })
 
   static async #start(prepare: (folder: string) => Starting | Promise<Starting>) {
     const home = await mkdtemp(join(tmpdir(), 'stillpoint-side-'))
-    const { socket, command, args } = await prepare(home)
-    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+    const { socket, command, args, env } = await prepare(home)
+    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
     const said: Buffer[] = []
     child.stderr.on('data', (data: Buffer) => said.push(data))
     const stderr = () => Buffer.concat(said).toString()
@@ -230,13 +231,17 @@ export class Side implements AsyncDisposable {
     return this.stderr()
   }
 
+  /** Ends it as a crash would. */
+  async kill() {
+    if (this.child.exitCode !== null || this.child.signalCode !== null) return
+    const gone = once(this.child, 'exit')
+    this.child.kill('SIGKILL')
+    await gone
+  }
+
   async [Symbol.asyncDispose]() {
     this.client[Symbol.dispose]()
-    if (this.child.exitCode === null && this.child.signalCode === null) {
-      const gone = once(this.child, 'exit')
-      this.child.kill('SIGKILL')
-      await gone
-    }
+    await this.kill()
     await rm(this.home, { recursive: true })
   }
 }
@@ -257,6 +262,8 @@ interface Starting {
   readonly socket: string
   readonly command: string
   readonly args: readonly string[]
+  /** Beside our own. */
+  readonly env?: Readonly<Record<string, string>>
 }
 
 function timer(ms: number): Disposable & { readonly passed: Promise<undefined> } {
