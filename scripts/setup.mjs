@@ -40,6 +40,9 @@ const packages = {
   fio: { has: 'fio', without: 'there is no load by fio' },
   openssl: { has: 'openssl', without: 'there are no certificates to try TLS with' },
   'nbd-client': { has: 'nbd-client', without: 'the kernel’s client judges nothing' },
+  radosgw: { has: 'radosgw', without: 'no real S3 store judges the target on S3' },
+  'ceph-mon': { has: 'ceph-mon', without: 'radosgw does not run' },
+  'ceph-osd': { has: 'ceph-osd', without: 'radosgw does not run' },
   'man-db': { has: 'man', without: 'nobody looks at the man page' },
 }
 const needs = {
@@ -55,6 +58,9 @@ const needs = {
     'openssl',
     'e2fsprogs',
     'man-db',
+    'radosgw',
+    'ceph-mon',
+    'ceph-osd',
   ],
 }
 
