@@ -1,12 +1,13 @@
-// A command that can also be one action among several of a transaction. Alone it is a transaction of one.
+// A command that can also be one action among several of a transaction. Alone it is a transaction of one, and while its client has a
+// transaction open (transaction-begin) it is a step of that.
 
 import type { z } from 'zod'
 import type { Action } from '../block/action.ts'
-import type { Graph } from '../block/graph.ts'
 import type { JobGroup } from '../jobs/job-group.ts'
 import { transact } from '../transactions/transact.ts'
 import { command, type Command } from './command.ts'
 import type { CommandContext } from './context.ts'
+import { drainDisks } from './drain-disks.ts'
 
 interface ActionKind<Arguments> {
   /** Nodes on which no write is under way when it takes effect, by name. */
@@ -41,17 +42,13 @@ export function actionCommand<Schema extends z.ZodType>({
     name,
     summary,
     arguments: schema,
-    run: (args, context) =>
-      transact([action(args, context)], async commits =>
+    async run(args, context, { transaction }) {
+      if (transaction?.isOpen)
+        return transaction.add({ type: name, disks: disks(args), make: group => action(args, context, group) })
+      await transact([action(args, context)], async commits =>
         drainsAlone ? drainDisks(context.graph, disks(args), commits) : commits(),
-      ),
+      )
+    },
   })
   return { ...alone, disks, action }
 }
-
-/** Those that are gone by now are nobody's disks. */
-export const drainDisks = (graph: Graph, names: readonly string[], moment: () => void) =>
-  graph.drained(
-    names.flatMap(name => graph.find(name) ?? []),
-    moment,
-  )

@@ -24,7 +24,7 @@ export interface CommandLineStep {
 }
 
 /** Nobody is connected, and none of these commands asks who is. */
-const nobody: Session = { negotiate: () => assert.fail(), commands: [] }
+const nobody: Session = { negotiate: () => assert.fail(), transaction: undefined, commands: [] }
 
 interface World {
   readonly context: CommandContext

@@ -10,6 +10,7 @@ import type { Machines } from '../machines/machines.ts'
 import type { Exports } from '../nbd-server/exports.ts'
 import type { NodeExports } from '../nbd-server/node-exports.ts'
 import type { OnDemandServer } from '../nbd-server/on-demand-server.ts'
+import type { ClientTransaction } from './client-transaction.ts'
 import type { AnyCommand } from './command.ts'
 import type { DaemonInfo } from './commands/query-daemon.ts'
 
@@ -39,6 +40,8 @@ export interface CommandContext {
 export interface Session {
   /** Ends the negotiation: from now on other commands are taken, and events sent. */
   negotiate(capabilities: readonly string[]): void
+  /** What it has begun last, over or not; while it is open, actions go there. */
+  transaction: ClientTransaction | undefined
   /** All commands there are. */
   readonly commands: readonly AnyCommand[]
 }

@@ -8,6 +8,7 @@ import type { Duplex } from 'node:stream'
 import { Fault, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { parseArguments } from './arguments.ts'
+import type { ClientTransaction } from './client-transaction.ts'
 import type { AnyCommand } from './command.ts'
 import { versionInfo } from './commands/query-version.ts'
 import type { CommandContext, Session } from './context.ts'
@@ -28,6 +29,7 @@ export interface SessionOptions {
 }
 
 export class QmpSession implements Session, AsyncDisposable {
+  transaction: ClientTransaction | undefined
   #negotiated = false
   #oob = false
   #stopped = false
@@ -73,16 +75,24 @@ export class QmpSession implements Session, AsyncDisposable {
   async stop(): Promise<void> {
     this.#stopped = true
     await this.#answering
+    await this.#rollBack()
   }
 
   async [Symbol.asyncDispose]() {
     const closed = new Promise<void>(resolve => this.socket.once('close', () => resolve()))
-    if (this.socket.closed) return
+    if (this.socket.closed) return this.stop()
     const timer = setTimeout(() => this.socket.destroy(), GRACE_MS)
     await this.stop()
     this.socket.end(() => this.socket.destroy())
     await closed
     clearTimeout(timer)
+  }
+
+  /** A transaction goes with its client. */
+  async #rollBack() {
+    const { transaction } = this
+    if (transaction?.isOpen)
+      await this.context.turns.take(async () => transaction.isOpen && transaction.rollBack('its connection has ended'))
   }
 
   /** Tells the client of an event, as a whole line. */

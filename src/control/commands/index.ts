@@ -49,8 +49,12 @@ import { queryJobs } from './query-jobs.ts'
 import { queryMachines } from './query-machines.ts'
 import { queryNamedBlockNodes } from './query-named-block-nodes.ts'
 import { queryQmpSchema } from './query-qmp-schema.ts'
+import { queryTransaction } from './query-transaction.ts'
 import { queryVersion } from './query-version.ts'
 import { quit } from './quit.ts'
+import { transactionBegin } from './transaction-begin.ts'
+import { transactionCommit } from './transaction-commit.ts'
+import { transactionRollback } from './transaction-rollback.ts'
 import { transaction } from './transaction.ts'
 import { xDebugBlockDirtyBitmapSha256 } from './x-debug-block-dirty-bitmap-sha256.ts'
 
@@ -103,8 +107,12 @@ export const commands: readonly AnyCommand[] = [
   queryMachines,
   queryNamedBlockNodes,
   queryQmpSchema,
+  queryTransaction,
   queryVersion,
   quit,
   transaction,
+  transactionBegin,
+  transactionCommit,
+  transactionRollback,
   xDebugBlockDirtyBitmapSha256,
 ]

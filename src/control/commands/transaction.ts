@@ -1,10 +1,12 @@
 // QMP's transaction: several changes at one instant, or none of them.
 
 import { z } from 'zod'
+import { InvalidParameter } from '../../base/errors.ts'
 import { JobGroup } from '../../jobs/job-group.ts'
 import { abort, transact } from '../../transactions/transact.ts'
-import { drainDisks, type AnyActionCommand } from '../action-command.ts'
+import type { AnyActionCommand } from '../action-command.ts'
 import { command } from '../command.ts'
+import { drainDisks } from '../drain-disks.ts'
 import { blockDirtyBitmapAdd } from './block-dirty-bitmap-add.ts'
 import { blockDirtyBitmapClear } from './block-dirty-bitmap-clear.ts'
 import { blockDirtyBitmapDisable } from './block-dirty-bitmap-disable.ts'
@@ -30,21 +32,23 @@ const wanted = z.discriminatedUnion('type', [
   ...kinds.map(({ name, arguments: data }) => z.strictObject({ type: z.literal(name), data })),
 ])
 
+export const transactionProperties = z.strictObject({
+  'completion-mode': z
+    .enum(['individual', 'grouped'])
+    .optional()
+    .describe('grouped: the jobs that it starts succeed together or not at all'),
+})
+
 export const transaction = command({
   name: 'transaction',
   summary: 'Makes several changes at one instant, between two writes, or none of them.',
   arguments: z.strictObject({
     actions: z.array(wanted),
-    properties: z
-      .strictObject({
-        'completion-mode': z
-          .enum(['individual', 'grouped'])
-          .optional()
-          .describe('grouped: the jobs that it starts succeed together or not at all'),
-      })
-      .optional(),
+    properties: transactionProperties.optional(),
   }),
-  async run({ actions, properties }, context) {
+  async run({ actions, properties }, context, session) {
+    if (session.transaction?.isOpen)
+      throw new InvalidParameter('a transaction of this connection is open: its actions are commands of their own, one by one')
     const group = properties?.['completion-mode'] === 'grouped' ? new JobGroup() : undefined
     const made = actions.map(({ type, data }) => ({ kind: byName.get(type), data: data as unknown }))
     const disks = made.flatMap(({ kind, data }) => kind?.disks(data) ?? [])
