@@ -18,7 +18,7 @@ export interface TlsIdentity {
   readonly user?: string
   /** What its certificate says. */
   readonly certificate?: {
-    /** The distinguished name, from the country down to the common name, such as "O=Example,CN=backup.example.net". */
+    /** The distinguished name in the certificate's order, usually from the country down: "O=Example,CN=backup.example.net" (GnuTLS's form). */
     readonly subject: string
     readonly commonName: string
     /** Such as "DNS:backup.example.net, IP Address:192.0.2.7". */
@@ -113,7 +113,7 @@ function certificateOf(socket: tls.TLSSocket): TlsIdentity {
   const commonName = /^CN=(.*)$/m.exec(subject)?.[1] ?? ''
   return {
     certificate: {
-      subject: subject.replaceAll('\n', ','),
+      subject: subject.replaceAll('\n', ',').replaceAll(' + ', '+'), // a plus sign of a value has a backslash before it
       commonName,
       alternativeNames: certificate.subjectAltName ?? '',
     },

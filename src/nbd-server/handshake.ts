@@ -24,7 +24,7 @@ import {
   OptionReply,
   optionReplyHeader,
 } from 'nbd-client-ts/protocol'
-import type { TlsCredentials } from '../base/tls-credentials.ts'
+import { TlsFailure, type TlsCredentials, type TlsIdentity } from '../base/tls-credentials.ts'
 import type { Export } from './export.ts'
 import type { Exports } from './exports.ts'
 import type { Link, Peer } from './link.ts'
@@ -58,6 +58,8 @@ export interface TlsTerms {
   /** `forced`: nothing goes without TLS; `selective`: only exports that are not `tlsOnly` do (FORCEDTLS, SELECTIVETLS). */
   readonly mode: 'forced' | 'selective'
   readonly credentials: TlsCredentials
+  /** Whether this client, having proved who it is, is served at all. Default: everybody is. */
+  readonly admit?: ((identity: TlsIdentity) => boolean | Promise<boolean>) | undefined
 }
 
 /** More options than this nobody needs. */
@@ -180,6 +182,11 @@ class Handshake {
     this.link.holdInput() // before it may answer: what comes then is TLS
     await this.#answer(Option.STARTTLS, OptionReply.ACK)
     await this.link.startTls(tls.credentials)
+    const identity = this.link.peer.tls ?? {}
+    if (tls.admit && !(await tls.admit(identity)))
+      throw new TlsFailure(
+        `${identity.certificate?.subject ?? 'a client without a certificate'} is not let in by the rules of tls-authz`,
+      )
     this.#secure = true
     this.#mode = 'simple'
     this.#contexts = undefined

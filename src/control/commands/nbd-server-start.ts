@@ -1,10 +1,12 @@
 // QMP's nbd-server-start.
 
 import { z } from 'zod'
+import { InvalidParameter } from '../../base/errors.ts'
 import type { ListenAddress } from '../../nbd-server/listening.ts'
 import { command } from '../command.ts'
 import type { CommandContext } from '../context.ts'
 import { listenAddressOf, socketAddressLegacy } from '../nbd-address.ts'
+import { authzOf, checkAuthz } from '../objects/authz.ts'
 import { serverCredentials } from '../objects/tls-creds.ts'
 import { uint32 } from '../qapi-type.ts'
 
@@ -16,6 +18,7 @@ const HANDSHAKE_MAX_SECONDS = 10
 export const nbdServerOptions = z.strictObject({
   'handshake-max-seconds': uint32.optional().describe('How long a client may take to choose an export; 0: no limit'),
   'tls-creds': z.string().optional().describe('Id of the tls-creds object: clients must use TLS'),
+  'tls-authz': z.string().optional().describe('Id of the authz object that says whose certificates are let in'),
   'max-connections': uint32.optional().describe('0: no limit'),
 })
 
@@ -32,14 +35,27 @@ export async function startNbdServer(
   {
     'handshake-max-seconds': handshake = HANDSHAKE_MAX_SECONDS,
     'tls-creds': tlsCreds,
+    'tls-authz': tlsAuthz,
     'max-connections': maxConnections = MAX_CONNECTIONS,
   }: z.output<typeof nbdServerOptions>,
   { onDemandServer, graph: { objects } }: CommandContext,
 ) {
   const credentials = tlsCreds === undefined ? undefined : serverCredentials(objects, tlsCreds)
+  if (tlsAuthz !== undefined) {
+    if (!credentials) throw new InvalidParameter("'tls-authz' looks at certificates: it needs 'tls-creds'")
+    checkAuthz(objects, tlsAuthz)
+  }
+  const authz = tlsAuthz === undefined ? undefined : authzOf(objects, tlsAuthz)
   await onDemandServer.start(address, {
     maxConnections,
     handshakeMs: handshake * 1000,
-    ...(credentials && { tls: { mode: 'forced', credentials } }),
+    ...(credentials && {
+      tls: {
+        mode: 'forced',
+        credentials,
+        // Who shows no certificate (a shared key, or nothing asked for) has no such name.
+        ...(authz && { admit: ({ certificate }) => certificate !== undefined && authz.isAllowed(certificate.subject) }),
+      },
+    }),
   })
 }

@@ -1,5 +1,6 @@
 // Every kind of object that object-add makes.
 
+import { authzList, authzListFile, authzSimple } from './authz.ts'
 import { iothreadObject } from './iothread.ts'
 import type { AnyObjectType } from './object-type.ts'
 import { secretObject } from './secret.ts'
@@ -7,6 +8,9 @@ import { throttleGroupObject } from './throttle-group.ts'
 import { tlsCredsPsk, tlsCredsX509 } from './tls-creds.ts'
 
 export const objectTypes: readonly AnyObjectType[] = [
+  authzList,
+  authzListFile,
+  authzSimple,
   iothreadObject,
   secretObject,
   throttleGroupObject,
