@@ -24,6 +24,8 @@ export interface Extent extends Range {
 export interface WriteFlags {
   /** Durable before it is done (NBD's FUA). */
   readonly fua?: boolean
+  /** For the node that is called, and no other: the disk reads the same as before, so that none of its bitmaps need know. */
+  readonly unchanged?: boolean
 }
 
 export interface ZeroFlags extends WriteFlags {

@@ -65,6 +65,16 @@ export class GraphNode {
     return this.io.size
   }
 
+  /** Bytes of its clusters, where it has some. */
+  get clusterSize() {
+    return this.#node.clusterSize
+  }
+
+  /** Whether what is discarded, or zeroed so that it may, becomes a hole. */
+  get unmaps() {
+    return this.generic.discard === 'unmap'
+  }
+
   /** What it is made of: its own file, or that of the first node below that has one. */
   get filename(): string | undefined {
     const below = this.children.get('file') ?? this.children.values().next().value
@@ -101,6 +111,7 @@ export class GraphNode {
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {
+    if (flags?.unchanged) return this.io.write(offset, data, { fua: flags.fua === true })
     const { 'detect-zeroes': detect } = this.generic
     if (detect !== 'off' && isZero(data))
       return this.zero({ offset, length: data.length }, { ...flags, unmap: detect === 'unmap' })
@@ -109,17 +120,14 @@ export class GraphNode {
 
   /** Leaves no holes where discards are ignored. */
   zero(range: Range, flags: ZeroFlags = {}) {
-    const unmap = flags.unmap === true && this.#unmaps
-    return this.#marked(range.offset, range.length, () => this.io.zero(range, { ...flags, unmap }))
+    const { unchanged, ...rest } = flags
+    const change = () => this.io.zero(range, { ...rest, unmap: flags.unmap === true && this.unmaps })
+    return unchanged ? change() : this.#marked(range.offset, range.length, change)
   }
 
   /** Nothing, and so no mark, where discards are ignored. */
   async discard(range: Range) {
-    if (this.#unmaps) await this.#marked(range.offset, range.length, () => this.io.discard(range))
-  }
-
-  get #unmaps() {
-    return this.generic.discard === 'unmap'
+    if (this.unmaps) await this.#marked(range.offset, range.length, () => this.io.discard(range))
   }
 
   /** The tail that it grew by counts as written. */

@@ -11,7 +11,7 @@ import { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
 import { NodeOpener } from './node-opener.ts'
 import { Objects } from './objects.ts'
-import { planPermissions } from './permission-update.ts'
+import { planPermissions, type Plan } from './permission-update.ts'
 import { ALL, Permission, type PermissionChange, type Permissions } from './permissions.ts'
 
 export interface RootUser extends Permissions {
@@ -70,9 +70,12 @@ export class Graph implements AsyncDisposable {
     return this.open(options)
   }
 
-  /** The same for our own use: a node without a name gets one that no user can give. */
-  async open(options: NodeOptions): Promise<GraphNode> {
-    const node = await this.#opener.open(options)
+  /**
+   * The same for our own use: a node without a name gets one that no user can give. `driver` is for layers that only whoever opens them
+   * has: they need not be among the graph's drivers.
+   */
+  async open(options: NodeOptions, driver?: AnyDriver): Promise<GraphNode> {
+    const node = await this.#opener.open(options, driver)
     node.owned = true
     return node
   }
@@ -81,11 +84,13 @@ export class Graph implements AsyncDisposable {
   async delete(name: string) {
     const node = this.#nodes.get(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
+    const roots = [...node.parents].filter(edge => this.#roots.has(edge))
+    if (roots.some(({ parent }) => parent.childName === 'root')) throw new InvalidParameter(`Node ${name} is in use`)
     node.checkNoJob()
     for (const { parent } of node.parents)
       if (parent.childName === 'backing' && parent.node)
         throw new InvalidParameter(`Node '${name}' is busy: node is used as backing hd of '${parent.node.name}'`)
-    if ([...node.parents].some(edge => this.#roots.has(edge))) throw new InvalidParameter(`Node ${name} is in use`)
+    if (roots.length > 0) throw new InvalidParameter(`Node ${name} is in use`)
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
     node.owned = false
@@ -125,16 +130,23 @@ export class Graph implements AsyncDisposable {
    * @throws PermissionConflict, FileInUse
    */
   planReplace(from: GraphNode, to: GraphNode, reader?: GraphNode): PermissionChange {
+    const moved = new Map(this.movable(from, to).map(edge => [edge, to]))
+    return this.planMoves(moved, reader && { expected: new Map([[reader, READER]]) })
+  }
+
+  /** The users of `from` that can use `to` instead: all but `to` itself and what is below it. */
+  movable(from: GraphNode, to: GraphNode): Edge[] {
     const below = reachable(to)
-    const edges = [...from.parents].filter(({ parent }) => !parent.node || !below.has(parent.node))
-    const plan = planPermissions({
-      moved: new Map(edges.map(edge => [edge, to])),
-      ...(reader && { expected: new Map([[reader, READER]]) }),
-    })
+    return [...from.parents].filter(({ parent }) => !parent.node || !below.has(parent.node))
+  }
+
+  /** The same for edges of one's choice, and roots that ask for something else from then on. */
+  planMoves(moved: ReadonlyMap<Edge, GraphNode>, more?: Pick<Plan, 'asked' | 'expected'>): PermissionChange {
+    const plan = planPermissions({ moved, ...more })
     return {
       commit() {
         plan.commit()
-        for (const edge of edges) edge.pointTo(to)
+        for (const [edge, to] of moved) edge.pointTo(to)
       },
       abort: () => plan.abort(),
     }
@@ -151,9 +163,9 @@ export class Graph implements AsyncDisposable {
     }
   }
 
-  /** Calls `moment` while no write is under way on these nodes, or on any. See drain.ts. */
-  drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T): Promise<T> {
-    return drained(this.#writers(nodes), moment)
+  /** Calls `moment` while no write is under way on these nodes, or on any. `except`: a root by which `moment` itself writes. See drain.ts. */
+  drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T | Promise<T>, except?: Edge): Promise<T> {
+    return drained(this.#writers(nodes, except), moment)
   }
 
   /** The roots on which writes can come to these nodes, or to any. */

@@ -40,10 +40,10 @@ export class NodeOpener {
     this.#drivers = new Map(drivers.map(driver => [driver.name, driver]))
   }
 
-  async open(options: NodeOptions, inherited?: Inherited, depth = 0): Promise<GraphNode> {
+  async open(options: NodeOptions, given?: AnyDriver, inherited?: Inherited, depth = 0): Promise<GraphNode> {
     if (depth > MAX_DEPTH)
       throw new InvalidParameter(`more than ${MAX_DEPTH} images are stacked here; look for a circle among the backing files`)
-    const driver = this.#drivers.get(options.driver)
+    const driver = given ?? this.#drivers.get(options.driver)
     if (!driver) throw new InvalidParameter(`Unknown driver '${options.driver}'`)
     const { generic, children, own } = split(driver, { ...inherited, ...options })
     if (generic['force-share'] && !generic['read-only'])
@@ -107,7 +107,7 @@ export class NodeOpener {
       discard: rule.role === 'data' ? 'unmap' : generic.discard,
       'force-share': forceShare,
     }
-    return this.open(value as NodeOptions, inherited, depth + 1)
+    return this.open(value as NodeOptions, undefined, inherited, depth + 1)
   }
 
   async #openNode(

@@ -22,6 +22,11 @@ export const eventTypes: readonly EventType[] = [
     data: z.strictObject({ id: z.string(), status: jobStatus }),
   },
   {
+    name: 'BLOCK_JOB_READY',
+    summary: 'A job has done what it was started for, and goes on until it is told to complete.',
+    data: z.strictObject(blockJob),
+  },
+  {
     name: 'BLOCK_JOB_PENDING',
     summary: 'A job waits for job-finalize.',
     data: z.strictObject({ type: jobType, id: z.string() }),

@@ -8,7 +8,7 @@ import { genericNames } from '../block/node-options.ts'
 import { toText } from './json.ts'
 
 /** Nodes that show what is below them and are called as that is. */
-const TRANSPARENT = new Set(['copy-before-write', 'snapshot-access'])
+const TRANSPARENT = new Set(['copy-before-write', 'snapshot-access', 'mirror_top', 'commit_top'])
 /** Options that say how an image is handled, and nothing of what it shows. */
 const WEAK = new Set([
   'locking',

@@ -5,10 +5,10 @@ import { InvalidParameter, NotFound, NotSupported } from '../base/errors.ts'
 import { checkAllows } from '../bitmaps/check-allows.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { GraphNode } from '../block/graph-node.ts'
+import type { ErrorPolicy } from './error-policy.ts'
 
 export type SyncMode = 'full' | 'top' | 'none' | 'incremental' | 'bitmap'
 export type BitmapMode = 'on-success' | 'never' | 'always'
-export type ErrorPolicy = 'report' | 'ignore' | 'enospc' | 'stop'
 
 export interface BackupOptions {
   readonly jobId: string

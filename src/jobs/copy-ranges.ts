@@ -1,18 +1,13 @@
 // Copies ranges from one node to another for a job: several pieces at a time, holes as holes, within the job's speed, with its error policies.
 
-import { setTimeout as sleep } from 'node:timers/promises'
-import { messageOf, nbdErrorOf } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import { pieces, type Range } from '../base/ranges.ts'
 import { isZero } from '../base/zeroes.ts'
 import type { BlockIo } from '../block/driver.ts'
-import type { ErrorPolicy } from './backup-options.ts'
+import { endure, type ErrorPolicy } from './error-policy.ts'
 import type { Job, Progress } from './job.ts'
 
 const PIECE_BYTES = 1 << 20
-
-/** An error that is to be ignored is tried again after this time, and not at once and for ever. */
-const RETRY_MS = 100
 
 export interface Copying {
   readonly source: BlockIo
@@ -93,32 +88,17 @@ async function copyPiece(job: Job, copying: Copying, { offset, length, zero }: P
     try {
       await source.read(offset, data)
     } catch (error) {
-      return failed(job, copying, 'read', copying.onSourceError, error)
+      await endure(job, copying.emit, 'read', copying.onSourceError, error)
+      return false
     }
   }
   try {
     if (data && !isZero(data)) await target.write(offset, data)
     else await target.zero({ offset, length }, { unmap: true })
   } catch (error) {
-    return failed(job, copying, 'write', copying.onTargetError, error)
+    await endure(job, copying.emit, 'write', copying.onTargetError, error)
+    return false
   }
   await copying.done({ offset, length })
   return true
-}
-
-/** What the policy makes of it (QEMU's block_job_error_action). */
-async function failed(
-  job: Job,
-  { emit }: Copying,
-  operation: 'read' | 'write',
-  policy: ErrorPolicy,
-  error: unknown,
-): Promise<false> {
-  const noSpace = nbdErrorOf(error) === 'ENOSPC'
-  const action = policy === 'enospc' ? (noSpace ? 'stop' : 'report') : policy
-  emit('BLOCK_JOB_ERROR', { device: job.id, operation, action, reason: messageOf(error) })
-  if (action === 'report') throw error
-  if (action === 'stop') job.stopOnError(noSpace)
-  else await sleep(RETRY_MS)
-  return false
 }

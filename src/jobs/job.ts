@@ -25,6 +25,8 @@ export interface JobWork {
   run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void>
   /** What ends by itself never has it: tells work that is ready to come to its end. */
   complete?(): void
+  /** The same, but that it leaves all as it is: QEMU's cancellation without force of a job that is ready. */
+  leave?(): void
   /** What may still fail when all jobs of the group are done. */
   prepare?(): Promise<void>
   /** It has succeeded, with all of its group. */
@@ -53,6 +55,8 @@ export interface JobOptions {
 /** Told as it happens, in the order it happens. */
 export interface JobEvents {
   statusChanged(job: Job): void
+  /** It has done what it was started for, and goes on until it is told to complete. */
+  ready(job: Job): void
   /** It waits for `finalize`. */
   pending(job: Job): void
   /** It is over: done, failed (`job.error`) or cancelled. */
@@ -71,6 +75,8 @@ export class Job {
   /** Somebody asked it to stop; how it ends is still to be seen. */
   cancelled = false
   userPaused = false
+  /** It has nothing to do just now. */
+  idle = false
   /** The last error of its disks made it stop: QMP's io-status. */
   ioStatus: 'ok' | 'failed' | 'nospace' = 'ok'
   readonly #work: JobWork
@@ -156,6 +162,16 @@ export class Job {
     this.#stop.signal.throwIfAborted()
   }
 
+  /** For the work: from now on it can be completed. */
+  becomeReady() {
+    this.enter('ready')
+    this.#events.ready(this)
+  }
+
+  get isReady() {
+    return this.status === 'ready' || this.status === 'standby'
+  }
+
   /** Waits until that many more bytes may be done, or it is to stop; yields now and then, so that the work can do so too. */
   throttle(bytes: number) {
     return this.speedLimit.pass(bytes, this.#stop.signal)
@@ -219,10 +235,11 @@ export class Job {
     this.#work.complete()
   }
 
-  /** By the user. It takes the others of its group with it. */
-  async cancel() {
+  /** By the user. It takes the others of its group with it. Without `force`, a job that is ready ends well, and leaves all as it is. */
+  async cancel({ force = true } = {}) {
     this.checkVerb('cancel')
-    await this.#group.cancel(this)
+    if (!force && this.isReady && this.#work.leave) this.#work.leave()
+    else await this.#group.cancel(this)
   }
 
   /** Undoes a job that was never started: its transaction failed. */

@@ -63,20 +63,23 @@ export class Jobs {
       if (job.status === 'null') this.#byId.delete(job.id)
       this.emit('JOB_STATUS_CHANGE', { id: job.id, status: job.status })
     },
+    ready: job => this.emit('BLOCK_JOB_READY', dataOf(job)),
     pending: job => {
       if (job.type !== 'create') this.emit('BLOCK_JOB_PENDING', { type: job.type, id: job.id })
     },
     ended: job => {
       if (job.type === 'create') return
-      const data = {
-        type: job.type,
-        device: job.id,
-        len: job.progress.total,
-        offset: job.progress.current,
-        speed: job.speedLimit.bytesPerSecond,
-      }
+      const data = dataOf(job)
       if (job.cancelled) this.emit('BLOCK_JOB_CANCELLED', data)
       else this.emit('BLOCK_JOB_COMPLETED', { ...data, ...(job.error && { error: messageOf(job.error) }) })
     },
   }
 }
+
+const dataOf = (job: Job) => ({
+  type: job.type,
+  device: job.id,
+  len: job.progress.total,
+  offset: job.progress.current,
+  speed: job.speedLimit.bytesPerSecond,
+})

@@ -28,7 +28,11 @@ export class SpeedLimit {
   /** Waits until what passed before is through, and yields now and then meanwhile. @throws the signal's reason */
   async *pass(bytes: number, signal: AbortSignal): AsyncGenerator<void, void, void> {
     for (let wait = this.#waitMs(); wait > 0; wait = this.#waitMs()) {
-      await sleep(Math.min(wait, LOOK_AGAIN_MS), undefined, { signal })
+      try {
+        await sleep(Math.min(wait, LOOK_AGAIN_MS), undefined, { signal })
+      } catch (error) {
+        throw signal.aborted ? signal.reason : error
+      }
       yield
     }
     if (this.#bytesPerSecond > 0)

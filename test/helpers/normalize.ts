@@ -27,8 +27,8 @@ export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions
       .filter(([name, member]) => !(name === 'dirty-bitmaps' && Array.isArray(member) && member.length === 0))
     // A file that is no multiple of a sector: QEMU counts whole ones.
     if ('virtual-size' in value && 'format' in value && value.format === 'file') {
-      const size = members.find(([name]) => name === 'virtual-size')!
-      return Object.fromEntries([...members, ['virtual-size', Math.ceil(Number(size[1]) / 512) * 512]])
+      const size = members.find(([name]) => name === 'virtual-size')
+      if (size) return Object.fromEntries([...members, ['virtual-size', Math.ceil(Number(size[1]) / 512) * 512]])
     }
     if ('class' in value && 'desc' in value) return Object.fromEntries(members.filter(([name]) => name !== 'data'))
     return Object.fromEntries(members)
@@ -61,10 +61,16 @@ export function withoutDrains(events: readonly Event[]): Event[] {
   for (const event of events) {
     const before = last.get(subjectOf(event))
     last.set(subjectOf(event), event)
-    if (before && isStatus(event, 'running') && isStatus(before, 'paused')) dropped.add(before).add(event)
+    if (!before) continue
+    for (const [paused, going] of PAUSES) if (isStatus(event, going) && isStatus(before, paused)) dropped.add(before).add(event)
   }
   return events.filter(event => !dropped.has(event))
 }
+
+const PAUSES = [
+  ['paused', 'running'],
+  ['standby', 'ready'],
+] as const
 
 /** The job or export that it is about. */
 export const subjectOf = ({ data }: Event) => data['id'] ?? data['device']

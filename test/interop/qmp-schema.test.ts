@@ -28,6 +28,8 @@ const LATER = new Set([
 /** What is our own on purpose. */
 const OURS = new Set([
   ...['quota', 'delay', 'inject-error'].flatMap(filter => [`blockdev-add/driver/+${filter}`, `blockdev-add/driver/${filter}`]),
+  'transaction/actions/[]/type/+blockdev-mirror',
+  'transaction/actions/[]/type/blockdev-mirror',
   'BLOCK_JOB_ERROR/reason', // QEMU's says only that something went wrong
 ])
 

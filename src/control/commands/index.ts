@@ -23,6 +23,7 @@ import { blockResize } from './block_resize.ts'
 import { blockdevAdd } from './blockdev-add.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
 import { blockdevDel } from './blockdev-del.ts'
+import { blockdevMirror } from './blockdev-mirror.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
 import { jobCancel } from './job-cancel.ts'
@@ -81,6 +82,7 @@ export const commands: readonly AnyCommand[] = [
   blockdevAdd,
   blockdevBackup,
   blockdevDel,
+  blockdevMirror,
   checkpointCreate,
   checkpointDelete,
   jobCancel,

@@ -14,6 +14,7 @@ import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
 import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
 import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevMirror } from './blockdev-mirror.ts'
 
 const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapAdd,
@@ -23,6 +24,7 @@ const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapMerge,
   blockDirtyBitmapRemove,
   blockdevBackup,
+  blockdevMirror,
 ]
 const byName: ReadonlyMap<string, AnyActionCommand> = new Map(kinds.map(kind => [kind.name, kind]))
 

@@ -6,6 +6,7 @@ import { bitmaps } from './bitmaps.ts'
 import { chains } from './chains.ts'
 import { exports } from './exports.ts'
 import { fleecing } from './fleecing.ts'
+import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
 
@@ -18,3 +19,6 @@ export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
   fleecing,
   backups,
 }
+
+/** Those of jobs that move disks: a test file of their own. */
+export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { mirrors }

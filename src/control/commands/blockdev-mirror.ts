@@ -1,0 +1,72 @@
+// QMP's blockdev-mirror, alone or in a transaction (there it is ours): starts the job that copies a node to another and keeps the two the
+// same, until it is told to put the other in the first one's place.
+
+import { z } from 'zod'
+import { InvalidParameter } from '../../base/errors.ts'
+import type { GraphNode } from '../../block/graph-node.ts'
+import { MirrorAction } from '../../jobs/mirror.ts'
+import { deferred } from '../../transactions/deferred.ts'
+import { actionCommand } from '../action-command.ts'
+import { int64, uint32 } from '../qapi-type.ts'
+
+const errorPolicy = z.enum(['report', 'ignore', 'enospc', 'stop']).optional()
+
+export const blockdevMirror = actionCommand({
+  name: 'blockdev-mirror',
+  summary:
+    'Starts a job that copies a node to another, keeps the two the same, and puts the other in its place when it is completed.',
+  arguments: z.strictObject({
+    'job-id': z.string().optional(),
+    device: z.string().describe('The node to copy'),
+    target: z.string().describe('The node to copy to'),
+    replaces: z.string().optional().describe('The node in whose place the target is put: by default the one that is copied'),
+    sync: z.enum(['top', 'full', 'none', 'incremental', 'bitmap']),
+    speed: int64.optional().describe('Bytes a second; 0: no limit'),
+    granularity: uint32
+      .optional()
+      .describe("Bytes that are copied again when one of them is written; by default the target's cluster"),
+    'buf-size': int64.optional().describe('Bytes that are in memory at a time, at most; 16 MiB by default'),
+    'on-source-error': errorPolicy,
+    'on-target-error': errorPolicy,
+    'filter-node-name': z.string().optional(),
+    'copy-mode': z
+      .enum(['background', 'write-blocking'])
+      .optional()
+      .describe('write-blocking: a guest waits until the target has what it writes as well'),
+    'auto-finalize': z.boolean().optional(),
+    'auto-dismiss': z.boolean().optional(),
+  }),
+  drainsAlone: true,
+  disks: ({ device }) => [device],
+  action: (args, context, group) =>
+    deferred(() => {
+      const source = context.graph.get(args.device)
+      checkRoot(source)
+      return new MirrorAction(
+        context,
+        {
+          jobId: args['job-id'] ?? '',
+          source,
+          target: context.graph.get(args.target),
+          replaces: args.replaces,
+          sync: args.sync,
+          speed: args.speed,
+          granularity: args.granularity,
+          bufSize: args['buf-size'],
+          onSourceError: args['on-source-error'],
+          onTargetError: args['on-target-error'],
+          filterNodeName: args['filter-node-name'],
+          copyMode: args['copy-mode'],
+          autoFinalize: args['auto-finalize'],
+          autoDismiss: args['auto-dismiss'],
+        },
+        group,
+      )
+    }),
+})
+
+/** What is below another node cannot be replaced without that one's knowing (QEMU's bdrv_is_root_node). */
+function checkRoot(node: GraphNode) {
+  if ([...node.parents].some(({ parent }) => parent.node) || node.jobs.size > 0)
+    throw new InvalidParameter('Need a root block node')
+}

@@ -1,0 +1,112 @@
+// The layer that a mirror job has over its source (QEMU's mirror_top). With copy-mode write-blocking, it also writes to the target what
+// guests write.
+//
+// Then source and target are changed in the same order: whoever changes a granule of the target holds it (DirtyCopy.lock), and guests hold
+// theirs from before the source is written. A granule is marked by the source's node, as by every write; when the target has it too, the
+// mark is taken away, unless the granule was dirty before and was written in part only.
+
+import { z } from 'zod'
+import { NotSupported } from '../base/errors.ts'
+import { alignDown, alignUp, endOf, widen, type Range } from '../base/ranges.ts'
+import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import type { AnyDriver, BlockIo, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import { Permission } from '../block/permissions.ts'
+import { Passthrough } from '../filters/passthrough.ts'
+import type { DirtyCopy } from './dirty-copy.ts'
+
+export interface WriteThrough {
+  readonly target: BlockIo
+  readonly bitmap: DirtyBitmap
+  readonly copy: DirtyCopy
+  /** The target did not take what the source took. */
+  failed(this: void, error: unknown): void
+}
+
+/** The driver of one job's layer; `opened` gets it. */
+export const mirrorTop = (blocking: boolean, opened: (top: MirrorTop) => void): AnyDriver => ({
+  name: 'mirror_top',
+  options: z.strictObject({}),
+  children: {
+    file: {
+      role: 'filtered',
+      /** While guests write to both disks, nobody may write to one of them only. */
+      permissions: ({ perm, shared }) => ({
+        perm,
+        shared: blocking && perm & Permission.write ? shared & ~(Permission.write | Permission.resize) : shared,
+      }),
+    },
+  },
+  async open(_options: object, { children, nodeName }) {
+    const top = new MirrorTop(children['file']!, nodeName)
+    opened(top)
+    return top
+  },
+})
+
+export class MirrorTop extends Passthrough {
+  #through: WriteThrough | undefined
+  readonly #ended = Promise.withResolvers<void>()
+
+  constructor(
+    /** The source. */
+    readonly source: BlockIo,
+    private readonly nodeName: string,
+  ) {
+    super(source)
+  }
+
+  /** From now on guests write to both. */
+  begin(through: WriteThrough) {
+    this.#through = through
+  }
+
+  /** Guests wait for the target no longer. What it has not taken is dirty. */
+  end() {
+    this.#through = undefined
+    this.#ended.resolve()
+  }
+
+  override write(offset: number, data: Buffer, flags?: WriteFlags) {
+    return this.#both({ offset, length: data.length }, disk => disk.write(offset, data, flags))
+  }
+
+  override zero(range: Range, flags?: ZeroFlags) {
+    const { fast: _fast, ...slow } = flags ?? {}
+    return this.#both(range, disk => disk.zero(range, disk === this.source ? flags : slow))
+  }
+
+  override async resize(): Promise<never> {
+    throw new NotSupported(`'${this.nodeName}' is being mirrored, so the disk cannot change its size; end the job first`)
+  }
+
+  // A discard is left to the job: the two might read differently after one.
+
+  async #both(range: Range, change: (disk: BlockIo) => Promise<void>) {
+    const through = this.#through
+    if (!through) return change(this.source)
+    const { bitmap, copy, target } = through
+    const { granularity } = bitmap
+    using _alone = await copy.lock.exclusive(widen(range, granularity, bitmap.size))
+    const headDirty = bitmap.isDirty(range.offset)
+    const tailDirty = bitmap.isDirty(endOf(range) - 1)
+    await change(this.source)
+    // The source has it, and so the guest's request has succeeded whatever becomes of the rest.
+    if (this.#through !== through || !(await this.#tellTarget(through, change(target)))) return
+    copy.countCopied(range.length)
+    const from = headDirty ? alignUp(range.offset, granularity) : alignDown(range.offset, granularity)
+    const end =
+      endOf(range) === bitmap.size || !tailDirty ? alignUp(endOf(range), granularity) : alignDown(endOf(range), granularity)
+    if (end > from) bitmap.reset(from, Math.min(end, bitmap.size) - from)
+  }
+
+  async #tellTarget({ failed }: WriteThrough, written: Promise<void>): Promise<boolean> {
+    const taken = written.then(
+      () => true,
+      (error: unknown) => {
+        failed(error)
+        return false
+      },
+    )
+    return Promise.race([taken, this.#ended.promise.then(() => false)])
+  }
+}

@@ -1,0 +1,390 @@
+// The work of a job that copies a disk which guests go on writing to another, until both are the same, and then puts the other in its place
+// (QEMU's block/mirror.c): a mirror, and the commit of an active image.
+//
+// 1. What is to be copied is marked in a bitmap of the job's own, in which the source's node marks every write from then on.
+// 2. What is marked is copied until nothing is (dirty-copy.ts). Then the job is ready, and goes on so.
+// 3. `complete` (or `leave`, which changes nothing): the work ends when little is left, and the rest follows the guest's writes for as long
+//    as the job waits for others or for the user.
+// 4. `prepare` copies the last of it while writes are held, which lasts only as long as the target is quick: a slow one is given up, and
+//    the guest goes on with the source. `commit` moves the guests, who never see a half.
+//
+// In copy-mode background nobody but the job ever waits for the target.
+
+import assert from 'node:assert/strict'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { InvalidParameter, IoError } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
+import { within } from '../base/time.ts'
+import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import type { Extent } from '../block/driver.ts'
+import { reachable } from '../block/drain.ts'
+import type { Edge } from '../block/edge.ts'
+import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
+import { DirtyCopy, type CopyFailure } from './dirty-copy.ts'
+import { endure, tell } from './error-policy.ts'
+import type { Job, JobType, JobWork, Progress } from './job.ts'
+import { granularityFor, type CopyMode, type CopyOptions } from './mirror-options.ts'
+import { mirrorTop, type MirrorTop } from './mirror-top.ts'
+
+/** How soon it is seen that something is dirty, and that the job is to pause. */
+const LOOK_AGAIN_MS = 50
+
+/** So little may be left when the rest is copied while writes are held. */
+const FINAL_BYTES = 4 << 20
+
+/** For how long writes are held at first; each attempt may take twice as long as the one before. */
+const FIRST_HOLD_MS = 250
+/** In all, before the target counts as too slow. */
+const PATIENCE_MS = 20_000
+
+/** Of the source, looked at in one go. */
+const LOOKED_AT = 64 << 20
+
+export interface MirrorPlan {
+  readonly type: JobType
+  readonly options: CopyOptions
+  /** In whose place the target is put. */
+  readonly replaced: GraphNode
+  /** Nodes that others must leave alone, beside source and target. */
+  readonly between?: readonly GraphNode[]
+  readonly copyMode: CopyMode
+  /** What is to be copied beside what guests write: `data` is all but what reads as zeroes in every layer. */
+  readonly first: 'all' | 'data' | 'none' | ((extent: Extent) => boolean)
+  /** The target is behind the source: what is copied to it changes nothing that anybody sees. */
+  readonly targetIsBehind?: boolean
+  /** Before anything is copied. */
+  begin?(target: Edge): Promise<void>
+  /** In the turn in which the target is put in its place; `dirty` is what the job has copied. */
+  atPivot?(): void
+  /** When guests use the target. */
+  afterPivot?(): Promise<void>
+}
+
+export interface MirrorContext {
+  readonly graph: Graph
+  readonly emit: Emit
+}
+
+export class MirrorWork implements JobWork {
+  readonly #held: Disposable[] = []
+  readonly #granularity: number
+  #filter: GraphNode | undefined
+  #top: MirrorTop | undefined
+  /** Keeps the filter. */
+  #hold: Edge | undefined
+  #target: Edge | undefined
+  #bitmap: DirtyBitmap | undefined
+  #copy: DirtyCopy | undefined
+  #job: Job | undefined
+  /** What `commit` will do to the graph, which nobody can get in the way of any more. */
+  #changing: PermissionChange | undefined
+  #inserted = false
+  #pivoted = false
+  #wish: 'complete' | 'leave' | undefined
+  #woken = Promise.withResolvers<void>()
+  /** Of what goes on beside the work itself. */
+  #failure: { readonly error: unknown } | undefined
+  #following: { readonly stop: AbortController; readonly ended: Promise<void> } | undefined
+  /** Lets guests write again. */
+  #release: (() => void) | undefined
+
+  constructor(
+    private readonly context: MirrorContext,
+    private readonly plan: MirrorPlan,
+  ) {
+    this.#granularity = granularityFor(plan.options)
+  }
+
+  async prepareInstant() {
+    const { graph } = this.context
+    const { type, options, copyMode, targetIsBehind = false, between = [] } = this.plan
+    const { jobId, source, target, filterNodeName, bufSize = 0 } = options
+    const description = `${type} job '${jobId}'`
+    try {
+      this.#filter = await graph.open(
+        {
+          driver: 'mirror_top',
+          file: source.name,
+          discard: 'unmap',
+          ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
+        },
+        mirrorTop(copyMode === 'write-blocking', top => (this.#top = top)),
+      )
+      this.#hold = graph.attach(this.#filter, { description, perm: 0, shared: ALL })
+      this.#filter.owned = false
+      this.#target = graph.attach(target, {
+        description,
+        perm: targetIsBehind ? Permission.writeUnchanged : Permission.write,
+        shared: targetIsBehind ? ALL & ~(Permission.write | Permission.resize) : Permission.writeUnchanged,
+      })
+      this.#bitmap = source.bitmaps.addAnonymous(this.#granularity, { disabled: true })
+      this.#copy = new DirtyCopy({
+        source: this.#top!.source,
+        target: this.#target,
+        bitmap: this.#bitmap,
+        bufSize,
+        unchanged: targetIsBehind,
+      })
+      for (const { jobs } of [source, target, ...between]) {
+        jobs.add(type)
+        this.#held.push({ [Symbol.dispose]: () => jobs.delete(type) })
+      }
+      this.#changing = graph.planReplace(source, this.#filter)
+    } catch (error) {
+      await this.clean()
+      throw error
+    }
+  }
+
+  /** With writes drained. */
+  atInstant() {
+    const { graph } = this.context
+    const { options, copyMode, first } = this.plan
+    graph.planReplace(options.source, this.#filter!).commit()
+    this.#changing = undefined
+    this.#inserted = true
+    const [bitmap, copy] = [this.#bitmap!, this.#copy!]
+    bitmap.enable()
+    // Zeroing that leaves no hole is no better than copying.
+    if (first === 'all' || (first === 'data' && !options.target.unmaps)) bitmap.mark(0, bitmap.size)
+    if (copyMode === 'write-blocking')
+      this.#top!.begin({ target: this.#target!, bitmap, copy, failed: error => this.#targetFailed(error) })
+  }
+
+  async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
+    const copy = this.#copy!
+    this.#job = job
+    await this.plan.begin?.(this.#target!)
+    if (this.#target!.size !== this.#top!.size) throw new InvalidParameter('Source and target image have different sizes')
+    yield* this.#markFirst(signal)
+    const failed = ({ operation, error }: CopyFailure) =>
+      endure(job, this.context.emit, operation, this.#policy(operation), error)
+    const littleLeft = () => copy.remaining <= FINAL_BYTES && (this.#wish ? true : !job.isReady && copy.passes > 1)
+    for (;;) {
+      yield* copy.run(job, { signal, throttled: true, until: () => this.#failure !== undefined || littleLeft(), failed })
+      if (this.#failure) throw this.#failure.error
+      if (!job.isReady) {
+        await this.#flush(job)
+        yield copy.progress
+        job.becomeReady()
+      } else if (this.#wish) break
+      job.idle = true
+      await Promise.race([sleep(LOOK_AGAIN_MS), this.#woken.promise])
+      job.idle = false
+      yield copy.progress
+    }
+    yield copy.progress
+    this.#follow(job)
+  }
+
+  complete() {
+    this.#end('complete')
+  }
+
+  leave() {
+    this.#end('leave')
+  }
+
+  async prepare() {
+    const tooLate = new AbortController()
+    const late = () => {
+      tooLate.abort()
+      return new IoError(
+        `'${this.#target!.node.name}' did not take the last of the data within ${PATIENCE_MS / 1000} s; the disk is used as before: look at the target, then try again`,
+      )
+    }
+    await within(PATIENCE_MS, this.#catchUp(tooLate.signal), late)
+    this.#job!.progress = this.#copy!.progress
+    if (this.#wish === 'complete') this.#changing = this.#planPivot()
+  }
+
+  commit() {
+    if (this.#wish === 'complete') {
+      this.#planPivot().commit()
+      this.#changing = undefined
+      this.#pivoted = true
+      this.plan.atPivot?.()
+    }
+    this.#letGo()
+  }
+
+  abort() {
+    this.#letGo()
+  }
+
+  async clean() {
+    const { graph } = this.context
+    const { source } = this.plan.options
+    this.#letGo()
+    this.#following?.stop.abort()
+    await this.#following?.ended
+    const [filter, hold, target, bitmap] = [this.#filter, this.#hold, this.#target, this.#bitmap]
+    this.#filter = this.#hold = this.#target = this.#bitmap = undefined
+    // Not drained: a write that is under way in the filter ends there.
+    if (filter && this.#inserted && !this.#pivoted)
+      graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const])))).commit()
+    if (bitmap) source.bitmaps.release(bitmap)
+    if (hold) await graph.detach(hold)
+    if (target) await graph.detach(target)
+    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
+    if (this.#pivoted) await this.plan.afterPivot?.()
+  }
+
+  #end(wish: 'complete' | 'leave') {
+    this.#wish = wish
+    this.#woken.resolve()
+  }
+
+  #letGo() {
+    this.#top?.end()
+    this.#changing?.abort()
+    this.#changing = undefined
+    this.#release?.()
+    this.#release = undefined
+  }
+
+  #policy(operation: CopyFailure['operation']) {
+    const { onSourceError = 'report', onTargetError = 'report' } = this.plan.options
+    return operation === 'read' ? onSourceError : onTargetError
+  }
+
+  /** A guest's write that the source took, in copy-mode write-blocking. What the target lacks is marked. */
+  #targetFailed(error: unknown) {
+    try {
+      if (this.#job) tell(this.#job, this.context.emit, 'write', this.#policy('write'), error)
+    } catch (failure) {
+      this.#failure ??= { error: failure }
+      this.#woken.resolve()
+    }
+  }
+
+  async *#markFirst(signal: AbortSignal): AsyncGenerator<Progress, void, void> {
+    const { first, options } = this.plan
+    const [bitmap, copy] = [this.#bitmap!, this.#copy!]
+    if (first === 'all' || first === 'none' || (first === 'data' && !options.target.unmaps)) return
+    for (const part of pieces({ offset: 0, length: bitmap.size }, Math.max(LOOKED_AT, this.#granularity))) {
+      signal.throwIfAborted()
+      for await (const extent of this.#top!.source.extents(part)) {
+        if (first === 'data' ? extent.depth !== 0 : first(extent)) bitmap.mark(extent.offset, extent.length)
+        else if (first === 'data') await this.#zeroTarget(extent)
+      }
+      yield copy.progress
+    }
+  }
+
+  /** The source has nothing there. Edges of granules are copied. */
+  async #zeroTarget(hole: Range) {
+    const bitmap = this.#bitmap!
+    const from = alignUp(hole.offset, this.#granularity)
+    const end = endOf(hole) === bitmap.size ? bitmap.size : alignDown(endOf(hole), this.#granularity)
+    if (from >= end) return bitmap.mark(hole.offset, hole.length)
+    if (from > hole.offset) bitmap.mark(hole.offset, from - hole.offset)
+    if (endOf(hole) > end) bitmap.mark(end, endOf(hole) - end)
+    const whole = { offset: from, length: end - from }
+    using _alone = await this.#copy!.lock.exclusive(whole)
+    // A guest who writes to both disks may have been here.
+    for await (const { depth } of this.#top!.source.extents(whole)) if (depth !== 0) return bitmap.mark(from, end - from)
+    try {
+      await this.#target!.zero(whole, { unmap: true })
+    } catch {
+      bitmap.mark(from, end - from) // copying it will fail too, and have it dealt with as the user wants
+    }
+  }
+
+  async #flush(job: Job) {
+    for (;;) {
+      try {
+        return await this.#target!.flush()
+      } catch (error) {
+        await endure(job, this.context.emit, 'write', this.#policy('write'), error)
+        if (this.#job!.isPaused) return // when it is resumed the last flush comes in time
+      }
+    }
+  }
+
+  /** Goes on behind the guests while the job waits to be finalized. */
+  #follow(job: Job) {
+    const stop = new AbortController()
+    const follow = async () => {
+      while (!stop.signal.aborted) {
+        for await (const _progress of this.#copy!.run(job, { signal: stop.signal, throttled: true, failed: rethrow }));
+        await sleep(LOOK_AGAIN_MS)
+      }
+    }
+    const ended = follow().catch((error: unknown) => {
+      if (!stop.signal.aborted) this.#failure ??= { error }
+    })
+    this.#following = { stop, ended }
+  }
+
+  /** When it returns, writes are held, and the target has all. */
+  async #catchUp(tooLate: AbortSignal) {
+    this.#following?.stop.abort()
+    await this.#following?.ended
+    for (let holdMs = FIRST_HOLD_MS; ; holdMs *= 2) {
+      if (this.#failure) throw this.#failure.error
+      await this.#copyRest(tooLate, () => this.#copy!.remaining <= FINAL_BYTES)
+      if (await this.#holdAndCopy(holdMs, tooLate)) return
+    }
+  }
+
+  async #copyRest(signal: AbortSignal, until?: () => boolean) {
+    const run = this.#copy!.run(this.#job!, { signal, throttled: false, failed: rethrow, ...(until && { until }) })
+    for await (const _progress of run);
+  }
+
+  /** False when the target was too slow: guests have gone on. */
+  async #holdAndCopy(holdMs: number, tooLate: AbortSignal): Promise<boolean> {
+    const { graph } = this.context
+    const outcome = Promise.withResolvers<boolean>()
+    const moment = async () => {
+      const done = await this.#copyWithin(holdMs)
+      tooLate.throwIfAborted()
+      if (!done) return outcome.resolve(false)
+      const released = Promise.withResolvers<void>()
+      this.#release = released.resolve
+      outcome.resolve(true)
+      await released.promise
+    }
+    graph.drained([this.plan.options.source], moment, this.#target).catch(outcome.reject)
+    return outcome.promise
+  }
+
+  async #copyWithin(ms: number): Promise<boolean> {
+    const stop = new AbortController()
+    const slow = new IoError('the target is slow')
+    const copied = this.#copyRest(stop.signal).then(() => this.#target!.flush())
+    try {
+      await within(ms, copied, () => slow)
+      return true
+    } catch (error) {
+      if (error !== slow) throw error
+      stop.abort()
+      return false
+    }
+  }
+
+  /** Who uses the source, or the node that is to be replaced, will use the target; who is behind the target stays where he is. */
+  #planPivot(): PermissionChange {
+    const { graph } = this.context
+    const { replaced, options } = this.plan
+    const { source, target } = options
+    const filter = this.#filter!
+    const below = reachable(target)
+    const moved = new Map<Edge, GraphNode>()
+    for (const edge of filter.parents) {
+      const isBehind = edge.parent.node !== undefined && below.has(edge.parent.node)
+      if (edge !== this.#hold) moved.set(edge, isBehind || replaced !== source ? source : target)
+    }
+    for (const edge of graph.movable(replaced, target)) if (edge.parent.node !== filter) moved.set(edge, target)
+    assert(this.#target)
+    return graph.planMoves(moved, { asked: new Map([[this.#target, { perm: 0, shared: ALL }]]) })
+  }
+}
+
+const rethrow = async ({ error }: CopyFailure) => {
+  throw error
+}

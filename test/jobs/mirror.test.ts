@@ -1,0 +1,331 @@
+// The mirror job: whatever guests write while it runs, the target is the disk when it takes its place; and a target that fails or hangs is
+// the job's business alone.
+
+import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
+import fc from 'fast-check'
+import t, { type Test } from 'tap'
+import { IoError, NoSpace } from '../../src/base/errors.ts'
+import { Turns } from '../../src/base/turns.ts'
+import type { BlockIo } from '../../src/block/driver.ts'
+import type { Edge } from '../../src/block/edge.ts'
+import { ALL, Permission } from '../../src/block/permissions.ts'
+import { JobGroup } from '../../src/jobs/job-group.ts'
+import type { Job } from '../../src/jobs/job.ts'
+import { Jobs } from '../../src/jobs/jobs.ts'
+import { MirrorAction } from '../../src/jobs/mirror.ts'
+import type { MirrorOptions } from '../../src/jobs/mirror-options.ts'
+import { transact } from '../../src/transactions/transact.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+import { testGraph } from '../helpers/test-graph.ts'
+
+const GRANULE = 4096
+const SIZE = 40 * GRANULE + 512
+
+async function room(stack: AsyncDisposableStack) {
+  const { graph, memory } = testGraph()
+  stack.use(graph)
+  const events: { event: string; data: Record<string, unknown> }[] = []
+  const emit = (event: string, data: object) => void events.push({ event, data: data as Record<string, unknown> })
+  const turns = new Turns()
+  const jobs = new Jobs(emit, turns)
+  for (const name of ['disk', 'target']) await graph.add({ driver: 'memory', 'node-name': name, size: SIZE })
+  const [disk, target] = [graph.get('disk'), graph.get('target')]
+  memory('disk').bytes.set(diskContent(SIZE, 7))
+  memory('target').bytes.set(randomBytes(SIZE, 8))
+  const guest = graph.attach(disk, { description: 'a guest', perm: Permission.consistentRead | Permission.write, shared: ALL })
+  const start = async (options: Partial<MirrorOptions> = {}, group?: JobGroup) => {
+    const all = { jobId: 'j', source: disk, target, sync: 'full', granularity: GRANULE, autoDismiss: false, ...options } as const
+    await transact([new MirrorAction({ graph, jobs, emit }, all, group)], commits => graph.drained([all.source], commits))
+    return jobs.get(all.jobId)
+  }
+  const names = () => [...graph.nodes].map(({ name }) => name)
+  return { graph, memory, jobs, events, disk, target, guest, start, turns, names }
+}
+
+type Room = Awaited<ReturnType<typeof room>>
+
+const inRoom = (name: string, test: (t: Test, room: Room) => Promise<void>) =>
+  void t.test(name, async t => {
+    await using stack = new AsyncDisposableStack()
+    await test(t, await room(stack))
+  })
+
+const until = async (condition: () => boolean) => {
+  for (let count = 0; !condition(); count++) {
+    if (count > 2000) throw new Error('it did not come to that')
+    await sleep(5)
+  }
+}
+const ready = (job: Job) => until(() => job.isReady || job.isOver)
+
+type Write = { at: number; length: number; kind: 'write' | 'zero'; seed: number }
+const writes = fc.array(
+  fc.record({
+    at: fc.nat(SIZE - 1),
+    length: fc.integer({ min: 1, max: 3 * GRANULE }),
+    kind: fc.constantFrom<Write['kind']>('write', 'write', 'zero'),
+    seed: fc.nat(1000),
+  }),
+  { minLength: 1, maxLength: 60 },
+)
+
+/** Writes that overlap wait for each other, so that the model knows what is left. */
+async function play(guest: BlockIo, model: Buffer, all: readonly Write[], atOnce: number) {
+  const running = new Set<Promise<void>>()
+  const busy: { from: number; to: number; done: Promise<void> }[] = []
+  for (const { at, length, kind, seed } of all) {
+    const to = Math.min(at + length, SIZE)
+    for (const other of busy) if (other.from < to && at < other.to) await other.done
+    const data = kind === 'zero' ? Buffer.alloc(to - at) : randomBytes(to - at, seed)
+    const done = kind === 'zero' ? guest.zero({ offset: at, length: to - at }) : guest.write(at, data)
+    const finished = done.then(() => model.set(data, at)).finally(() => running.delete(finished))
+    running.add(finished)
+    busy.push({ from: at, to, done: finished })
+    if (running.size >= atOnce) await Promise.race(running)
+  }
+  await Promise.all(running)
+}
+
+t.test('whatever is written, and whenever it is completed or left, target and disk are the same', async t => {
+  const options = fc.record({
+    sync: fc.constantFrom('full' as const, 'top' as const),
+    copyMode: fc.constantFrom('background' as const, 'write-blocking' as const),
+    granularity: fc.constantFrom(512, GRANULE, 4 * GRANULE),
+    autoFinalize: fc.boolean(),
+  })
+  await fc.assert(
+    fc.asyncProperty(
+      writes,
+      writes,
+      options,
+      fc.nat(40),
+      fc.boolean(),
+      fc.array(fc.nat(3), { minLength: 8, maxLength: 8 }),
+      async (before, after, options, when, pivots, delays) => {
+        await using stack = new AsyncDisposableStack()
+        const { start, guest, memory, graph, disk, names } = await room(stack)
+        const model = Buffer.from(memory('disk').bytes)
+        let count = 0
+        const pause = async () => {
+          for (let turns = delays[count++ % delays.length]!; turns > 0; turns--) await turn()
+        }
+        memory('disk').pause = pause
+        memory('target').pause = pause
+        const job = await start(options)
+        const written = play(guest, model, before, 4)
+        await ready(job)
+        const more = written.then(() => play(guest, model, after, 4))
+        for (let turns = when; turns > 0; turns--) await turn()
+        if (pivots) job.complete()
+        else await job.cancel({ force: false })
+        if (!options.autoFinalize) {
+          await until(() => job.status === 'pending' || job.isOver)
+          await more
+          await job.finalize()
+        }
+        await job.over
+        // A copy that is left is the disk at that instant, which lies before the last writes.
+        const copy = Buffer.from(memory('target').bytes)
+        const source = Buffer.from(memory('disk').bytes)
+        await more
+        if (job.error) throw job.error
+        const now = Buffer.alloc(SIZE)
+        await guest.read(0, now)
+        if (!now.equals(model)) throw new Error('the guest reads something else than it wrote')
+        if (guest.node !== (pivots ? graph.get('target') : disk)) throw new Error('the guest is elsewhere')
+        if (!pivots && !options.autoFinalize && !copy.equals(source)) throw new Error('the copy is not the disk')
+        if (names().join() !== 'disk,target' || [...disk.bitmaps].length > 0) throw new Error('something is left')
+      },
+    ),
+    { numRuns: 80 },
+  )
+  t.pass()
+})
+
+inRoom('a target that hangs never holds a guest, nor the job that is cancelled', async (t, { start, guest, memory, names }) => {
+  const hung = Promise.withResolvers<void>()
+  const job = await start()
+  await ready(job)
+  memory('target').pause = () => hung.promise
+  for (let count = 0; count < 20; count++) await guest.write(count * GRANULE, randomBytes(GRANULE, count))
+  await guest.flush()
+  t.equal(job.status, 'ready')
+  await job.cancel()
+  await guest.write(0, randomBytes(512, 99))
+  hung.resolve()
+  await job.over
+  t.match(job.error, { message: 'Operation canceled' })
+  t.same(names(), ['disk', 'target'])
+})
+
+inRoom(
+  'a target that is slow when the job is completed does not hold guests for long, and is given time',
+  async (t, { start, guest, memory, graph }) => {
+    const job = await start({ granularity: 512 })
+    await ready(job)
+    memory('target').pause = () => sleep(150)
+    let longest = 0
+    const written = (async () => {
+      while (!job.isOver) {
+        const begun = performance.now()
+        await guest.write(Math.floor(Math.random() * 30) * GRANULE, randomBytes(512, 1))
+        longest = Math.max(longest, performance.now() - begun)
+        await sleep(20)
+      }
+    })()
+    job.complete()
+    await job.over
+    await written
+    t.equal(job.error, undefined)
+    t.equal(guest.node, graph.get('target'))
+    t.ok(longest < 5000, `a write took ${longest} ms`)
+  },
+)
+
+inRoom('with write-blocking a guest waits for the target, and is let go when the job is cancelled', async (t, room) => {
+  const { start, guest, memory } = room
+  const job = await start({ copyMode: 'write-blocking' })
+  await ready(job)
+  await guest.write(100, randomBytes(100, 1))
+  t.ok(memory('target').bytes.equals(memory('disk').bytes), 'both have it when the guest is answered')
+  const hung = Promise.withResolvers<void>()
+  memory('target').pause = () => hung.promise
+  let answered = false
+  const written = guest.write(0, randomBytes(5, 2)).then(() => (answered = true))
+  await sleep(30)
+  t.notOk(answered)
+  await job.cancel()
+  await written
+  hung.resolve()
+  await job.over
+  t.ok(memory('disk').bytes.subarray(0, 5).equals(randomBytes(5, 2)))
+})
+
+for (const copyMode of ['background', 'write-blocking'] as const) {
+  for (const [policy, error, action] of [
+    ['report', new IoError('broken'), 'report'],
+    ['enospc', new NoSpace('full'), 'stop'],
+    ['stop', new IoError('broken'), 'stop'],
+    ['ignore', new IoError('broken'), 'ignore'],
+  ] as const) {
+    inRoom(
+      `${copyMode}, on-target-error ${policy}: the guest does not notice, and nothing is missing`,
+      async (t, { start, guest, memory, events, graph, disk }) => {
+        const job = await start({ copyMode, onTargetError: policy })
+        await ready(job)
+        let failing = true
+        memory('target').pause = async kind => {
+          if (failing && kind === 'write') throw error
+        }
+        await guest.write(3 * GRANULE, randomBytes(GRANULE, 1))
+        await guest.write(9 * GRANULE + 5, randomBytes(100, 2))
+        await until(() => events.some(({ event }) => event === 'BLOCK_JOB_ERROR'))
+        t.match(
+          events.find(({ event }) => event === 'BLOCK_JOB_ERROR'),
+          { data: { device: 'j', operation: 'write', action, reason: error.message } },
+        )
+        if (action === 'report') {
+          await job.over
+          t.equal(job.error, error)
+          t.equal(guest.node, disk)
+          return
+        }
+        if (action === 'stop') await until(() => job.status === 'standby')
+        failing = false
+        await guest.write(12 * GRANULE, randomBytes(GRANULE, 3))
+        if (action === 'stop') job.resume()
+        job.complete()
+        await job.over
+        t.equal(job.error, undefined)
+        t.equal(guest.node, graph.get('target'))
+        t.ok(memory('target').bytes.equals(memory('disk').bytes))
+      },
+    )
+  }
+}
+
+inRoom('a source that cannot be read fails the job, with the operation', async (t, { start, memory, events, guest, disk }) => {
+  memory('disk').pause = async (kind, { offset }) => {
+    if (kind === 'read' && offset > 20 * GRANULE) throw new IoError('unreadable')
+  }
+  const job = await start()
+  await job.over
+  t.match(job.error, { message: 'unreadable' })
+  t.match(
+    events.find(({ event }) => event === 'BLOCK_JOB_ERROR'),
+    { data: { operation: 'read', action: 'report' } },
+  )
+  t.equal(guest.node, disk)
+})
+
+inRoom(
+  'a target that fails while the job waits to be finalized makes it fail, and the guest stays where it is',
+  async (t, { start, guest, memory, disk, names }) => {
+    const job = await start({ autoFinalize: false })
+    await ready(job)
+    job.complete()
+    await until(() => job.status === 'pending')
+    memory('target').pause = async kind => {
+      if (kind === 'write' || kind === 'flush') throw new IoError('broken')
+    }
+    await guest.write(0, randomBytes(GRANULE, 1))
+    await job.finalize()
+    t.match(job.error, { message: 'broken' })
+    t.equal(job.status, 'concluded')
+    t.equal(guest.node, disk)
+    await guest.write(0, randomBytes(GRANULE, 2))
+    t.same(names(), ['disk', 'target'])
+  },
+)
+
+inRoom('grouped mirrors of two disks pivot together or not at all', async (t, room) => {
+  const { start, graph, guest, memory, disk } = room
+  for (const name of ['second', 'second-target']) await graph.add({ driver: 'memory', 'node-name': name, size: SIZE })
+  const second = graph.get('second')
+  const secondGuest: Edge = graph.attach(second, {
+    description: 'a guest',
+    perm: Permission.consistentRead | Permission.write,
+    shared: ALL,
+  })
+  for (const fails of [true, false]) {
+    const group = new JobGroup()
+    const one = await start({ jobId: `one-${fails}` }, group)
+    const two = await start({ jobId: `two-${fails}`, source: second, target: graph.get('second-target') }, group)
+    await ready(one)
+    await ready(two)
+    one.complete()
+    await until(() => one.status === 'waiting')
+    await guest.write(0, randomBytes(GRANULE, 1))
+    if (fails)
+      memory('second-target').pause = async () => {
+        throw new IoError('broken')
+      }
+    await secondGuest.write(0, randomBytes(GRANULE, 2))
+    if (!fails) two.complete()
+    await one.over
+    await two.over
+    t.equal(guest.node === disk, fails)
+    t.equal(secondGuest.node === second, fails)
+    t.match(two.error, fails ? { message: 'broken' } : undefined)
+    memory('second-target').pause = async () => {}
+  }
+  t.ok(memory('target').bytes.equals(memory('disk').bytes))
+})
+
+inRoom('a mirror that its transaction undoes leaves nothing', async (t, { graph, jobs, disk, target, names, events }) => {
+  const emit = (event: string, data: object) => void events.push({ event, data: data as Record<string, unknown> })
+  const actions = [
+    new MirrorAction({ graph, jobs, emit }, { jobId: 'j', source: disk, target, sync: 'full' }),
+    new MirrorAction({ graph, jobs, emit }, { jobId: 'k', source: disk, target, sync: 'full' }),
+  ]
+  await t.rejects(
+    transact(actions, commits => graph.drained(undefined, commits)),
+    {
+      message: "Node 'disk' is busy: block device is in use by block job: mirror",
+    },
+  )
+  t.same([...jobs], [])
+  t.same(names(), ['disk', 'target'])
+  t.equal(disk.parents.size, 1)
+  t.equal(target.parents.size, 0)
+})
