@@ -13,6 +13,7 @@ export interface Conditions {
   readonly why?: string
 }
 
+/** A network that loses replies or delivers twice makes a store look as if it could not. */
 const ATTEMPTS = 5
 const ABSENT_TAG = '0123456789abcdef0123456789abcdef'
 
@@ -26,13 +27,13 @@ export const isUnmet = ({ refusal }: Reply) => refusal?.status === 412 || refusa
 /** Throws what keeps it from finding out: no permission to write, no answer. */
 export async function probeConditions(client: S3Client, prefix: string, signal?: AbortSignal): Promise<Conditions> {
   for (let attempt = 1; ; attempt++) {
-    const found = await tryConditions(client, `${prefix}probe/${randomUUID()}`, signal)
-    if (found !== 'uncertain' || attempt === ATTEMPTS)
-      return found === 'uncertain' ? { create: false, swap: undefined, why: 'its replies were lost again and again' } : found
+    const { unsure, ...found } = await tryConditions(client, `${prefix}probe/${randomUUID()}`, signal)
+    if (!unsure || attempt === ATTEMPTS) return found
   }
 }
 
-async function tryConditions(client: S3Client, key: string, signal?: AbortSignal): Promise<Conditions | 'uncertain'> {
+/** `unsure`: it may have been the network. */
+async function tryConditions(client: S3Client, key: string, signal?: AbortSignal): Promise<Conditions & { unsure?: boolean }> {
   const what = `write '${key}'`
   const put = async (text: string, headers: Record<string, string>) => {
     const body = Buffer.from(text)
@@ -48,28 +49,30 @@ async function tryConditions(client: S3Client, key: string, signal?: AbortSignal
       if (gone.refusal && gone.status !== 404 && gone.status !== 403) throw client.fault(gone, what)
     },
   }
+  const nothing = { create: false, swap: undefined }
+  const lost = { ...nothing, why: 'its replies are lost again and again', unsure: true }
   const created = await put('first', ifAbsent)
-  if (created.uncertain) return 'uncertain'
-  const without = { create: false, swap: undefined }
-  if (created.refusal) return { ...without, why: `it answers ${told(created)} to If-None-Match` }
+  if (created.uncertain) return lost
+  // That the new key is there already means that the request came twice.
+  if (created.refusal) return { ...nothing, why: `it answers ${told(created)} to If-None-Match`, unsure: isUnmet(created) }
   const again = await put('second', ifAbsent)
-  if (again.uncertain) return 'uncertain'
-  if (!again.refusal) return { ...without, why: 'it accepts If-None-Match and ignores it' }
+  if (again.uncertain) return lost
+  if (!again.refusal) return { ...nothing, why: 'it accepts If-None-Match and ignores it' }
   const create = isUnmet(again)
   const wrong = await put('third', ifMatch(ABSENT_TAG, 'quoted'))
-  if (wrong.uncertain) return 'uncertain'
+  if (wrong.uncertain) return lost
   if (!wrong.refusal) return { create, swap: undefined, why: 'it accepts If-Match and ignores it' }
   if (!isUnmet(wrong)) return { create, swap: undefined, why: `it answers ${told(wrong)} to If-Match` }
   for (const form of ['quoted', 'bare'] as const) {
     const swapped = await put('fourth', ifMatch(tagOf(created), form))
-    if (swapped.uncertain) return 'uncertain'
+    if (swapped.uncertain) return lost
     if (swapped.refusal) continue
     const stale = await put('fifth', ifMatch(tagOf(created), form))
-    if (stale.uncertain) return 'uncertain'
-    if (!isUnmet(stale)) break
-    return { create, swap: form }
+    if (stale.uncertain) return lost
+    if (isUnmet(stale)) return { create, swap: form }
+    return { create, swap: undefined, why: 'it accepts an ETag in If-Match that the object no longer has' }
   }
-  return { create, swap: undefined, why: 'it does not know its own ETag in If-Match' }
+  return { create, swap: undefined, why: 'it does not know its own ETag in If-Match', unsure: true }
 }
 
 const hash = (body: Buffer) => createHash('sha256').update(body).digest('hex')

@@ -157,6 +157,11 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
     case 'NotImplemented':
     case 'MethodNotAllowed':
       return new NotSupported(`${at}: the store cannot ${what}: ${said}`)
+    case 'BadDigest':
+    case 'XAmzContentSHA256Mismatch':
+      return new IoError(
+        `${at}: could not ${what}: its bytes arrive changed, again and again (${code}); look at this machine's memory and the network`,
+      )
     case 'KeyTooLongError':
     case 'InvalidURI':
       return new InvalidParameter(`${at}: could not ${what}: ${said}`)
