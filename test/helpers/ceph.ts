@@ -189,6 +189,7 @@ osd pool default min size = 1
 osd pool default pg num = 8
 osd pool default pgp num = 8
 osd pool default pg autoscale mode = off
+osd pool default read lease ratio = .1
 mon allow pool size one = true
 mon max pg per osd = 1000
 paxos propose interval = .05
