@@ -1,5 +1,7 @@
 // The appliance: every part of the daemon, started one after another and stopped in reverse.
 
+import { join } from 'node:path'
+import { ActivityFolder } from './bitmaps/activity-folder.ts'
 import type { Log } from './base/log.ts'
 import { whyNotNative } from './base/native.ts'
 import { Turns } from './base/turns.ts'
@@ -52,10 +54,15 @@ export class Appliance implements AsyncDisposable {
     // The last to go: clients are told how everything else ends.
     const control = parts.use(new AsyncDisposableStack())
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
-    const graph = parts.use(new Graph([...drivers, ...filters]))
+    const logs = state && new ActivityFolder(join(state.path, 'activity'))
+    const graph = parts.use(new Graph([...drivers, ...filters], { logs }))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
     graph.watch((name, event) => {
+      if (event.type === 'bitmaps-at-risk') {
+        log.warn('bitmaps are at risk', { node: name, err: event.error })
+        events.emit('BITMAPS_AT_RISK', { 'node-name': name, reason: event.error.message })
+      }
       if (event.type !== 'image-corrupted') return
       log.error('an image contradicts itself', { node: name, err: event.error })
       events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': name, msg: event.error.message, fatal: event.fatal })

@@ -15,14 +15,35 @@ export type BitmapsOf = () => BitmapSet
 export function bitmapAdd(bitmapsOf: BitmapsOf, wanted: BitmapToAdd): Action {
   let bitmaps: BitmapSet
   let bitmap: DirtyBitmap
+  let room: Disposable | undefined
   return {
-    prepare(transaction) {
+    async prepare(transaction) {
       bitmaps = bitmapsOf()
       bitmap = bitmaps.reserve(wanted, transaction)
+      try {
+        room = await roomFor(bitmaps, bitmap, bitmap.recording)
+      } catch (error) {
+        bitmaps.cancel(bitmap)
+        throw error
+      }
     },
     commit: () => bitmaps.start(bitmap),
-    abort: () => bitmaps.cancel(bitmap),
+    settle: () => settled(bitmaps, bitmap, room),
+    abort() {
+      bitmaps.cancel(bitmap)
+      room?.[Symbol.dispose]()
+    },
   }
+}
+
+/** What is stored of a bitmap must not want space when it is too late to refuse. */
+async function roomFor(bitmaps: BitmapSet, { name, granularity, persistent }: DirtyBitmap, enabled: boolean) {
+  return persistent && name !== undefined ? bitmaps.keeper?.makeRoom({ name, granularity, enabled }) : undefined
+}
+
+async function settled(bitmaps: BitmapSet, { persistent }: DirtyBitmap, room?: Disposable) {
+  using _room = room
+  if (persistent) await bitmaps.keeper?.settle()
 }
 
 /** It keeps its name until the commit, and nothing else can be done with it from the start, not even by the same transaction. */
@@ -42,6 +63,7 @@ export function bitmapRemove(bitmapsOf: BitmapsOf, name: string): Action {
       bitmaps.release(bitmap)
       hold[Symbol.dispose]()
     },
+    settle: () => settled(bitmaps, bitmap),
     abort: () => hold[Symbol.dispose](),
   }
 }
@@ -59,13 +81,16 @@ export function bitmapMerge(
   target: string,
   sources: readonly { readonly bitmapsOf?: BitmapsOf; readonly name: string }[],
 ): Action {
+  let set: BitmapSet
   let into: DirtyBitmap
   let from: readonly DirtyBitmap[]
   let holds: readonly Disposable[]
+  let room: Disposable | undefined
   const release = () => holds.forEach(hold => hold[Symbol.dispose]())
   return {
-    prepare(transaction) {
-      into = bitmapsOf().get(target, transaction)
+    async prepare(transaction) {
+      set = bitmapsOf()
+      into = set.get(target, transaction)
       // In QEMU's order, so that of several errors the same one is told.
       from = sources.map(source => {
         const bitmap = (source.bitmapsOf ?? bitmapsOf)().get(source.name, transaction)
@@ -73,28 +98,52 @@ export function bitmapMerge(
         return bitmap
       })
       holds = [into.hold(transaction), ...from.map(bitmap => bitmap.hold(transaction, { shared: true }))]
+      try {
+        room = await roomFor(set, into, into.recording)
+      } catch (error) {
+        release()
+        throw error
+      }
     },
     commit() {
       for (const bitmap of from) into.mergeFrom(bitmap)
       release()
     },
-    abort: release,
+    secure: () => (sources.some(source => source.bitmapsOf) ? settled(set, into) : undefined),
+    settle: () => settled(set, into, room),
+    abort() {
+      release()
+      room?.[Symbol.dispose]()
+    },
   }
 }
 
 function change(bitmapsOf: BitmapsOf, name: string, verb: BitmapVerb, effect: (bitmap: DirtyBitmap) => void): Action {
+  let bitmaps: BitmapSet
   let bitmap: DirtyBitmap
   let hold: Disposable
+  let room: Disposable | undefined
   return {
-    prepare(transaction) {
-      bitmap = bitmapsOf().get(name, transaction)
+    async prepare(transaction) {
+      bitmaps = bitmapsOf()
+      bitmap = bitmaps.get(name, transaction)
       checkAllows(bitmap, verb, transaction)
       hold = bitmap.hold(transaction)
+      try {
+        room = await roomFor(bitmaps, bitmap, bitmap.recording || verb === 'enable')
+      } catch (error) {
+        hold[Symbol.dispose]()
+        throw error
+      }
     },
     commit() {
       effect(bitmap)
       hold[Symbol.dispose]()
     },
-    abort: () => hold[Symbol.dispose](),
+    settle: () => settled(bitmaps, bitmap, room),
+    abort() {
+      hold[Symbol.dispose]()
+      room?.[Symbol.dispose]()
+    },
   }
 }

@@ -10,6 +10,7 @@
 import { Fault, InvalidParameter, NotFound, NotSupported } from '../base/errors.ts'
 import { MOST_MEMBERS } from '../base/bit-set.ts'
 import { checkAllows } from './check-allows.ts'
+import type { BitmapShape } from './bitmap-store.ts'
 import { DirtyBitmap, type BitmapOptions } from './dirty-bitmap.ts'
 
 /** Bytes of UTF-8 (qcow2's limit, and QEMU's for all bitmaps). */
@@ -36,6 +37,16 @@ export interface BitmapSetOptions {
     ((wanted: { readonly name: string; readonly granularity: number; readonly size: number }) => void) | undefined
 }
 
+/** Keeps the persistent ones in step with what is stored of them. */
+export interface BitmapKeeper {
+  /** Called whenever something has changed but for marks. */
+  changed(): void
+  /** Room for such a one is there until disposed. @throws NoSpace */
+  makeRoom(shape: BitmapShape): Promise<Disposable>
+  /** All that was done to bitmaps is durable when it returns. */
+  settle(): Promise<void>
+}
+
 export class BitmapSet implements Iterable<DirtyBitmap> {
   /** Newest first, as QEMU lists them. */
   #bitmaps: readonly DirtyBitmap[] = []
@@ -45,9 +56,16 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   #recorders: readonly DirtyBitmap[] = []
   #epoch = 0
   #size: number
+  /** Undefined where nothing is stored. */
+  keeper: BitmapKeeper | undefined
 
   constructor(private readonly options: BitmapSetOptions) {
     this.#size = options.size
+  }
+
+  /** Bytes of the disk. */
+  get size() {
+    return this.#size
   }
 
   /** Moves whenever marks are taken away, or new ones go elsewhere. */
@@ -185,7 +203,13 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   #checkStorable(name: string, granularity: number) {
     const { nodeName, checkStorable } = this.options
     if (!checkStorable) throw new NotSupported(`Can't store persistent bitmaps to ${nodeName}: Operation not supported`)
-    checkStorable({ name, granularity, size: this.#size })
+    if (this.find(name) || this.#reservedAs(name)) return // which is said later, and better
+    try {
+      checkStorable({ name, granularity, size: this.#size })
+    } catch (error) {
+      if (error instanceof Fault) error.message = `Can't make bitmap '${name}' persistent in '${nodeName}': ${error.message}`
+      throw error
+    }
   }
 
   #defaultGranularity() {
@@ -207,6 +231,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   #changed() {
     this.#epoch++
     this.#recorders = this.#bitmaps.filter(bitmap => bitmap.recording).map(bitmap => bitmap.successor ?? bitmap)
+    this.keeper?.changed()
   }
 }
 

@@ -24,6 +24,8 @@ export interface BitmapOptions {
   readonly readOnly?: boolean
   /** It was not stored properly: what it holds means nothing. It can only be removed. */
   readonly inconsistent?: boolean
+  /** Why it is inconsistent. */
+  readonly problem?: string
 }
 
 /** QMP's BlockDirtyInfo. */
@@ -52,6 +54,7 @@ export class DirtyBitmap implements BitmapReader {
   readonly name: string | undefined
   readonly granularity: number
   readonly inconsistent: boolean
+  readonly problem: string | undefined
   persistent: boolean
   readOnly: boolean
   #size: number
@@ -59,15 +62,17 @@ export class DirtyBitmap implements BitmapReader {
   #recording: boolean
   #successor: DirtyBitmap | undefined
   #holds: readonly Hold[] = []
+  #revision = 0
 
-  /** `changed` is called after marks were taken away, and after what is written will be marked elsewhere, or no longer. */
+  /** `tell` is called after marks were taken away, and after what is written will be marked elsewhere, or no longer. */
   constructor(
     options: BitmapOptions,
-    private readonly changed: () => void = () => {},
+    private readonly tell: () => void = () => {},
   ) {
     this.name = options.name
     this.granularity = options.granularity
     this.inconsistent = options.inconsistent ?? false
+    this.problem = options.problem
     this.persistent = options.persistent ?? false
     this.readOnly = options.readOnly ?? false
     this.#recording = !options.disabled && !this.inconsistent
@@ -83,6 +88,11 @@ export class DirtyBitmap implements BitmapReader {
   /** Whether writes are marked, here or in the successor. */
   get recording() {
     return this.#recording
+  }
+
+  /** Grows with every change but marks. */
+  get revision() {
+    return this.#revision
   }
 
   /** In use by a job, an export or a transaction. */
@@ -119,12 +129,12 @@ export class DirtyBitmap implements BitmapReader {
   reset(offset: number, length: number) {
     const end = offset + length >= this.#size ? this.#bits.length : Math.floor((offset + length) / this.granularity)
     this.#bits.set(this.#granules(offset), end, false)
-    this.changed()
+    this.#changed()
   }
 
   clear() {
     this.#bits = new BitSet(this.#bits.length)
-    this.changed()
+    this.#changed()
   }
 
   isDirty(offset: number) {
@@ -172,7 +182,7 @@ export class DirtyBitmap implements BitmapReader {
       for (let scale = theirs; scale > mine; scale /= 2) bits = bits.doubled()
       this.#bits.union(bits)
     }
-    this.changed()
+    this.#changed()
   }
 
   /** The same marks in a bitmap of its own, that has no name and does not record. */
@@ -187,7 +197,7 @@ export class DirtyBitmap implements BitmapReader {
     assert(copy.granularity === this.granularity)
     this.#bits = new BitSet(this.#bits.length)
     this.#bits.union(copy.#bits)
-    this.changed()
+    this.#changed()
   }
 
   /** The disk has another size now. What it grew by is clean as yet (BitmapSet.truncate marks it). */
@@ -197,7 +207,7 @@ export class DirtyBitmap implements BitmapReader {
     bits.union(this.#bits)
     this.#bits = bits
     this.#size = size
-    this.changed()
+    this.#changed()
   }
 
   /** In hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it: of the bits, in 64-bit words, at least one. */
@@ -229,13 +239,13 @@ export class DirtyBitmap implements BitmapReader {
   enable() {
     assert(!this.#successor && !this.inconsistent)
     this.#recording = true
-    this.changed()
+    this.#changed()
   }
 
   disable() {
     assert(!this.#successor)
     this.#recording = false
-    this.changed()
+    this.#changed()
   }
 
   /**
@@ -262,7 +272,7 @@ export class DirtyBitmap implements BitmapReader {
   freeze() {
     assert(!this.#successor && !this.inconsistent)
     this.#successor = new DirtyBitmap({ size: this.#size, granularity: this.granularity, disabled: !this.#recording })
-    this.changed()
+    this.#changed()
   }
 
   /** The job has dealt with what was marked when it began: only what was written since is dirty. */
@@ -270,7 +280,7 @@ export class DirtyBitmap implements BitmapReader {
     assert(this.#successor)
     this.#bits = this.#successor.#bits
     this.#successor = undefined
-    this.changed()
+    this.#changed()
   }
 
   /** The job came to nothing: what was marked when it began is dirty still, and so is what was written since. */
@@ -278,7 +288,12 @@ export class DirtyBitmap implements BitmapReader {
     assert(this.#successor)
     this.#bits.union(this.#successor.#bits)
     this.#successor = undefined
-    this.changed()
+    this.#changed()
+  }
+
+  #changed() {
+    this.#revision++
+    this.tell()
   }
 
   #next(dirty: boolean, from: number, to: number) {

@@ -4,10 +4,15 @@
  * `prepare` may wait and fail, and only reserves: nobody outside of the transaction sees a change, and what the change needs cannot be
  * taken away any more. Then, with all nodes drained, every commit runs in list order in one turn of the event loop; none of them can
  * fail. `abort` undoes a successful prepare; the actions are aborted in reverse order.
+ *
+ * What has happened then becomes durable, before anybody is told of it, with writes going on: first what was taken over from elsewhere
+ * (`secure`), then everything (`settle`). These may wait, and may fail; what has happened stays all the same.
  */
 export interface Action {
   /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
   prepare(transaction: object): Promise<void> | void
   commit(): void
+  secure?(): Promise<void> | undefined
+  settle?(): Promise<void> | undefined
   abort(): Promise<void> | void
 }

@@ -6,6 +6,7 @@
 
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
+import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
 import type { NodeInfo } from './node-info.ts'
 import type { PermissionChange, Permissions } from './permissions.ts'
 
@@ -81,6 +82,8 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
    * becomes true; of several changes that are prepared each holds until it is committed or aborted. @throws Fault when others are in the way
    */
   preparePermissions?(permissions: Permissions): PermissionChange
+  /** Where its dirty bitmaps are kept while it is closed; undefined where they are not. */
+  readonly bitmapStore?: BitmapStore | undefined
   /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
   info?(): Promise<NodeInfo>
 }
@@ -90,6 +93,8 @@ export interface ChildRule {
   /** What it is to its parent: `filtered` shows the same data, `target` only takes writes of the parent's own. */
   readonly role: 'filtered' | 'data' | 'target' | 'backing'
   readonly optional?: boolean
+  /** The bitmaps that are stored there are the parent's: the child does not load them for itself. */
+  readonly keepsBitmaps?: boolean
   /** What the parent needs of the child, and lets others do with it, given what its own parents need and allow. */
   permissions(parents: Permissions, readOnly: boolean): Permissions
 }
@@ -117,6 +122,8 @@ export type NodeEvent =
   | { readonly type: 'snapshot-broken'; readonly error: Error }
   /** QMP's BLOCK_IMAGE_CORRUPTED: the image contradicts itself; `fatal` says that it takes no more writes. */
   | { readonly type: 'image-corrupted'; readonly error: Error; readonly fatal: boolean }
+  /** What is stored of its bitmaps is damaged, or may be of no use after a crash. */
+  | { readonly type: 'bitmaps-at-risk'; readonly error: Error }
 
 /** As much of a dirty bitmap as a driver may see. */
 export interface BitmapReader {

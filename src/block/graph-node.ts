@@ -6,7 +6,9 @@
 import { Busy } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
 import type { Range } from '../base/ranges.ts'
+import type { LogFolder } from '../bitmaps/activity-log.ts'
 import { BitmapSet } from '../bitmaps/bitmap-set.ts'
+import { PersistentBitmaps } from '../bitmaps/persistent-bitmaps.ts'
 import { anyRequest } from './aligned-io.ts'
 import type { AnyDriver, BlockIo, BlockNode, NodeEvent, NodeOptions, WriteFlags, ZeroFlags } from './driver.ts'
 import type { Edge } from './edge.ts'
@@ -25,6 +27,8 @@ export interface NodeParts {
   readonly children: ReadonlyMap<string, Edge>
   /** Of objects, for as long as it is open. */
   readonly uses: Disposable
+  /** Tells whoever watches it or the graph. */
+  readonly report: (event: NodeEvent) => void
 }
 
 export class GraphNode {
@@ -46,9 +50,11 @@ export class GraphNode {
   readonly #uses: Disposable
   #requests = 0
   #idle: PromiseWithResolvers<void> | undefined
+  #persistence: PersistentBitmaps | undefined
+  readonly #tell: (event: NodeEvent) => void
   readonly #watchers = new Set<(event: NodeEvent) => void>()
 
-  constructor({ name, driver, node, readOnly, generic, options, children, uses }: NodeParts) {
+  constructor({ name, driver, node, readOnly, generic, options, children, uses, report }: NodeParts) {
     this.name = name
     this.driver = driver
     this.readOnly = readOnly
@@ -57,8 +63,32 @@ export class GraphNode {
     this.children = children
     this.#node = node
     this.#uses = uses
+    this.#tell = report
     this.io = anyRequest(node)
-    this.bitmaps = new BitmapSet({ nodeName: name, size: node.size, clusterSize: node.clusterSize })
+    const { bitmapStore: store } = node
+    this.bitmaps = new BitmapSet({
+      nodeName: name,
+      size: node.size,
+      clusterSize: node.clusterSize,
+      checkStorable: store && (wanted => store.checkStorable(wanted)),
+    })
+  }
+
+  /** Brings back the bitmaps that are stored with the image, and keeps them from now on. */
+  async loadBitmaps(logs: LogFolder | undefined) {
+    const { bitmapStore } = this.#node
+    const { readOnly, report } = { readOnly: this.readOnly, report: (event: NodeEvent) => this.#tell(event) }
+    if (bitmapStore) this.#persistence = await PersistentBitmaps.load(this.bitmaps, bitmapStore, { readOnly, logs, report })
+  }
+
+  /** How many regions of the disk the activity log has, and how often writes have waited for it. */
+  get activity() {
+    return this.#persistence?.activity
+  }
+
+  /** For parents that keep their own bitmaps here. */
+  get bitmapStore() {
+    return this.#node.bitmapStore
   }
 
   get size() {
@@ -133,8 +163,14 @@ export class GraphNode {
   /** The tail that it grew by counts as written. */
   async resize(size: number) {
     this.bitmaps.checkTruncate(size)
-    await this.io.resize(size)
-    this.bitmaps.truncate(this.size)
+    const persistence = this.#persistence
+    await persistence?.beginResize()
+    try {
+      await this.io.resize(size)
+    } finally {
+      this.bitmaps.truncate(this.size)
+      await persistence?.endResize()
+    }
   }
 
   /** @throws Busy while a job works on it, in QEMU's words (bdrv_op_is_blocked) */
@@ -186,16 +222,21 @@ export class GraphNode {
   async dispose() {
     if (this.#requests > 0) await (this.#idle ??= Promise.withResolvers()).promise
     using _uses = this.#uses
-    await this.#node[Symbol.asyncDispose]()
+    await using _node = this.#node
+    await this.#persistence?.close()
   }
 
   async #marked(offset: number, length: number, change: () => Promise<void>) {
     const { epoch } = this.bitmaps
+    const persistence = this.#persistence
     this.bitmaps.mark(offset, length)
+    const logged = persistence?.enter(offset, length)
     try {
+      if (logged) await logged
       await change()
     } finally {
       if (this.bitmaps.epoch !== epoch) this.bitmaps.mark(offset, length)
+      persistence?.leave(offset, length)
     }
   }
 }

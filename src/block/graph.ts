@@ -5,6 +5,7 @@
 // changes more than that at once (a transaction) does so while writes are drained, and takes turns with others who do (base/turns.ts).
 
 import { InvalidParameter, NotFound } from '../base/errors.ts'
+import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { drained, reachable } from './drain.ts'
 import { Edge } from './edge.ts'
@@ -33,13 +34,18 @@ export class Graph implements AsyncDisposable {
   readonly #watchers = new Set<NodeWatcher>()
   readonly #opener: NodeOpener
 
-  constructor(readonly drivers: readonly AnyDriver[]) {
+  /** `logs`: where activity logs are kept; without, bitmaps are lost in a crash, as QEMU's are. */
+  constructor(
+    readonly drivers: readonly AnyDriver[],
+    { logs }: { readonly logs?: LogFolder | undefined } = {},
+  ) {
     this.#opener = new NodeOpener(
       drivers,
       this.#nodes,
       this.objects,
       node => this.#closeOrphan(node),
       (name, event) => this.#watchers.forEach(watcher => watcher(name, event)),
+      logs,
     )
   }
 

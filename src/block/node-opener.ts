@@ -5,6 +5,7 @@
 
 import { Fault, InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import { checked } from '../base/checked.ts'
+import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
 import { Edge } from './edge.ts'
 import { GraphNode } from './graph-node.ts'
@@ -36,11 +37,18 @@ export class NodeOpener {
     private readonly closeOrphan: (node: GraphNode) => Promise<void>,
     /** Also of what a node reports while it is being opened. */
     private readonly report: (nodeName: string, event: NodeEvent) => void,
+    /** For the activity logs of nodes that keep bitmaps. */
+    private readonly logs: LogFolder | undefined,
   ) {
     this.#drivers = new Map(drivers.map(driver => [driver.name, driver]))
   }
 
-  async open(options: NodeOptions, given?: AnyDriver, inherited?: Inherited, depth = 0): Promise<GraphNode> {
+  async open(
+    options: NodeOptions,
+    given?: AnyDriver,
+    inherited?: Inherited,
+    { depth = 0, loadBitmaps = true }: { readonly depth?: number; readonly loadBitmaps?: boolean } = {},
+  ): Promise<GraphNode> {
     if (depth > MAX_DEPTH)
       throw new InvalidParameter(`more than ${MAX_DEPTH} images are stacked here; look for a circle among the backing files`)
     const driver = given ?? this.#drivers.get(options.driver)
@@ -56,6 +64,7 @@ export class NodeOpener {
       await using below = new Below(name, this.closeOrphan)
       await this.#openChildren(below, driver, children, own, generic, depth)
       const node = await this.#openNode(name, driver, own, generic, options, below.edges)
+      if (loadBitmaps) await this.#loadBitmaps(node)
       below.keep(node)
       this.nodes.set(name, node)
       return node
@@ -107,7 +116,16 @@ export class NodeOpener {
       discard: rule.role === 'data' ? 'unmap' : generic.discard,
       'force-share': forceShare,
     }
-    return this.open(value as NodeOptions, undefined, inherited, depth + 1)
+    return this.open(value as NodeOptions, undefined, inherited, { depth: depth + 1, loadBitmaps: !rule.keepsBitmaps })
+  }
+
+  async #loadBitmaps(node: GraphNode) {
+    try {
+      await node.loadBitmaps(this.logs)
+    } catch (error) {
+      await node.dispose()
+      throw error
+    }
   }
 
   async #openNode(
@@ -119,6 +137,10 @@ export class NodeOpener {
     children: ReadonlyMap<string, Edge>,
   ): Promise<GraphNode> {
     let opened: GraphNode | undefined
+    const report = (event: NodeEvent) => {
+      opened?.report(event)
+      this.report(name, event)
+    }
     using uses = new DisposableStack()
     const attempt = async (readOnly: boolean) => {
       const context: OpenContext = {
@@ -132,13 +154,10 @@ export class NodeOpener {
           return this.objects.find(id)
         },
         bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
-        report: event => {
-          opened?.report(event)
-          this.report(name, event)
-        },
+        report,
       }
       const node = await driver.open(own, context)
-      return new GraphNode({ name, driver, node, readOnly, generic, options, children, uses: uses.move() })
+      return new GraphNode({ name, driver, node, readOnly, generic, options, children, uses: uses.move(), report })
     }
     const readOnly = isReadOnly(driver, generic, new Map([...children].map(([childName, { node }]) => [childName, node])))
     try {

@@ -53,6 +53,11 @@ export const eventTypes: readonly EventType[] = [
     data: z.strictObject({ device: z.string(), 'node-name': z.string().optional(), msg: z.string(), fatal: z.boolean() }),
   },
   {
+    name: 'BITMAPS_AT_RISK',
+    summary: 'Bitmaps of a node cannot be stored or kept safe just now; what that means says the reason. The guest goes on.',
+    data: z.strictObject({ 'node-name': z.string(), reason: z.string() }),
+  },
+  {
     name: 'BLOCK_EXPORT_DELETED',
     summary: 'An export is gone, and its node is free.',
     data: z.strictObject({ id: z.string() }),

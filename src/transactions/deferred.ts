@@ -11,6 +11,8 @@ export function deferred(make: () => Action): Action {
       return action.prepare(transaction)
     },
     commit: () => action.commit(),
+    secure: () => action.secure?.(),
+    settle: () => action.settle?.(),
     abort: () => action.abort(),
   }
 }

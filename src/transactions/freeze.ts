@@ -62,7 +62,8 @@ export class Freeze implements Action, AsyncDisposable {
         ...(bitmap && { bitmap }),
         ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
       })
-      this.#watching = this.#filter.watch(({ error }) => {
+      this.#watching = this.#filter.watch(({ type, error }) => {
+        if (type !== 'snapshot-broken') return
         this.#broken ??= error
         this.onBroken(error)
       })

@@ -9,7 +9,8 @@ export type Drained = (commits: () => void) => Promise<void>
 
 /**
  * Prepares all in order, then commits all in order, in one turn of the event loop. When one cannot be prepared, or the nodes cannot be
- * drained, what was prepared is undone in reverse, and the first error is thrown.
+ * drained, what was prepared is undone in reverse, and the first error is thrown. When it returns, what has happened is durable; where it
+ * throws because that failed, it has happened all the same.
  */
 export async function transact(actions: readonly Action[], drained: Drained): Promise<void> {
   if (actions.length === 0) return
@@ -31,6 +32,24 @@ export async function transact(actions: readonly Action[], drained: Drained): Pr
     // What has happened stays: it cannot be undone, and what fails after it is no reason to.
     throw begun ? error : await abortAll(prepared, error)
   }
+  await settleAll(actions)
+}
+
+async function settleAll(actions: readonly Action[]) {
+  const errors: unknown[] = []
+  const each = async (settle: (action: Action) => Promise<void> | undefined) => {
+    for (const action of actions) {
+      try {
+        await settle(action)
+      } catch (error) {
+        errors.push(error)
+      }
+    }
+  }
+  await each(action => action.secure?.())
+  // What could not be secured elsewhere must not be taken away here.
+  if (errors.length === 0) await each(action => action.settle?.())
+  if (errors.length > 0) throw together(errors)
 }
 
 // Commits and aborts do not fail. Where one does, by a mistake of ours, the others are done all the same: half would be worse.

@@ -15,7 +15,7 @@ const RESERVED_FLAGS = 0xffff_fff8
 
 export const GRANULARITY_BITS = { least: 9, most: 31 } as const
 /** QEMU's limit for the bytes of one bitmap. */
-const MOST_BITMAP_BYTES = 512 << 20
+export const MOST_BITMAP_BYTES = 512 << 20
 
 export interface DirectoryEntry {
   readonly name: string
@@ -28,6 +28,8 @@ export interface DirectoryEntry {
   readonly extra: Buffer
   /** Why it cannot be used; undefined when it can. */
   readonly problem: string | undefined
+  /** The problem is another one than that it is in use. */
+  readonly damaged: boolean
   /** Where its flags stand in the file. */
   readonly flagsOffset: number
 }
@@ -61,9 +63,11 @@ export async function readDirectory(file: HostFile, header: Header): Promise<Dir
     const length = at + FIXED <= bytes.length ? entryLength(bytes, at) : Infinity
     if (at + length > bytes.length) return { entries, problem: `Broken bitmap directory: entry ${index} reaches beyond its end` }
     const entry = decode(bytes, at, header)
-    const problem = names.has(entry.name) ? 'another bitmap has the same name' : (problemOf(entry, header) ?? stale)
+    const damage = names.has(entry.name) ? 'another bitmap has the same name' : damageOf(entry, header)
+    const inUse = (entry.flags & BitmapFlag.inUse) !== 0 ? 'it was not stored when the image was last closed' : undefined
+    const problem = damage ?? inUse ?? sizeProblem(entry, header) ?? stale
     names.add(entry.name)
-    entries.push({ ...entry, problem })
+    entries.push({ ...entry, problem, damaged: (damage ?? stale) !== undefined })
     at += length
   }
   return { entries, problem: at === bytes.length ? undefined : 'Broken bitmap directory: it is longer than its entries' }
@@ -85,7 +89,9 @@ async function readBytes(file: HostFile, { bitmaps, clusterBits }: Header) {
 
 const entryLength = (bytes: Buffer, at: number) => alignUp(FIXED + bytes.readUInt32BE(at + 20) + bytes.readUInt16BE(at + 18), 8)
 
-function decode(bytes: Buffer, at: number, { bitmaps }: Header): Omit<DirectoryEntry, 'problem'> {
+type Undiagnosed = Omit<DirectoryEntry, 'problem' | 'damaged'>
+
+function decode(bytes: Buffer, at: number, { bitmaps }: Header): Undiagnosed {
   const nameSize = bytes.readUInt16BE(at + 18)
   const extraSize = bytes.readUInt32BE(at + 20)
   return {
@@ -101,8 +107,8 @@ function decode(bytes: Buffer, at: number, { bitmaps }: Header): Omit<DirectoryE
 }
 
 /** What of an entry breaks the specification, or goes beyond QEMU's limits. */
-function problemOf(entry: Omit<DirectoryEntry, 'problem'>, { clusterBits, size }: Header): string | undefined {
-  const { tableOffset, tableSize, flags, type, granularityBits, name, extra } = entry
+function damageOf(entry: Undiagnosed, { clusterBits }: Header): string | undefined {
+  const { tableOffset, flags, type, granularityBits, name, extra } = entry
   const clusterSize = 2 ** clusterBits
   if (type !== DIRTY_TRACKING) return `it is of a kind (${type}) that is unknown`
   if ((flags & RESERVED_FLAGS) !== 0) return `it has unknown flags (0x${flags.toString(16)})`
@@ -112,8 +118,12 @@ function problemOf(entry: Omit<DirectoryEntry, 'problem'>, { clusterBits, size }
   if (name.length === 0 || Buffer.byteLength(name) > Limit.bitmapName) return 'its name is empty or longer than 1023 bytes'
   if (tableOffset % clusterSize !== 0 || tableOffset === 0 || tableOffset > Number.MAX_SAFE_INTEGER)
     return 'the offset of its table is invalid'
-  // The size may be another one when the disk was resized; it is stored anew before it is not in use any more.
-  if ((flags & BitmapFlag.inUse) !== 0) return 'it was not stored when the image was last closed'
+  return undefined
+}
+
+/** Of one that is in use the size may be another one, when the disk was resized: it is stored anew before it is not in use any more. */
+function sizeProblem({ tableSize, granularityBits }: Undiagnosed, { clusterBits, size }: Header): string | undefined {
+  const clusterSize = 2 ** clusterBits
   const bytes = bitmapBytes(size, granularityBits)
   if (bytes > MOST_BITMAP_BYTES) return 'it is larger than a bitmap may be'
   if (tableSize !== Math.ceil(bytes / clusterSize))

@@ -21,10 +21,11 @@ import {
 } from './bitmap-directory.ts'
 import { bitmapTable, type BitmapTableEntry } from './bitmap-table.ts'
 import { CorruptImage } from './corrupt-image.ts'
-import { isSet } from './header.ts'
+import { isSet, type SessionExtension } from './header.ts'
 import { Autoclear, Limit, SECTOR, writeU64 } from './format.ts'
 import type { Image } from './image.ts'
 import type { Run } from './refcounts.ts'
+import type { SpareClusters } from './spare-clusters.ts'
 
 export interface StoredBitmap {
   readonly name: string
@@ -35,6 +36,8 @@ export interface StoredBitmap {
   readonly inUse: boolean
   /** Why it cannot be used, in use or damaged; undefined when it can. */
   readonly inconsistent: string | undefined
+  /** It is in use, and nothing else is wrong with it. */
+  readonly readableIfInUse: boolean
   /** Bytes of bitmap that a disk of this size needs. */
   readonly length: number
 }
@@ -44,7 +47,7 @@ export interface BitmapContent {
   readonly name: string
   readonly granularityBits: number
   readonly enabled: boolean
-  /** It is going to be written under, so that what is stored here does not count: only its place and its name. */
+  /** It is written under, so that what is stored here counts only for who has the session's log. */
   readonly inUse?: boolean
   /** Keep all of its clusters, so that storing it again never fails for lack of space. */
   readonly reserve?: boolean
@@ -58,12 +61,13 @@ export async function listBitmaps(image: Image): Promise<{ bitmaps: StoredBitmap
   return { bitmaps: entries.map(entry => described(image, entry)), problem }
 }
 
-const described = (image: Image, { name, granularityBits, flags, problem }: DirectoryEntry): StoredBitmap => ({
+const described = (image: Image, { name, granularityBits, flags, problem, damaged }: DirectoryEntry): StoredBitmap => ({
   name,
   granularityBits,
   enabled: (flags & BitmapFlag.auto) !== 0,
   inUse: (flags & BitmapFlag.inUse) !== 0,
   inconsistent: problem,
+  readableIfInUse: (flags & BitmapFlag.inUse) !== 0 && !damaged,
   length: bitmapBytes(image.size, granularityBits),
 })
 
@@ -71,20 +75,20 @@ const described = (image: Image, { name, granularityBits, flags, problem }: Dire
 export async function* readBitmap(
   image: Image,
   name: string,
-  { evenIfInUse = false } = {},
+  { evenIfInUse = false, size = image.size } = {},
 ): AsyncGenerator<{ offset: number; length: number; data: Buffer | undefined; ones: boolean }> {
   const entry = await find(image, name)
-  const usable = entry.problem === undefined || (evenIfInUse && (entry.flags & BitmapFlag.inUse) !== 0)
+  const usable = entry.problem === undefined || (evenIfInUse && (entry.flags & BitmapFlag.inUse) !== 0 && !entry.damaged)
   if (!usable) throw new CorruptImage(`Bitmap '${name}' is inconsistent: ${entry.problem}; remove it and add it anew`)
   const { clusterSize } = image.geometry
-  const total = bitmapBytes(image.size, entry.granularityBits)
+  const total = bitmapBytes(size, entry.granularityBits)
   let end = 0
   for await (const part of bitmapTable(image.file, entry.tableOffset, entry.tableSize)) {
     const offset = part.index * clusterSize
     const length = Math.min(clusterSize, total - offset)
     if (length <= 0) return
     const data = await readPart(image, entry.name, part, length)
-    const clean = data && withoutTail(image, entry.granularityBits, offset + length, data)
+    const clean = data && withoutTail(size, entry.granularityBits, offset + length, data)
     yield { offset, length, ones: part.ones && !data, data: clean }
     end = offset + length
   }
@@ -102,8 +106,8 @@ async function readPart(image: Image, name: string, { offset, invalid }: BitmapT
 }
 
 /** The last byte may have bits that stand for nothing; they are zero, here and in the file. */
-function withoutTail(image: Image, granularityBits: number, end: number, data: Buffer): Buffer {
-  const bits = Math.ceil(image.size / 2 ** granularityBits)
+function withoutTail(size: number, granularityBits: number, end: number, data: Buffer): Buffer {
+  const bits = Math.ceil(size / 2 ** granularityBits)
   if (end * 8 <= bits) return data
   const mask = (1 << (bits % 8)) - 1
   if ((data.at(-1)! & ~mask) === 0) return data
@@ -112,48 +116,70 @@ function withoutTail(image: Image, granularityBits: number, end: number, data: B
   return clean
 }
 
+export interface BitmapsChange {
+  /** In place of those of the same names. */
+  readonly stored: readonly BitmapContent[]
+  /** Also those that are damaged. */
+  readonly removed?: readonly string[]
+  readonly session?: SessionExtension | undefined
+  /** Where clusters come from and go to, before the image is asked. */
+  readonly spare?: SpareClusters | undefined
+}
+
 /** Stores these bitmaps, in place of those of the same names; the others stay. All of them or, where it fails, none. */
-export function storeBitmaps(image: Image, contents: readonly BitmapContent[]): Promise<void> {
-  return image.bitmapTurn(async () => {
-    checkContents(image, contents)
-    const { entries, problem } = await readDirectory(image.file, image.header)
-    if (problem && entries.length === 0 && contents.length === 0) return
-    const names = new Set(contents.map(({ name }) => name))
-    const added: Run[] = []
-    try {
-      const stored: NewEntry[] = []
-      for (const content of contents) stored.push(await storeOne(image, content, added))
-      const kept = entries.filter(({ name }) => !names.has(name))
-      await replaceDirectory(image, [...kept.map(entry => distrusted(image, entry)), ...stored], added)
-      for (const entry of entries)
-        if (names.has(entry.name)) await giveBack(image, entry, new Set(stored.map(({ tableOffset }) => tableOffset)))
-    } catch (error) {
-      for (const { offset, count } of added) image.release.add(offset, count)
-      if (!(error instanceof NoSpace) || !(await storeOver(image, contents, entries))) throw error
-    }
-    await image.settle()
-  })
+export async function storeBitmaps(image: Image, stored: readonly BitmapContent[]): Promise<void> {
+  await changeBitmaps(image, { stored })
+  await image.settle()
 }
 
 /** The bitmap and its space are gone. One that is damaged can be removed too; so can all that a damaged directory hides, by `undefined`. */
-export function removeBitmap(image: Image, name: string | undefined): Promise<void> {
+export async function removeBitmap(image: Image, name: string | undefined): Promise<void> {
+  const { entries } = await readDirectory(image.file, image.header)
+  const removed = name === undefined ? entries.map(entry => entry.name) : [(await find(image, name)).name]
+  await changeBitmaps(image, { stored: [], removed, evenIfDamaged: true })
+  await image.settle()
+}
+
+/** All of it takes effect at one instant, and is durable then; what had been stored is given back. Says how many clusters each has. */
+export function changeBitmaps(
+  image: Image,
+  { stored: contents, removed = [], session, spare, evenIfDamaged = false }: BitmapsChange & { readonly evenIfDamaged?: boolean },
+): Promise<ReadonlyMap<string, number>> {
+  const clusters = new Map<string, number>()
   return image.bitmapTurn(async () => {
-    const { entries } = await readDirectory(image.file, image.header)
-    const removed = name === undefined ? entries : [await find(image, name)]
-    const kept = entries.filter(entry => !removed.some(other => other.name === entry.name))
-    await replaceDirectory(
-      image,
-      kept.map(entry => distrusted(image, entry)),
-      [],
-    )
-    for (const entry of removed) await giveBack(image, entry, new Set())
-    await image.settle()
+    checkContents(image, contents)
+    const { entries, problem } = await readDirectory(image.file, image.header)
+    if (problem && !evenIfDamaged && entries.length === 0 && contents.length === 0) return clusters
+    const replaced = new Set([...contents.map(({ name }) => name), ...removed])
+    const added: Run[] = []
+    try {
+      const stored: NewEntry[] = []
+      for (const content of contents) {
+        const before = clustersIn(added)
+        stored.push(await storeOne(image, content, added, spare))
+        clusters.set(content.name, clustersIn(added) - before)
+      }
+      const kept = entries.filter(({ name }) => !replaced.has(name))
+      await replaceDirectory(image, [...kept.map(entry => distrusted(image, entry)), ...stored], session, added, spare)
+    } catch (error) {
+      for (const { offset, count } of added) giveBackRun(image, offset, count, spare)
+      if (error instanceof NoSpace && removed.length === 0 && (await storeOver(image, contents, entries))) return clusters
+      throw error
+    }
+    for (const entry of entries) if (replaced.has(entry.name)) await giveBack(image, entry, spare)
+    return clusters
   })
 }
 
-/** Marks bitmaps as being newer in memory than here, durably. To be done before the disk is written under them. */
-export function markInUse(image: Image, which: (bitmap: StoredBitmap) => boolean): Promise<void> {
+const clustersIn = (runs: readonly Run[]) => runs.reduce((sum, { count }) => sum + count, 0)
+
+/**
+ * Marks bitmaps as being newer in memory than here, durably. To be done before the disk is written under them. The session comes first: a
+ * crash between the two leaves bitmaps that nothing was written under.
+ */
+export function markInUse(image: Image, which: (bitmap: StoredBitmap) => boolean, session?: SessionExtension): Promise<void> {
   return image.bitmapTurn(async () => {
+    if (session || image.header.session) await image.updateHeader({ session })
     const { entries } = await readDirectory(image.file, image.header)
     const marked = entries.filter(entry => (entry.flags & BitmapFlag.inUse) === 0 && which(described(image, entry)))
     await writeFlags(
@@ -199,6 +225,7 @@ function checkContents(image: Image, contents: readonly BitmapContent[]) {
  * nothing is changed, where one of them has no such place, or not all of it.
  */
 async function storeOver(image: Image, contents: readonly BitmapContent[], entries: readonly DirectoryEntry[]): Promise<boolean> {
+  if (image.header.session) return false // somebody reads it all the same
   const { clusterSize } = image.geometry
   const places: (readonly [BitmapContent, DirectoryEntry, number[]])[] = []
   for (const content of contents) {
@@ -222,11 +249,11 @@ async function storeOver(image: Image, contents: readonly BitmapContent[], entri
 const flagsOf = ({ enabled, inUse }: BitmapContent) => (enabled ? BitmapFlag.auto : 0) | (inUse ? BitmapFlag.inUse : 0)
 
 /** Data and table, written; not yet durable. */
-async function storeOne(image: Image, content: BitmapContent, added: Run[]): Promise<NewEntry> {
+async function storeOne(image: Image, content: BitmapContent, added: Run[], spare: SpareClusters | undefined): Promise<NewEntry> {
   const flags = flagsOf(content)
   const { clusterSize } = image.geometry
   const tableSize = Math.ceil(bitmapBytes(image.size, content.granularityBits) / clusterSize)
-  const tableOffset = await writeBeside(image, content, tableSize, added)
+  const tableOffset = await writeBeside(image, content, tableSize, added, spare)
   return {
     name: content.name,
     granularityBits: content.granularityBits,
@@ -238,34 +265,42 @@ async function storeOne(image: Image, content: BitmapContent, added: Run[]): Pro
   }
 }
 
-async function writeBeside(image: Image, content: BitmapContent, tableSize: number, added: Run[]): Promise<number> {
+async function writeBeside(
+  image: Image,
+  content: BitmapContent,
+  tableSize: number,
+  added: Run[],
+  spare: SpareClusters | undefined,
+): Promise<number> {
   const { clusterSize } = image.geometry
   const total = bitmapBytes(image.size, content.granularityBits)
-  const table = await image.refcounts.allocateRow(Math.max(1, Math.ceil((tableSize * 8) / clusterSize)))
+  const rows = Math.max(1, Math.ceil((tableSize * 8) / clusterSize))
+  const table = spare?.takeRow(rows) ?? (await image.refcounts.allocateRow(rows))
   added.push(table)
   const bytes = Buffer.alloc(table.count * clusterSize)
-  let spare: Run = { offset: 0, count: 0, zero: false }
+  let row: Run = { offset: 0, count: 0, zero: false }
   for (let index = 0; index < tableSize; index++) {
     const length = Math.min(clusterSize, total - index * clusterSize)
-    const data = content.inUse ? undefined : await readContent(image, content, index * clusterSize, length)
+    const data = await readContent(image, content, index * clusterSize, length)
     const zero = data === undefined || isZero(data)
     if (zero && !content.reserve) continue
     if (!zero && !content.reserve && length === clusterSize && isOnes(data)) {
       writeU64(bytes, 1, index * 8)
       continue
     }
-    if (spare.count === 0) added.push((spare = await image.refcounts.allocate(content.reserve ? tableSize - index : 1)))
-    writeU64(bytes, spare.offset, index * 8)
-    if (zero) await image.file.zero(spare.offset, clusterSize)
-    else await image.file.write(spare.offset, length === clusterSize ? data : Buffer.concat([data], clusterSize))
-    spare = { ...spare, offset: spare.offset + clusterSize, count: spare.count - 1 }
+    if (row.count === 0)
+      added.push((row = spare?.takeRow(1) ?? (await image.refcounts.allocate(content.reserve ? tableSize - index : 1))))
+    writeU64(bytes, row.offset, index * 8)
+    if (zero) await image.file.zero(row.offset, clusterSize)
+    else await image.file.write(row.offset, length === clusterSize ? data : Buffer.concat([data], clusterSize))
+    row = { ...row, offset: row.offset + clusterSize, count: row.count - 1 }
   }
   await image.file.write(table.offset, bytes)
   return table.offset
 }
 
 async function readContent(image: Image, content: BitmapContent, offset: number, length: number) {
-  return withoutTail(image, content.granularityBits, offset + length, await content.read(offset, length))
+  return withoutTail(image.size, content.granularityBits, offset + length, await content.read(offset, length))
 }
 
 /** The clusters of its data, as long as all of them are there and nobody else's. */
@@ -284,7 +319,7 @@ async function writeOver(image: Image, content: BitmapContent, clusters: readonl
   const total = bitmapBytes(image.size, content.granularityBits)
   for (const [index, offset] of clusters.entries()) {
     const length = Math.min(clusterSize, total - index * clusterSize)
-    const data = content.inUse ? Buffer.alloc(length) : await readContent(image, content, index * clusterSize, length)
+    const data = await readContent(image, content, index * clusterSize, length)
     await image.file.write(offset, length === clusterSize ? data : Buffer.concat([data], clusterSize))
   }
 }
@@ -297,7 +332,13 @@ const distrusted = (image: Image, entry: DirectoryEntry): NewEntry =>
   isSet(image.header.autoclear, Autoclear.bitmaps) ? entry : { ...entry, flags: (entry.flags | BitmapFlag.inUse) >>> 0 }
 
 /** Counts, data and tables are durable before the header says so. */
-async function replaceDirectory(image: Image, entries: readonly NewEntry[], added: Run[]) {
+async function replaceDirectory(
+  image: Image,
+  entries: readonly NewEntry[],
+  session: SessionExtension | undefined,
+  added: Run[],
+  spare: SpareClusters | undefined,
+) {
   const { bitmaps: old } = image.header
   const { clusterSize } = image.geometry
   const bytes = encodeDirectory(entries)
@@ -305,35 +346,42 @@ async function replaceDirectory(image: Image, entries: readonly NewEntry[], adde
   if (bytes.length > Limit.bitmapDirectoryBytes) throw new NoSpace('Not enough space in the bitmap directory')
   if (entries.length === 0) {
     await image.writeback.flush()
-    await image.updateHeader({ bitmaps: undefined, autoclear: image.header.autoclear & ~Autoclear.bitmaps })
+    const autoclear = image.header.autoclear & ~Autoclear.bitmaps
+    await image.updateHeader({ bitmaps: undefined, session: undefined, autoclear })
   } else {
-    const run = await image.refcounts.allocateRow(Math.ceil(bytes.length / clusterSize))
+    const rows = Math.ceil(bytes.length / clusterSize)
+    const run = spare?.takeRow(rows) ?? (await image.refcounts.allocateRow(rows))
     added.push(run)
     await image.file.write(run.offset, bytes)
     await image.writeback.flush()
     added.length = 0 // whatever happens from here on, the header may point to them
     const bitmaps = { count: entries.length, directorySize: bytes.length, directoryOffset: run.offset }
-    await image.updateHeader({ bitmaps, autoclear: image.header.autoclear | Autoclear.bitmaps })
+    await image.updateHeader({ bitmaps, session, autoclear: image.header.autoclear | Autoclear.bitmaps })
   }
   if (old && old.directorySize > 0 && old.directoryOffset % clusterSize === 0 && old.directoryOffset > 0)
-    await giveBackRange(image, old.directoryOffset, Math.ceil(old.directorySize / clusterSize))
+    await giveBackRange(image, old.directoryOffset, Math.ceil(old.directorySize / clusterSize), spare)
 }
 
 /** Of an entry that is in no directory any more. What is damaged about it is left as a leak for a check to mend. */
-async function giveBack(image: Image, entry: DirectoryEntry, stillUsed: ReadonlySet<number>) {
+async function giveBack(image: Image, entry: DirectoryEntry, spare: SpareClusters | undefined) {
   const { clusterSize } = image.geometry
-  if (stillUsed.has(entry.tableOffset) || entry.tableOffset === 0 || entry.tableOffset % clusterSize !== 0) return
+  if (entry.tableOffset === 0 || entry.tableOffset % clusterSize !== 0) return
   for await (const { offset, invalid } of bitmapTable(image.file, entry.tableOffset, entry.tableSize)) {
-    if (offset > 0 && !invalid && offset % clusterSize === 0) await giveBackRange(image, offset, 1)
+    if (offset > 0 && !invalid && offset % clusterSize === 0) await giveBackRange(image, offset, 1, spare)
   }
-  await giveBackRange(image, entry.tableOffset, Math.ceil((entry.tableSize * 8) / clusterSize))
+  await giveBackRange(image, entry.tableOffset, Math.ceil((entry.tableSize * 8) / clusterSize), spare)
 }
 
 /** Nothing that is not counted, whatever the file says; and no table of another kind. */
-async function giveBackRange(image: Image, offset: number, count: number) {
+async function giveBackRange(image: Image, offset: number, count: number, spare: SpareClusters | undefined) {
   const { clusterSize } = image.geometry
   for (let cluster = offset; cluster < Math.min(offset + count * clusterSize, image.file.size); cluster += clusterSize) {
-    if (image.isMetadata(cluster) || (await image.refcounts.get(cluster)) === 0) continue
-    image.release.add(cluster, 1)
+    const users = image.isMetadata(cluster) ? 0 : await image.refcounts.get(cluster)
+    if (users > 0) giveBackRun(image, cluster, 1, users === 1 ? spare : undefined)
   }
+}
+
+function giveBackRun(image: Image, offset: number, count: number, spare: SpareClusters | undefined) {
+  if (spare) spare.add(offset, count)
+  else image.release.add(offset, count)
 }

@@ -147,6 +147,7 @@ function headerFor(options: CreateOptions, layout: Layout): Header {
     backingFormat: options.backingFormat,
     dataFile: options.dataFile,
     bitmaps: undefined,
+    session: undefined,
     moreExtensions: [],
     extensionsEnd: 0,
   }

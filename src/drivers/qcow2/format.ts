@@ -12,8 +12,13 @@ export const INCOMPATIBLE_KNOWN = 31n
 export const Compatible = { lazyRefcounts: 1n } as const
 
 /** Bits of autoclear_features: who does not know one clears it before writing. */
-export const Autoclear = { bitmaps: 1n, dataFileRaw: 2n } as const
-export const AUTOCLEAR_KNOWN = 3n
+export const Autoclear = {
+  bitmaps: 1n,
+  dataFileRaw: 2n,
+  /** Ours: the activity log that the session extension names tells what was written since bitmaps were stored. */
+  session: 1n << 62n,
+} as const
+export const AUTOCLEAR_KNOWN = Autoclear.bitmaps | Autoclear.dataFileRaw | Autoclear.session
 
 export const ExtensionType = {
   end: 0,
@@ -22,6 +27,8 @@ export const ExtensionType = {
   bitmaps: 0x23852875,
   encryption: 0x0537be77,
   dataFile: 0x44415441,
+  /** Ours, "STLP": see `Autoclear.session`. */
+  session: 0x53544c50,
 } as const
 
 export const CompressionType = { zlib: 0, zstd: 1 } as const

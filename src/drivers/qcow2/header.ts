@@ -59,6 +59,8 @@ export interface Header {
   backingFormat: string | undefined
   dataFile: string | undefined
   bitmaps: BitmapsExtension | undefined
+  /** Undefined where another program has written to the image since. */
+  session: SessionExtension | undefined
   /** Extensions we know nothing of, in their order. */
   readonly moreExtensions: readonly Extension[]
   /** How far the extensions reach, their end marker included. */
@@ -69,6 +71,15 @@ export interface BitmapsExtension {
   readonly count: number
   readonly directoryOffset: number
   readonly directorySize: number
+}
+
+/** Ours: under which activity log the image is written. */
+export interface SessionExtension {
+  /** 32 hex digits. */
+  readonly id: string
+  readonly generation: number
+  /** Of the disk when bitmaps were last stored. */
+  readonly size: number
 }
 
 /** How many bytes of the file the header needs, from its first 112 (or as many as there are). */
@@ -131,6 +142,7 @@ export function decodeHeader(bytes: Buffer): Header {
     backingFormat: undefined,
     dataFile: undefined,
     bitmaps: undefined,
+    session: undefined,
     moreExtensions: extensions.list.filter(({ type }) => !OURS.has(type)),
     extensionsEnd: extensions.end,
   }
@@ -145,6 +157,7 @@ const OURS = new Set<number>([
   ExtensionType.featureNames,
   ExtensionType.bitmaps,
   ExtensionType.dataFile,
+  ExtensionType.session,
 ])
 
 function decodeExtensions(bytes: Buffer, start: number, end: number) {
@@ -216,6 +229,7 @@ function takeExtensions(header: Header, list: readonly Extension[]) {
     if (type === ExtensionType.backingFormat) header.backingFormat = data.toString('utf8')
     if (type === ExtensionType.dataFile) header.dataFile = data.toString('utf8')
     if (type === ExtensionType.bitmaps) header.bitmaps = decodeBitmapsExtension(data, header)
+    if (type === ExtensionType.session) header.session = decodeSession(data, header)
   }
 }
 
@@ -223,6 +237,25 @@ function takeExtensions(header: Header, list: readonly Extension[]) {
 function decodeBitmapsExtension(data: Buffer, header: Header): BitmapsExtension | undefined {
   if (data.length < 24 || header.version < 3) return undefined
   return { count: data.readUInt32BE(0), directorySize: readU64(data, 8), directoryOffset: readU64(data, 16) }
+}
+
+const SESSION_LENGTH = 40
+const SESSION_VERSION = 1
+
+/** Whoever does not know the extension has cleared its bit before writing. */
+function decodeSession(data: Buffer, { autoclear }: Header): SessionExtension | undefined {
+  if (!isSet(autoclear, Autoclear.session) || data.length < SESSION_LENGTH) return undefined
+  if (data.readUInt32BE(0) !== SESSION_VERSION) return undefined
+  return { id: data.toString('hex', 8, 24), generation: readU64(data, 24), size: readU64(data, 32) }
+}
+
+function encodeSession({ id, generation, size }: SessionExtension) {
+  const data = Buffer.alloc(SESSION_LENGTH)
+  data.writeUInt32BE(SESSION_VERSION, 0)
+  data.write(id, 8, 'hex')
+  writeU64(data, generation, 24)
+  writeU64(data, size, 32)
+  return data
 }
 
 function backingFileName(bytes: Buffer, offset: number, clusterSize: number) {
@@ -261,7 +294,8 @@ function encodeFields(header: Header) {
   if (header.version === 2) return bytes
   bytes.writeBigUInt64BE(header.incompatible, 72)
   bytes.writeBigUInt64BE(header.compatible, 80)
-  bytes.writeBigUInt64BE(header.autoclear, 88)
+  const { session } = Autoclear
+  bytes.writeBigUInt64BE(header.session ? header.autoclear | session : header.autoclear & ~session, 88)
   bytes.writeUInt32BE(header.refcountOrder, 96)
   bytes.writeUInt32BE(header.headerLength, 100)
   if (header.headerLength > 104) bytes[104] = header.compressionType
@@ -275,6 +309,7 @@ function encodeExtensions(header: Header): Extension[] {
   if (header.backingFormat !== undefined)
     list.push({ type: ExtensionType.backingFormat, data: Buffer.from(header.backingFormat) })
   if (header.bitmaps) list.push({ type: ExtensionType.bitmaps, data: encodeBitmapsExtension(header.bitmaps) })
+  if (header.session) list.push({ type: ExtensionType.session, data: encodeSession(header.session) })
   list.push(...header.moreExtensions)
   return list
 }

@@ -3,6 +3,8 @@
 import type { Range } from '../../base/ranges.ts'
 import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
 import type { NodeInfo } from '../../block/node-info.ts'
+import type { BitmapStore } from '../../bitmaps/bitmap-store.ts'
+import { Qcow2BitmapStore } from './bitmap-store.ts'
 import { markInUse } from './bitmaps.ts'
 import { extents } from './extents.ts'
 import { writeGuest } from './guest-file.ts'
@@ -36,6 +38,7 @@ export class Qcow2Node implements BlockNode {
     this.#writer = new Writer(image, tables, this.#reader)
     this.#zeroing = new Zeroing(image, tables, this.#writer)
     this.#compressed = new CompressedWriter(image, tables, this.#writer)
+    this.bitmapStore = new Qcow2BitmapStore(image, () => this.attendBitmaps())
   }
 
   get size() {
@@ -117,6 +120,9 @@ export class Qcow2Node implements BlockNode {
     this.#bitmapsKnow = true
   }
 
+  /** Whoever loads bitmaps from it attends them. */
+  readonly bitmapStore: BitmapStore
+
   async flush() {
     if (this.image.readOnly) return
     this.image.checkUndamaged()
@@ -154,7 +160,8 @@ export class Qcow2Node implements BlockNode {
 
   /** Bitmaps that should record this write, with nobody here to do so, are marked as missing it before it is done. */
   async #tellBitmaps() {
-    if (this.image.header.bitmaps) await markInUse(this.image, ({ enabled }) => enabled)
+    // And what log there is knows nothing of it.
+    if (this.image.header.bitmaps || this.image.header.session) await markInUse(this.image, ({ enabled }) => enabled)
     this.#bitmapsKnow = true
   }
 }
