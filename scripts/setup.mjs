@@ -139,7 +139,7 @@ function build() {
   if (built > changed) return
   const begun = new Date()
   say('compiles')
-  const failed = run(join(root, 'scripts/on-node-24'), [join(root, 'node_modules/typescript/bin/tsc'), '--build'], {
+  const failed = run(join(root, 'scripts/on-node-24'), [join(root, 'node_modules/typescript-native/bin/tsc'), '--build'], {
     called: 'tsc',
   })
   if (failed) give(`the build failed: ${failed}`)
