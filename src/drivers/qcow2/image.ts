@@ -1,6 +1,6 @@
 // An opened image: its header, its tables, and the parts that work on them.
 
-import { messageOf, ReadOnly } from '../../base/errors.ts'
+import { messageOf, NoSpace, ReadOnly } from '../../base/errors.ts'
 import type { BlockIo, OpenContext } from '../../block/driver.ts'
 import { checkImage } from './check/check.ts'
 import { ClusterLocks } from './cluster-locks.ts'
@@ -127,8 +127,18 @@ export class Image {
   /** The same for who is alone already. */
   async updateHeaderNow(change: Partial<Header>) {
     const next: Header = { ...this.header, ...change }
-    const extensionsEnd = await writeHeader(this.file, this.header, next)
-    this.header = { ...next, extensionsEnd }
+    try {
+      const extensionsEnd = await writeHeader(this.file, this.header, next)
+      this.header = { ...next, extensionsEnd }
+    } catch (error) {
+      // A NoSpace is found before anything is written. Otherwise nobody knows which of the two stands in the file.
+      if (!(error instanceof NoSpace))
+        this.#damage ??= new CorruptImage(
+          `the header cannot be written: ${messageOf(error)}; check the disk, then open the image anew`,
+          { cause: error },
+        )
+      throw error
+    }
   }
 
   isMetadata(offset: number) {
@@ -176,12 +186,17 @@ export class Image {
     return turn
   }
 
-  /** The refcounts were written anew, somewhere else. */
-  replaceRefcounts(table: OffsetTable) {
+  /** Counts are those of this table and its blocks; changes of the ones before that are not in the file are lost. */
+  countBy(table: OffsetTable) {
     this.refcountTable = table
     this.refcountCache.clear()
-    this.l2Cache.clear()
     this.refcounts.reset()
+  }
+
+  /** The refcounts were written anew, somewhere else. */
+  replaceRefcounts(table: OffsetTable) {
+    this.countBy(table)
+    this.l2Cache.clear()
     this.#findPlaces()
     this.file.grown = true
   }

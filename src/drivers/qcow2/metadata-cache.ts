@@ -89,9 +89,10 @@ export class MetadataCache {
     }
   }
 
-  /** Forgets all. Nothing may be dirty. */
+  /** Forgets all, with what has changed. */
   clear() {
     this.#slices.clear()
+    this.#dirty.clear()
     this.#loading.clear()
   }
 

@@ -100,6 +100,14 @@ export class Refcounts {
     return this.#at(cluster, slice => (slice ? this.#read(slice.bytes, cluster % this.image.geometry.refcountsPerSlice) : 0))
   }
 
+  /** The same where it is in memory; undefined where it is not. */
+  getNow(offset: number): number | undefined {
+    const { clusterSize, refcountsPerSlice } = this.image.geometry
+    const cluster = Math.floor(offset / clusterSize)
+    const slice = this.#slice(cluster)
+    return slice && this.#read(slice.bytes, cluster % refcountsPerSlice)
+  }
+
   /** Adds `change` to the counts of all clusters from `offset` on. */
   async change(offset: number, count: number, change: 1 | -1): Promise<void> {
     const { clusterSize } = this.image.geometry

@@ -1,7 +1,8 @@
 // Makes the disk longer or shorter. Nothing else is in flight meanwhile.
 //
-// Growing: a longer L1 table where the old one does not reach, durable before the header says so. Shrinking: the header first, so that a
-// crash behind it leaves clusters that nobody sees; then those are given back.
+// Growing: a longer L1 table where the old one does not reach, durable before the header says so; then whatever the new part would show is
+// hidden, and last the header has the new size. Shrinking: the header first, so that a crash behind it leaves clusters that nobody sees; then
+// those are given back.
 
 import { NotSupported } from '../../base/errors.ts'
 import { alignDown, alignUp } from '../../base/ranges.ts'
@@ -26,10 +27,12 @@ export async function resize(image: Image, zeroing: Zeroing, size: number) {
     await freeBehind(image, size)
     await image.dataFile?.resize(size)
   } else {
+    await freeBehind(image, before) // what shrinking left there when it was cut off
     await growL1(image, size)
     await image.dataFile?.resize(Math.max(size, image.dataFile.size))
-    await image.updateHeader({ size })
     await hideBehind(image, zeroing, before, size)
+    await image.settle()
+    await image.updateHeader({ size })
   }
   await image.settle()
   if (size < before) await image.file.resize(await image.refcounts.end())
@@ -65,8 +68,8 @@ async function growL1(image: Image, size: number) {
 
 /** What the new part would show, of the last cluster or of a longer backing file, must read as zeroes. */
 async function hideBehind(image: Image, zeroing: Zeroing, before: number, size: number) {
-  const { subclusterSize } = image.geometry
-  const end = Math.min(size, Math.max(alignUp(before, subclusterSize), image.backing?.size ?? 0))
+  const { clusterSize } = image.geometry
+  const end = Math.min(size, Math.max(alignUp(before, clusterSize), image.backing?.size ?? 0))
   if (end > before) await zeroing.zero({ offset: before, length: end - before }, { unmap: true })
 }
 

@@ -1,13 +1,13 @@
 // Internal snapshots: a copy of the L1 table, and one user more for every cluster that it reaches. Nothing else is in flight meanwhile.
 //
-// Making one: counts go up and are durable, then the flags that allow writing in place are cleared, then the copy and the new snapshot table
-// are written, and last the header points there. Deleting one goes the other way: the header first. So a crash costs leaks at worst.
+// To make one or to delete one takes one write of the header, before which nothing of the image has changed (count-change.ts).
 
 import { InvalidParameter, NotFound, NotSupported } from '../../base/errors.ts'
 import { alignDown } from '../../base/ranges.ts'
 import type { BlockIo, Extent } from '../../block/driver.ts'
 import { compressedRange } from './compressed-range.ts'
 import { CorruptImage } from './corrupt-image.ts'
+import { CountChange, type Clusters } from './count-change.ts'
 import { extents } from './extents.ts'
 import { COMPRESSED, COPIED, Limit } from './format.ts'
 import type { Image } from './image.ts'
@@ -34,19 +34,9 @@ export async function createSnapshot(image: Image, { name, date }: NewSnapshot):
     throw new InvalidParameter(`Snapshot with name '${name}' already exists`)
   if (Buffer.byteLength(name) > 0xffff || name === '') throw new InvalidParameter('the name of a snapshot has 1 to 65535 bytes')
   await image.settle()
-  await addUser(image)
-  await image.writeback.flush()
-  await updateCopied(image)
-
-  const { clusterSize } = image.geometry
-  const l1 = await image.refcounts.allocateRow(Math.max(1, Math.ceil((image.l1.length * 8) / clusterSize)))
-  const copy = image.l1.encode()
-  for (let at = 0; at < copy.length; at += 8) copy.writeUInt32BE(copy.readUInt32BE(at) % COPIED, at)
-  await image.file.write(l1.offset, Buffer.concat([copy], l1.count * clusterSize))
-  const snapshot: SnapshotEntry = {
+  const entry = {
     id: String(1 + Math.max(0, ...snapshots.map(({ id }) => (/^\d{1,15}$/.test(id) ? Number(id) : 0)))),
     name,
-    l1TableOffset: l1.offset,
     l1Size: image.l1.length,
     dateSeconds: Math.floor(date.getTime() / 1000),
     dateNanoseconds: (date.getTime() % 1000) * 1_000_000,
@@ -55,8 +45,23 @@ export async function createSnapshot(image: Image, { name, date }: NewSnapshot):
     diskSize: image.size,
     extra: Buffer.alloc(0),
   }
-  await replaceTable(image, [...snapshots, snapshot])
-  return snapshot
+  return changeCounts(image, async change => {
+    const clusters = Math.ceil((image.l1.length * 8) / image.geometry.clusterSize)
+    const l1 = clusters === 0 ? 0 : await change.take(clusters)
+    const snapshot: SnapshotEntry = { ...entry, l1TableOffset: l1 }
+    const header = await placeTable(image, change, [...snapshots, snapshot])
+    await change.begin()
+    for await (const run of reachable(image, image.l1)) {
+      await change.enter(run)
+      if (image.isCrowded) await image.writeback.flush()
+    }
+    await leaveTable(image, change)
+    const copy = (await change.flagged(2)).encode()
+    for (let at = 0; at < copy.length; at += 8) copy.writeUInt32BE(copy.readUInt32BE(at) % COPIED, at)
+    if (clusters > 0) await image.file.write(l1, Buffer.concat([copy], clusters * image.geometry.clusterSize))
+    await change.commit(header)
+    return snapshot
+  })
 }
 
 export async function deleteSnapshot(image: Image, nameOrId: string) {
@@ -64,15 +69,33 @@ export async function deleteSnapshot(image: Image, nameOrId: string) {
   const snapshot = find(snapshots, nameOrId)
   await image.settle()
   const l1 = await l1Of(image, snapshot)
-  await replaceTable(
-    image,
-    snapshots.filter(other => other !== snapshot),
-  )
-  await removeUser(image, l1)
-  if (l1.length > 0) image.release.add(l1.offset, Math.ceil((l1.length * 8) / image.geometry.clusterSize))
-  await image.settle()
-  await updateCopied(image)
-  await image.settle()
+  const { clusterSize } = image.geometry
+  await changeCounts(image, async change => {
+    const header = await placeTable(
+      image,
+      change,
+      snapshots.filter(other => other !== snapshot),
+    )
+    await change.begin()
+    for await (const run of reachable(image, l1)) {
+      await change.leave(run)
+      if (image.isCrowded) await image.writeback.flush()
+    }
+    await change.leave({ offset: l1.offset, count: Math.ceil((l1.length * 8) / clusterSize) })
+    await leaveTable(image, change)
+    await change.flagged(1)
+    await change.commit(header)
+  })
+}
+
+async function changeCounts<T>(image: Image, work: (change: CountChange) => Promise<T>): Promise<T> {
+  const change = new CountChange(image)
+  try {
+    return await work(change)
+  } catch (error) {
+    await change.abort()
+    throw error
+  }
 }
 
 /** The disk as it was, read-only. Good until the snapshot is deleted. */
@@ -111,58 +134,34 @@ async function l1Of(image: Image, { l1TableOffset, l1Size, name }: SnapshotEntry
   return OffsetTable.read(image.file, l1TableOffset, l1Size, `the L1 table of snapshot '${name}'`)
 }
 
-/** A new snapshot table, written and durable before the header says so; the old one is given back. */
-async function replaceTable(image: Image, snapshots: readonly SnapshotEntry[]) {
-  const { clusterSize } = image.geometry
-  const { header } = image
-  const oldLength = header.snapshotCount === 0 ? 0 : (await readSnapshots(image.file, header)).length
+/** Writes a new snapshot table. Returns what the header is to say of it. */
+async function placeTable(image: Image, change: CountChange, snapshots: readonly SnapshotEntry[]) {
   const bytes = encodeSnapshots(snapshots)
   if (bytes.length > Limit.snapshotTableBytes) throw new NotSupported('Snapshot table is too large')
-  const run = bytes.length === 0 ? undefined : await image.refcounts.allocateRow(Math.ceil(bytes.length / clusterSize))
-  if (run) await image.file.write(run.offset, bytes)
-  await image.writeback.flush()
-  await image.updateHeader({ snapshotCount: snapshots.length, snapshotsOffset: run?.offset ?? 0 })
-  if (run) image.places.add(run.offset, run.count * clusterSize)
-  if (oldLength > 0) image.release.add(header.snapshotsOffset, Math.ceil(oldLength / clusterSize))
-  await image.settle()
+  const offset = bytes.length === 0 ? 0 : await change.take(Math.ceil(bytes.length / image.geometry.clusterSize))
+  if (offset > 0) await image.file.write(offset, bytes)
+  return { snapshotCount: snapshots.length, snapshotsOffset: offset }
 }
 
-/** One user more for all that the active tables reach; none where that fails in the middle. */
-async function addUser(image: Image) {
-  const done: Run[] = []
-  try {
-    for await (const run of reachable(image, image.l1)) {
-      await image.refcounts.change(run.offset, run.count, 1)
-      done.push(run)
-      if (image.isCrowded) await image.writeback.flush()
-    }
-  } catch (error) {
-    for (const { offset, count } of done) await image.refcounts.change(offset, count, -1)
-    throw error
-  }
-}
-
-/** One user less for all that a table reaches. */
-async function removeUser(image: Image, l1: OffsetTable) {
-  for await (const run of reachable(image, l1)) {
-    image.release.add(run.offset, run.count)
-    if (image.isCrowded) await image.writeback.flush()
-  }
-}
-
-interface Run {
-  readonly offset: number
-  readonly count: number
+/** The present one is not needed any more. */
+async function leaveTable(image: Image, change: CountChange) {
+  const { header, file, geometry } = image
+  if (header.snapshotCount === 0) return
+  const { length } = await readSnapshots(file, header)
+  await change.leave({ offset: header.snapshotsOffset, count: Math.ceil(length / geometry.clusterSize) })
 }
 
 /** Every L2 table and host cluster that an L1 table refers to, as often as it does; neighbours together. */
-async function* reachable(image: Image, l1: OffsetTable): AsyncGenerator<Run> {
+async function* reachable(image: Image, l1: OffsetTable): AsyncGenerator<Clusters> {
   const { clusterSize, entrySize } = image.geometry
   const bytes = Buffer.alloc(clusterSize)
+  const seen = new Set<number>()
   for (let index = 0; (index = l1.nextUsed(index, l1.end)) < l1.end; index++) {
     const table = l1.offsetAt(index)
     if (table === 0) continue
     if (table % clusterSize !== 0) throw image.damaged(`L2 table offset 0x${table.toString(16)} unaligned (L1 index: ${index})`)
+    if (seen.has(table)) throw image.damaged(`the L2 table at 0x${table.toString(16)} is there twice (L1 index: ${index})`)
+    seen.add(table)
     yield { offset: table, count: 1 }
     await image.file.read(table, bytes)
     let last: { offset: number; count: number } | undefined
@@ -179,7 +178,7 @@ async function* reachable(image: Image, l1: OffsetTable): AsyncGenerator<Run> {
   }
 }
 
-function clustersOf(high: number, low: number, clusterSize: number): Run | undefined {
+function clustersOf(high: number, low: number, clusterSize: number): Clusters | undefined {
   if ((high & COMPRESSED) !== 0) {
     const { offset, length } = compressedRange(high, low, clusterSize)
     const first = alignDown(offset, clusterSize)
@@ -189,31 +188,4 @@ function clustersOf(high: number, low: number, clusterSize: number): Run | undef
   if (host === 0) return undefined
   if (host % clusterSize !== 0) throw new CorruptImage(`Cluster allocation offset 0x${host.toString(16)} unaligned`)
   return { offset: host, count: 1 }
-}
-
-/** Sets the flags that allow writing in place where a count is 1, and clears them where it is not. Everything is written back before. */
-async function updateCopied(image: Image) {
-  const { clusterSize, entrySize } = image.geometry
-  const { l1 } = image
-  image.l2Cache.clear()
-  const bytes = Buffer.alloc(clusterSize)
-  for (let index = 0; (index = l1.nextUsed(index, l1.end)) < l1.end; index++) {
-    const table = l1.offsetAt(index)
-    if (table === 0) continue
-    const alone = (await image.refcounts.get(table)) === 1
-    if (l1.isCopied(index) !== alone) l1.set(index, table, alone)
-    await image.file.read(table, bytes)
-    let changed = false
-    for (let at = 0; at < clusterSize; at += entrySize) {
-      const high = bytes.readUInt32BE(at)
-      const host = hostOf(high, bytes.readUInt32BE(at + 4))
-      if ((high & COMPRESSED) !== 0 || host === 0) continue
-      const own = (await image.refcounts.get(host)) === 1
-      if (high >= COPIED === own) continue
-      bytes.writeUInt32BE((high % COPIED) + (own ? COPIED : 0), at)
-      changed = true
-    }
-    if (changed) await image.file.write(table, bytes)
-  }
-  await image.writeback.flush()
 }
