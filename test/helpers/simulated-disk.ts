@@ -58,7 +58,9 @@ export class SimulatedDisk implements BlockNode {
     const { length } = this.#pending
     const bytes = this.size
     await turn()
-    this.#durable = applied(this.#durable, this.#pending.splice(0, length), bytes, () => true)
+    const pending = this.#pending.splice(0, length)
+    if (bytes !== this.#durable.length) this.#durable = applied(this.#durable, pending, bytes, () => true)
+    else for (const piece of pending) this.#durable.set(piece.data, piece.offset)
   }
 
   async *extents(range: Range): AsyncGenerator<Extent> {

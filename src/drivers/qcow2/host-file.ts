@@ -7,7 +7,8 @@ import { NoSpace, NotSupported } from '../../base/errors.ts'
 import { alignUp } from '../../base/ranges.ts'
 import type { BlockIo } from '../../block/driver.ts'
 
-const STEP_LEAST = 1 << 20
+const STEP_LEAST = 64 << 10
+const STEP_LEAST_CLUSTERS = 16
 const STEP_MOST = 64 << 20
 
 export class HostFile {
@@ -80,7 +81,10 @@ export class HostFile {
 
   async #grow(end: number) {
     const { size } = this.below
-    const step = Math.min(STEP_MOST, Math.max(STEP_LEAST, alignUp(size / 8, this.clusterSize)))
+    const step = Math.min(
+      STEP_MOST,
+      Math.max(STEP_LEAST, STEP_LEAST_CLUSTERS * this.clusterSize, alignUp(size / 8, this.clusterSize)),
+    )
     const enough = alignUp(end, this.clusterSize)
     try {
       await this.below.resize(Math.max(enough, alignUp(size + step, this.clusterSize)))
