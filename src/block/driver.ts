@@ -131,9 +131,23 @@ export interface BitmapReader {
   dirtyRanges(range: Range): Iterable<Range>
 }
 
+/** How a new image of a format, or a new file, is made (QMP's BlockdevCreateOptions). */
+export interface ImageCreation<Options = never> {
+  readonly options: z.ZodType<Options>
+  /** The options that name a node to write to. What is there is lost. */
+  readonly files: Readonly<Record<string, { readonly optional?: boolean }>>
+  create(
+    options: Options,
+    files: Readonly<Record<string, BlockIo>>,
+    filenames: Readonly<Record<string, string | undefined>>,
+  ): Promise<void>
+}
+
 export interface BlockDriver<Options = never> {
   /** QMP's name for it. */
   readonly name: string
+  // oxlint-disable-next-line no-explicit-any -- the options are each driver's own
+  readonly creation?: ImageCreation<any>
   /** Its own options, in QMP's words; those that every node has and the children are the graph's business. */
   readonly options: z.ZodType<Options>
   /** The options that name a node below, in the order they are opened. */

@@ -37,7 +37,7 @@ function optionsOf({ name, options, children }: AnyDriver) {
   })
 }
 
-function withoutDefaults(shape: z.ZodRawShape): z.ZodRawShape {
+export function withoutDefaults(shape: z.ZodRawShape): z.ZodRawShape {
   return Object.fromEntries(Object.entries(shape).map(([name, member]) => [name, withoutDefault(member as z.ZodType)]))
 }
 

@@ -151,7 +151,8 @@ export class Side implements AsyncDisposable {
         return this.#await(step.name, step.data, step.perJob)
       case 'tool': {
         const { code, signal, stdout, stderr } = await attempt(step.tool, step.args, { timeoutMs: STEP_MS })
-        return { code, signal, stdout: step.tool === 'nbdinfo' && code === 0 ? (JSON.parse(stdout) as unknown) : stdout, stderr }
+        const isJson = code === 0 && (step.tool === 'nbdinfo' || step.args.includes('--output=json'))
+        return { code, signal, stdout: isJson ? (JSON.parse(stdout) as unknown) : stdout, stderr }
       }
       case 'content': {
         const copy = join(this.folder, 'copy')

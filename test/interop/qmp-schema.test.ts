@@ -14,6 +14,8 @@ const LATER = new Set([
   'blockdev-add/active',
   'blockdev-add/+copy-before-write/min-cluster-size',
   'blockdev-add/+qcow2/discard-no-unref',
+  'blockdev-create/options/+qcow2/file/+copy-before-write/min-cluster-size',
+  'blockdev-create/options/+qcow2/data-file/+copy-before-write/min-cluster-size',
   'blockdev-backup/discard-source',
   'blockdev-backup/x-perf/min-cluster-size',
   'nbd-server-start/handshake-max-seconds',
@@ -27,7 +29,9 @@ const LATER = new Set([
 
 /** What is our own on purpose. */
 const OURS = new Set([
-  ...['quota', 'delay', 'inject-error'].flatMap(filter => [`blockdev-add/driver/+${filter}`, `blockdev-add/driver/${filter}`]),
+  ...['blockdev-add', 'blockdev-create/options/+qcow2/file'].flatMap(node =>
+    ['quota', 'delay', 'inject-error'].flatMap(filter => [`${node}/driver/+${filter}`, `${node}/driver/${filter}`]),
+  ),
   'transaction/actions/[]/type/+blockdev-mirror',
   'transaction/actions/[]/type/blockdev-mirror',
   'BLOCK_JOB_ERROR/reason', // QEMU's says only that something went wrong

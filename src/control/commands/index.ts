@@ -22,6 +22,7 @@ import { blockJobSetSpeed } from './block-job-set-speed.ts'
 import { blockResize } from './block_resize.ts'
 import { blockdevAdd } from './blockdev-add.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevCreate } from './blockdev-create.ts'
 import { blockdevDel } from './blockdev-del.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
@@ -81,6 +82,7 @@ export const commands: readonly AnyCommand[] = [
   blockResize,
   blockdevAdd,
   blockdevBackup,
+  blockdevCreate,
   blockdevDel,
   blockdevMirror,
   checkpointCreate,

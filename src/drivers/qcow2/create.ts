@@ -195,7 +195,7 @@ function checkOptions(options: CreateOptions, dataFile: BlockIo | undefined) {
   refuse(backingFile !== undefined && dataFileRaw, 'Backing file and data-file-raw cannot be used at the same time')
   refuse(
     backingFile !== undefined && preallocation !== 'off' && !extendedL2,
-    'Backing file and preallocation can only be used at the same time if extended_l2 is enabled',
+    'Backing file and preallocation can only be used at the same time if extended_l2 is on',
   )
   refuse(options.backingFormat !== undefined && backingFile === undefined, 'Backing format cannot be used without backing file')
   refuse(Buffer.byteLength(backingFile ?? '') > Limit.backingFileName, 'Backing file name too long')

@@ -30,6 +30,7 @@ import type { BlockDriver, BlockIo, ChildRule, NodeOptions } from '../../block/d
 import { ALL, Permission } from '../../block/permissions.ts'
 import { refuseLoop } from './backing-loop.ts'
 import { nodeOptionsOf, pathOf } from './backing-name.ts'
+import { qcow2Creation } from './creation.ts'
 import { Incompatible } from './format.ts'
 import { isSet, type Header } from './header.ts'
 import { Image, readHeader } from './image.ts'
@@ -53,6 +54,7 @@ const backingFile: ChildRule['permissions'] = ({ perm, shared }) => ({
 
 export const qcow2: BlockDriver<Qcow2Options> = {
   name: 'qcow2',
+  creation: qcow2Creation,
   options,
   children: {
     file: { role: 'data', permissions: ownFile },

@@ -4,6 +4,7 @@ import type { Scenario } from '../../helpers/scenario.ts'
 import { backups } from './backup.ts'
 import { bitmaps } from './bitmaps.ts'
 import { chains } from './chains.ts'
+import { creations } from './create.ts'
 import { exports } from './exports.ts'
 import { fleecing } from './fleecing.ts'
 import { mirrors } from './mirror.ts'
@@ -21,4 +22,4 @@ export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
 }
 
 /** Those of jobs that move disks: a test file of their own. */
-export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { mirrors }
+export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { creations, mirrors }

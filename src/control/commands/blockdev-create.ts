@@ -1,0 +1,17 @@
+// QMP's blockdev-create.
+
+import { z } from 'zod'
+import { startCreate } from '../../jobs/create.ts'
+import { blockdevCreateOptions } from '../blockdev-create-options.ts'
+import { command } from '../command.ts'
+
+export const blockdevCreate = command({
+  name: 'blockdev-create',
+  summary:
+    'Starts a job that makes a new image, or a new file. It stays until it is dismissed: whether it went well is told there.',
+  arguments: z.strictObject({ 'job-id': z.string(), options: blockdevCreateOptions }),
+  run({ 'job-id': id, options }, context) {
+    const driver = context.graph.drivers.find(({ name }) => name === options.driver)
+    if (driver) startCreate(context, id, driver, options)
+  },
+})
