@@ -2,7 +2,7 @@
 
 import { hash, createHash } from 'node:crypto'
 import { IoError, NotSupported } from '../../src/base/errors.ts'
-import { Unavailable } from '../../src/push/target.ts'
+import { Denied, Unavailable } from '../../src/push/target.ts'
 import type { S3Client } from './client.ts'
 import { faultOf, isTransient } from './faults.ts'
 import { childrenOf, escapeXml, parseXml, textOf } from './xml.ts'
@@ -11,6 +11,9 @@ const MAX_BATCH = 1000
 const ROUNDS = 5
 /** What no reader of XML takes for anything else. */
 const isPlain = (key: string) => /^[\w./=+-]+$/.test(key)
+
+/** All of them, without looking at any. */
+class DeniedBatch extends Denied {}
 
 /** `batches.work` becomes false when the store turns out to have no such request. */
 export async function deleteAll(client: S3Client, keys: readonly string[], batches: { work: boolean }, signal?: AbortSignal) {
@@ -24,7 +27,8 @@ export async function deleteAll(client: S3Client, keys: readonly string[], batch
       try {
         left.push(...(await deleteBatch(client, batch, signal)))
       } catch (error) {
-        if (!(error instanceof NotSupported)) throw error
+        // Some stores (Ceph) want a permission for this that they do not want for the objects one by one.
+        if (!(error instanceof NotSupported || error instanceof DeniedBatch)) throw error
         batches.work = false
         left.push(...waiting.slice(at))
       }
@@ -57,6 +61,7 @@ async function deleteBatch(client: S3Client, keys: readonly string[], signal?: A
   const what = `delete ${keys.length} objects, '${keys[0]}' among them`
   const sha256 = hash('sha256', body)
   const reply = await client.call({ method: 'POST', what, query: { delete: '' }, headers, body, sha256, signal })
+  if (reply.refusal?.status === 403) throw new DeniedBatch(client.fault(reply, what).message)
   if (reply.refusal) throw client.fault(reply, what)
   const result = parseXml(reply.body.toString())
   if (result.name !== 'DeleteResult')

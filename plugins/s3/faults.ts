@@ -226,10 +226,10 @@ export function connectionFault(
       ),
       again: false,
     }
-  if (code.startsWith('HPE_'))
+  if (code.startsWith('HPE_') || (error instanceof Error && error.name === 'HTTPParserError'))
     return {
       fault: new NotS3(
-        `${endpoint}: what answers there does not speak HTTP (${code}); is it an https:// endpoint, or another port?`,
+        `${endpoint}: what answers there does not speak HTTP; is it an https:// endpoint, or another port?`,
         cause,
       ),
       again: true, // or a reply was cut or mangled on the way

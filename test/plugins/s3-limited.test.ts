@@ -1,0 +1,254 @@
+// The S3 target on stores that cannot do all: what it finds out, what it refuses, what it does in another way; and what it says of each
+// mistake in the settings that a store tells of.
+
+import net from 'node:net'
+import t, { type Test } from 'tap'
+import { NotSupported } from '../../src/base/errors.ts'
+import { createLog } from '../../src/base/log.ts'
+import { NotThere, PreconditionFailed } from '../../src/push/target.ts'
+import { probe } from '../../src/repository/probe.ts'
+import { newRepository, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+import { openS3, optionsFor } from '../helpers/s3.ts'
+import { refusal, ScriptedS3, type Answer, type Limits, type Request } from '../helpers/scripted-s3.ts'
+import { S3Target } from '../../plugins/s3/s3-target.ts'
+import { listed, targetSuite } from '../helpers/target-suite.ts'
+
+const open = (endpoint: string) => openS3(endpoint, 'bucket', { retry: '200ms', timeout: '1s' })
+const signedAt = ({ headers }: Request) =>
+  Date.parse(String(headers['x-amz-date']).replace(/^(....)(..)(..)T(..)(..)(..)Z$/, '$1-$2-$3T$4:$5:$6Z'))
+const list = (entries: string, truncated = false): Answer => ({
+  status: 200,
+  body: `<ListBucketResult><IsTruncated>${truncated}</IsTruncated>${entries}</ListBucketResult>`,
+})
+const entry = (key: string, size = '1', time = '2026-01-01T00:00:00Z') =>
+  `<Contents><Key>${key}</Key><Size>${size}</Size><LastModified>${time}</LastModified></Contents>`
+
+async function storeWith(t: Test, limits: Limits = {}, more: Record<string, unknown> = {}) {
+  const store = await ScriptedS3.listen(limits)
+  t.teardown(() => store[Symbol.asyncDispose]())
+  const target = await openS3(store.endpoint, 'bucket', more)
+  t.teardown(() => target[Symbol.asyncDispose]())
+  return { store, target }
+}
+
+const suited = async (name: string, limits: Limits, conditional: boolean) => {
+  const store = await ScriptedS3.listen(limits)
+  targetSuite(t, name, async stack => stack.use(await openS3(store.endpoint, 'bucket', { prefix: 'p' })), { conditional })
+}
+await suited('a store that does all, as Amazon’s', { pageSize: 7 }, true)
+await suited('a store without conditions and batches', { create: 'refused', swap: 'refused', batch: false, pageSize: 7 }, false)
+
+t.test('a store that refuses or ignores conditions is found out, and they are refused, never pretended', async t => {
+  for (const [limits, why] of [
+    [{ create: 'refused', swap: 'refused' }, /501 NotImplemented to If-None-Match/],
+    [{ create: 'ignored', swap: 'ignored' }, /accepts If-None-Match and ignores it/],
+  ] as const) {
+    const { target, store } = await storeWith(t, limits)
+    await t.rejects(target.put('x', Buffer.alloc(1), { ifAbsent: true }), { name: 'NotSupported', message: why })
+    await t.rejects(target.put('x', Buffer.alloc(1), { ifMatch: 'x' }), { name: 'NotSupported', message: why })
+    await t.rejects(target.get('x'), NotThere, 'and nothing was written')
+    t.same(await listed(target, ''), [], 'nor left by asking')
+    const asked = store.requests.length
+    await t.rejects(target.put('y', Buffer.alloc(1), { ifAbsent: true }), NotSupported)
+    t.equal(store.requests.length, asked, 'it is asked once')
+    t.match(await probe(target), { cas: false, why })
+  }
+  for (const swap of ['refused', 'ignored'] as const) {
+    const { target } = await storeWith(t, { swap })
+    await target.put('x', Buffer.alloc(1), { ifAbsent: true })
+    await t.rejects(target.put('x', Buffer.alloc(1), { ifAbsent: true }), PreconditionFailed, 'creates are kept')
+    await t.rejects(target.put('x', Buffer.alloc(1), { ifMatch: 'x' }), { name: 'NotSupported', message: /If-Match/ })
+    t.match(await probe(target), { cas: false })
+  }
+})
+
+t.test('a repository on a store without conditions has one writer, and is whole', async t => {
+  const { target } = await storeWith(t, { create: 'ignored', swap: 'ignored', batch: false })
+  const repository = await newRepository(target)
+  t.equal(repository.cas, false)
+  const bytes = diskContent(40 * 65536, 1)
+  const { key } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  t.ok((await restored(repository, key, 'root')).equals(bytes))
+})
+
+t.test('many keys are deleted with one request, a few one by one, and what the store could not is tried again', async t => {
+  const { target, store } = await storeWith(t)
+  const keys = Array.from({ length: 2500 }, (_, index) => `key/${index}`)
+  for (const key of keys) store.objects.set(key, { body: Buffer.alloc(0), tag: 'x', headers: {} })
+  store.requests.length = 0
+  let failures = 1
+  store.script = ({ method }) =>
+    method === 'POST' && failures-- > 0
+      ? { status: 200, body: '<DeleteResult><Error><Key>key/1</Key><Code>InternalError</Code></Error></DeleteResult>' }
+      : undefined
+  await target.delete(keys)
+  t.equal(store.objects.size, 999, 'of what the script answered for, only what it named is asked for again')
+  t.equal(store.requests.filter(({ method }) => method === 'POST').length, 4)
+  store.script = ({ method }) =>
+    method === 'POST'
+      ? { status: 200, body: '<DeleteResult><Error><Key>key/1</Key><Code>AccessDenied</Code></Error></DeleteResult>' }
+      : undefined
+  await t.rejects(target.delete(keys), { name: 'Denied', message: /may not delete 'key\/1'/ })
+  store.requests.length = 0
+  await target.delete(['a', 'b'])
+  t.same(
+    store.requests.map(({ method }) => method),
+    ['DELETE', 'DELETE'],
+  )
+})
+
+t.test('who may delete objects and not several at once deletes them one by one', async t => {
+  const { target, store } = await storeWith(t)
+  for (const key of ['a', 'b', 'c']) await target.put(key, Buffer.from('x'))
+  store.script = ({ method }) => (method === 'POST' ? refusal(403, 'AccessDenied') : undefined)
+  await target.delete(['a', 'b', 'c'])
+  t.equal(store.objects.size, 0)
+  const asked = store.requests.length
+  await target.delete(['a', 'b', 'c'])
+  t.ok(
+    store.requests.slice(asked).every(({ method }) => method === 'DELETE'),
+    'and does so from then on',
+  )
+})
+
+t.test('locks are refused where the bucket has none, and where the store only says so', async t => {
+  const lockUntil = new Date(Date.now() + 3_600_000)
+  const { target: without } = await storeWith(t)
+  await t.rejects(without.put('x', Buffer.alloc(1), { lockUntil }), {
+    name: 'NotSupported',
+    message: /the bucket has no object lock/,
+  })
+  const { target: lying } = await storeWith(t, { lock: 'ignored' })
+  await t.rejects(lying.put('x', Buffer.alloc(1), { lockUntil }), { name: 'NotSupported', message: /was to be locked/ })
+  const { target, store } = await storeWith(t, { lock: 'kept' }, { 'lock-mode': 'GOVERNANCE' })
+  await target.put('x', Buffer.alloc(1), { lockUntil })
+  t.match(store.objects.get('x')!.headers, {
+    'x-amz-object-lock-mode': 'GOVERNANCE',
+    'x-amz-object-lock-retain-until-date': lockUntil.toISOString(),
+  })
+})
+
+/** What opening says when the store answers this. */
+async function openingSays(t: Test, script: (request: Request) => Answer | undefined, more: Record<string, unknown> = {}) {
+  const store = await ScriptedS3.listen()
+  t.teardown(() => store[Symbol.asyncDispose]())
+  store.script = script
+  return openS3(store.endpoint, 'bucket', more).then(
+    async target => {
+      await target[Symbol.asyncDispose]()
+      return t.fail('it opened')
+    },
+    (error: unknown) => error,
+  )
+}
+
+t.test('each mistake has a sentence of its own that says what to do', async t => {
+  const mistakes: [Answer, string, RegExp][] = [
+    [refusal(403, 'InvalidAccessKeyId'), 'WrongAccessKey', /no access key 'ACCESSKEYOFTESTS' at this store; look at access-key/],
+    [refusal(403, 'SignatureDoesNotMatch'), 'WrongSecretKey', /does not belong to access key.*look at secret-key/],
+    [refusal(400, 'ExpiredToken'), 'WrongSessionToken', /session token is not accepted any more/],
+    [refusal(404, 'NoSuchBucket'), 'NoBucket', /there is no bucket 'bucket'; create it/],
+    [refusal(400, 'AuthorizationHeaderMalformed', '<Region>eu-7</Region>'), 'WrongRegion', /but in 'eu-7': say region: eu-7/],
+    [{ status: 301, headers: { 'x-amz-bucket-region': 'eu-8' } }, 'WrongRegion', /but in 'eu-8': say region: eu-8/],
+    [refusal(307, 'TemporaryRedirect'), 'WrongRegion', /say its region, or the endpoint that it has/],
+    [refusal(403, 'AccessDenied'), 'Denied', /may not list ''; docs\/s3.md has the policy/],
+    [refusal(403, 'RequestTimeTooSkewed'), 'ClockSkew', /set the clock/],
+    [
+      { status: 200, headers: { 'content-type': 'text/html' }, body: '<html>hello</html>' },
+      'NotS3',
+      /is no S3 store \(it sends text\/html\)/,
+    ],
+    [{ status: 200, body: 'no XML' }, 'NotS3', /is no S3 store/],
+    [{ status: 404, body: '<html>not here</html>' }, 'IoError', /404 NotFound: <html>not here/],
+    [refusal(507, 'InsufficientStorage'), 'NoSpace', /InsufficientStorage/],
+  ]
+  for (const [answer, name, sentence] of mistakes) t.match(await openingSays(t, () => answer), { name, message: sentence }, name)
+})
+
+t.test('an endpoint where nobody is, or that is no store, is told apart', async t => {
+  const [port] = await new Promise<number[]>(resolve => {
+    const server = net.createServer().listen(0, '127.0.0.1', () => {
+      const { port } = server.address() as net.AddressInfo
+      server.close(() => resolve([port]))
+    })
+  })
+  await t.rejects(open(`http://127.0.0.1:${port}`), { name: 'Unreachable', message: /nobody listens there/ })
+  await t.rejects(open('http://no-such-host.invalid'), { name: 'Unreachable' })
+  const talker = net.createServer(socket => {
+    socket.on('error', error => t.comment(error.message))
+    socket.end('220 mail.example.net ESMTP\r\n')
+  })
+  await new Promise<void>(resolve => talker.listen(0, '127.0.0.1', resolve))
+  t.teardown(() => talker.close())
+  const { port: mail } = talker.address() as net.AddressInfo
+  await t.rejects(open(`http://127.0.0.1:${mail}`), { name: 'NotS3', message: /does not speak HTTP/ })
+  const silentServer = net.createServer(socket => socket.on('error', error => t.comment(error.message)))
+  await new Promise<void>(resolve => silentServer.listen(0, '127.0.0.1', resolve))
+  t.teardown(() => silentServer.close())
+  const { port: mute } = silentServer.address() as net.AddressInfo
+  await t.rejects(open(`http://127.0.0.1:${mute}`), { name: 'Unreachable', message: /did not reply in time/ })
+})
+
+t.test('a wrong clock is noticed, told of once, and signed around', async t => {
+  const store = await ScriptedS3.listen()
+  t.teardown(() => store[Symbol.asyncDispose]())
+  store.script = request =>
+    Math.abs(signedAt(request) - Date.now()) > 900_000 ? refusal(403, 'RequestTimeTooSkewed') : undefined
+  const lines: string[] = []
+  const log = createLog('info', { write: line => void lines.push(line) })
+  const hours = 3 * 3_600_000
+  await using target = await S3Target.open(optionsFor(store.endpoint, 'bucket'), log, { now: () => Date.now() - hours })
+  await target.put('x', Buffer.from('x'))
+  t.equal(lines.length, 1)
+  t.match(lines[0], /clock is 1(08|07)\d\d s behind that of/)
+})
+
+t.test('keys that were changed while we ran take effect when the old ones are refused', async t => {
+  const store = await ScriptedS3.listen()
+  t.teardown(() => store[Symbol.asyncDispose]())
+  process.env['ROTATING_TOKEN'] = 'old'
+  await using target = await openS3(store.endpoint, 'bucket', { 'session-token': 'env:ROTATING_TOKEN' })
+  store.script = ({ headers }) => (headers['x-amz-security-token'] === 'new' ? undefined : refusal(400, 'ExpiredToken'))
+  await t.rejects(target.put('x', Buffer.from('x')), { name: 'WrongSessionToken' })
+  process.env['ROTATING_TOKEN'] = 'new'
+  await target.put('x', Buffer.from('x'))
+  t.equal(String((await target.get('x')).body), 'x')
+})
+
+t.test('no more requests are under way than are allowed, and bytes keep within their limits', async t => {
+  const { target, store } = await storeWith(t, {}, { connections: 2, 'upload-limit': '4M', 'download-limit': '8M' })
+  const body = randomBytes(2_000_000, 1)
+  const begun = performance.now()
+  await Promise.all(['a', 'b'].map(key => target.put(key, body)))
+  t.ok(performance.now() - begun > 600, '4 MB up')
+  const again = performance.now()
+  t.ok(Buffer.from((await target.get('a')).body).equals(body))
+  await target.get('b')
+  t.ok(performance.now() - again > 300, '4 MB down')
+  t.equal(store.objects.size, 2)
+})
+
+t.test('a store that says what cannot be is not believed', async t => {
+  const { target, store } = await storeWith(t)
+  store.objects.set('x', { body: randomBytes(100, 1), tag: 'x', headers: {} })
+  for (const [answer, sentence] of [
+    [list(entry('b') + entry('a')), /does not keep the order/],
+    [list('', true), /gives no keys/],
+    [list(entry('a', '-1')), /cannot be/],
+    [list(entry('a', '1e99')), /cannot be/],
+    [list(entry('a', '1', 'yesterday')), /cannot be/],
+    [{ status: 200, body: '<ListBucketResult>' }, /no S3 store/],
+  ] as const) {
+    store.script = () => answer
+    await t.rejects(listed(target, ''), { message: sentence })
+  }
+  store.script = () => list(entry('a'), true)
+  await t.rejects(listed(target, ''), { message: /does not keep the order/ }, 'nor for ever')
+  store.script = () => ({ status: 206, headers: { 'content-range': 'bytes 50-59/100' }, body: 'y'.repeat(10) })
+  await t.rejects(target.get('x', { range: { offset: 0, length: 10 } }), { name: 'NotS3' })
+  store.script = () => ({ status: 200, body: 'y'.repeat(100) })
+  await t.rejects(target.get('x', { range: { offset: 0, length: 10 } }), { message: /more than 10 bytes/ })
+  store.script = () => ({ status: 200 })
+  await t.rejects(target.put('x', Buffer.alloc(1)), { name: 'NotS3', message: /no ETag/ })
+})
