@@ -34,6 +34,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Busy } from '../base/errors.ts'
 import { finishCommit, listSessions } from './commit.ts'
 import { find, putIf } from './conditional.ts'
+import { needOwner } from './owner.ts'
 import { GC_STATE, readPlan, readState, swapState, writePlan, type GcState } from './gc-state.ts'
 import { encodeIndex, indexedLength, type IndexedPack } from './index-delta.ts'
 import { Marker } from './mark.ts'
@@ -102,6 +103,7 @@ class Collector {
   }
 
   async run(): Promise<Collected> {
+    await needOwner(this.repository, this.options.signal)
     let held = await this.#change(await readState(this.#target, this.options.signal), {})
     if (!held.state.plan) {
       const condemned = await this.#condemn(held)
@@ -224,9 +226,10 @@ class Collector {
     // The record was read after its time was: a beat in between is life.
     for await (const entry of this.#target.list(key)) if (entry.modified.getTime() !== modified.getTime()) return false
     const next = encodeSession({ ...record, state: 'expired', beat: record.beat + 1 })
-    const condition = this.#without.has('fence') || !this.repository.cas ? {} : { ifMatch: tag }
+    const condition = this.#without.has('fence') ? {} : { ifMatch: tag }
+    const { cas } = this.repository
     try {
-      await putIf(this.#target, key, next, condition, this.options.signal)
+      await putIf(this.#target, key, next, condition, { cas, signal: this.options.signal })
       return true
     } catch (error) {
       if (error instanceof PreconditionFailed) return false

@@ -20,5 +20,10 @@ export class Damaged extends Fault {
   override readonly exitCode = 21
 }
 
+/** The store cannot compare and swap, and another host is the one that writes. */
+export class NotOwner extends Fault {
+  override readonly exitCode = 11
+}
+
 /** Others took this session for dead, because it was silent too long; nothing of it was committed. */
 export class SessionExpired extends Fault {}

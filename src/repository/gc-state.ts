@@ -63,7 +63,7 @@ export async function swapState(
   { cas, signal }: { cas: boolean; signal?: AbortSignal | undefined },
 ) {
   const state = { ...next, revision: before.state.revision + 1 }
-  const tag = await putIf(target, GC_STATE, canonicalJson(state), cas ? { ifMatch: before.tag } : {}, signal)
+  const tag = await putIf(target, GC_STATE, canonicalJson(state), { ifMatch: before.tag }, { cas, signal })
   return { state, tag }
 }
 

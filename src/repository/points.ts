@@ -7,6 +7,7 @@ import { Busy, NotFound } from '../base/errors.ts'
 import { listSessions } from './commit.ts'
 import { find, putIf } from './conditional.ts'
 import { isTombstone, POINTS, tombstone } from './manifest.ts'
+import { needOwner } from './owner.ts'
 import type { Repository } from './repository.ts'
 import { PreconditionFailed } from './target.ts'
 import { finishCommits } from './writer.ts'
@@ -17,13 +18,14 @@ const pinKey = (key: string) => PINNED + key.slice(POINTS.length)
 /** Only what nobody has pinned or reads. Its packs stay until they are collected. */
 export async function forget(repository: Repository, key: string, signal?: AbortSignal): Promise<void> {
   const { target, cas } = repository
+  await needOwner(repository, signal)
   await finishCommits(repository, signal)
   const found = await find(target, key, signal)
   if (!found || isTombstone(found.body)) throw new NotFound(`there is no restore point '${key}' in ${target.location}`)
   if (await isPinned(repository, key, signal)) throw new Busy(`restore point ${key} is pinned: take the pin away first`)
   if ((await pointsInUse(repository, signal)).has(key)) throw new Busy(`restore point ${key} is in use: somebody reads it`)
   try {
-    await putIf(target, key, tombstone(new Date()), cas ? { ifMatch: found.tag } : {}, signal)
+    await putIf(target, key, tombstone(new Date()), { ifMatch: found.tag }, { cas, signal })
   } catch (error) {
     if (!(error instanceof PreconditionFailed)) throw error // somebody else has forgotten it just now
   }

@@ -62,9 +62,9 @@ export async function initRepository(target: Target, options: InitOptions = {}):
   } satisfies RepositoryFile
   // The file that makes it a repository comes last, so a crash leaves none, and of two that do this at once one wins.
   if (passphrase !== undefined) await putSlot(target, await wrapKey(newMasterKey(), passphrase, id, { cost }))
-  await putIf(target, GC_STATE, canonicalJson(initialState), cas ? { ifAbsent: true } : {}, signal)
+  await putIf(target, GC_STATE, canonicalJson(initialState), { ifAbsent: true }, { cas, signal })
   try {
-    await putIf(target, REPOSITORY, canonicalJson(file), cas ? { ifAbsent: true } : {}, signal)
+    await putIf(target, REPOSITORY, canonicalJson(file), { ifAbsent: true }, { cas, signal })
   } catch (error) {
     throw error instanceof PreconditionFailed ? exists : error
   }

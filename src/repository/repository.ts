@@ -5,6 +5,7 @@ import { listSessions } from './commit.ts'
 import { find } from './conditional.ts'
 import type { RepositoryKeys } from './keys.ts'
 import { decodeManifest, isTombstone, machinePrefix, POINTS, timeOfKey, type Manifest } from './manifest.ts'
+import { thisHost, type Host } from './owner.ts'
 import { openKeys, readRepositoryFile, type RepositoryFile } from './repository-file.ts'
 import type { Target } from './target.ts'
 
@@ -21,12 +22,15 @@ export class Repository {
     readonly target: Target,
     readonly file: RepositoryFile,
     readonly keys: RepositoryKeys,
+    /** Who writes, where only one host may. */
+    readonly me: Host,
   ) {}
 
   /** NoRepository, WrongKey, UnknownFormat or Damaged when it cannot be. The target stays the caller's. */
-  static async open(target: Target, { passphrase, signal }: { passphrase?: string | undefined; signal?: AbortSignal } = {}) {
+  static async open(target: Target, options: { passphrase?: string | undefined; me?: Host; signal?: AbortSignal } = {}) {
+    const { passphrase, me = thisHost(), signal } = options
     const file = await readRepositoryFile(target, signal)
-    return new Repository(target, file, await openKeys(target, file, passphrase, signal))
+    return new Repository(target, file, await openKeys(target, file, passphrase, signal), me)
   }
 
   get id() {

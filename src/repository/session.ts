@@ -53,8 +53,8 @@ export class Session implements AsyncDisposable {
       started: new Date().toISOString(),
       ...first,
     }
-    const condition = options.cas === false ? {} : { ifAbsent: true }
-    const tag = await putIf(target, sessionKey(record.id), encodeSession(record), condition, options.signal)
+    const { cas = true, signal } = options
+    const tag = await putIf(target, sessionKey(record.id), encodeSession(record), { ifAbsent: true }, { cas, signal })
     return new Session(target, record, tag, options)
   }
 
@@ -81,9 +81,9 @@ export class Session implements AsyncDisposable {
   async #changeAfter(earlier: Promise<unknown>, change: Partial<SessionRecord>) {
     await earlier
     const next = { ...this.current, ...change, beat: this.current.beat + 1 }
-    const condition = this.options.cas === false ? {} : { ifMatch: this.tag }
+    const { cas = true } = this.options
     try {
-      this.tag = await putIf(this.target, sessionKey(this.id), encodeSession(next), condition)
+      this.tag = await putIf(this.target, sessionKey(this.id), encodeSession(next), { ifMatch: this.tag }, { cas })
       this.current = next
     } catch (error) {
       throw error instanceof PreconditionFailed ? this.#expired(error) : error

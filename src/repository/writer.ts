@@ -9,6 +9,7 @@ import { Cancelled, messageOf } from '../base/errors.ts'
 import { BlobType, HEADER, ID, sealBlob, TAG } from './blob.ts'
 import { finishCommit, listSessions } from './commit.ts'
 import { putIf } from './conditional.ts'
+import { needOwner } from './owner.ts'
 import { readState } from './gc-state.ts'
 import { encodeIndex, indexedLength, type IndexedPack } from './index-delta.ts'
 import { encodeManifest, pointKey, type Manifest } from './manifest.ts'
@@ -77,6 +78,7 @@ export class RepositoryWriter implements AsyncDisposable {
   static async begin(repository: Repository, options: WriterOptions): Promise<RepositoryWriter> {
     const { target, cas } = repository
     const { signal, beatMs } = options
+    await needOwner(repository, signal)
     const { state } = await readState(target, signal)
     await using undo = new AsyncDisposableStack()
     const session = undo.use(
@@ -181,7 +183,7 @@ export class RepositoryWriter implements AsyncDisposable {
     this.#pendingBytes = 0
     const { target, id, cas } = this.repository
     const key = indexKey(this.session.record.epoch, this.session.id, this.#indexObjects++)
-    await putIf(target, key, encodeIndex(id, packs), cas ? { ifAbsent: true } : {}, this.signal)
+    await putIf(target, key, encodeIndex(id, packs), { ifAbsent: true }, { cas, signal: this.signal })
   }
 }
 
