@@ -1,6 +1,6 @@
 // Makes a checkout ready: the npm packages, the build, and the programs of other people that tests and the demo use.
 //
-//     node scripts/setup.mjs [--for test|demo]
+//     node scripts/setup.mjs [--for test|demo|bench]
 //
 // Runs on any Node from 18 on, without packages, since it is what brings them. It says nothing where there is nothing to do. A missing
 // Debian package never stops it: where it may not install, it says which are missing and what is skipped without them.
@@ -47,6 +47,7 @@ const packages = {
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
+  bench: ['qemu-utils', 'qemu-system-common', 'fio'],
   test: [
     'qemu-utils',
     'qemu-system-common',
@@ -209,7 +210,8 @@ function installDebianPackages(purpose) {
 // ----------------------------------------------------------------------------------------------------------------------------------
 
 const [option, purpose] = process.argv.slice(2)
-if (option !== undefined && (option !== '--for' || !(purpose in needs))) give('usage: node scripts/setup.mjs [--for test|demo]')
+if (option !== undefined && (option !== '--for' || !(purpose in needs)))
+  give('usage: node scripts/setup.mjs [--for test|demo|bench]')
 installPackages()
 build()
 if (purpose) installDebianPackages(purpose)

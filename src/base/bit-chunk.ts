@@ -36,11 +36,14 @@ export class Chunk {
     return new Uint8Array(this.words.buffer)
   }
 
-  /** Two chunks as one, in which two neighbours are one member when either was. */
-  static halved(low: Chunk, high: Chunk) {
+  /**
+   * Several chunks as one, in which 2 ** `shift` neighbours are one member when one of them was; there are so many chunks, fewer when the
+   * others are empty, and `shift` is 15 at most.
+   */
+  static shrunk(chunks: readonly Chunk[], shift: number) {
     const words = new Uint32Array(CHUNK / 32)
-    for (const [start, { words: from }] of [[0, low] as const, [CHUNK / 64, high] as const]) {
-      for (let at = 0; at < CHUNK / 64; at++) words[start + at] = gather(from[at * 2]!) | (gather(from[at * 2 + 1]!) << 16)
+    for (const [index, chunk] of chunks.entries()) {
+      if (chunk.members > 0) chunk.#shrinkInto(words, (index * CHUNK) >>> shift, shift)
     }
     return new Chunk(undefined, words, countOf(words))
   }
@@ -110,18 +113,55 @@ export class Chunk {
     this.#members += added
   }
 
-  /** Two chunks in which every member of this one is two. */
-  doubled(): [low: Chunk, high: Chunk] {
-    const half = (start: number) => {
-      const words = new Uint32Array(CHUNK / 32)
-      for (let at = 0; at < CHUNK / 64; at++) {
-        const word = this.words[start + at]!
-        words[at * 2] = spread(word)
-        words[at * 2 + 1] = spread(word >>> 16)
+  /** The chunk number `part` of the 2 ** `shift` in which every member of this one is as many; `shift` is 15 at most. */
+  stretched(part: number, shift: number): Chunk {
+    const words = new Uint32Array(CHUNK / 32)
+    const first = (part * CHUNK) >>> shift
+    const count = CHUNK >>> shift
+    let members = 0
+    if (shift >= 5) {
+      // A member is a word, or more of them.
+      const each = 1 << (shift - 5)
+      for (let at = 0; at < count; at++) {
+        if (!this.has(first + at)) continue
+        words.fill(-1, at * each, (at + 1) * each)
+        members++
       }
-      return new Chunk(undefined, words, countOf(words))
+    } else {
+      const per = 32 >>> shift
+      const mask = -1 >>> (32 - per)
+      const patterns = patternsOf(shift)
+      for (let at = first >>> 5, into = 0; into < words.length; at++) {
+        const word = this.words[at]!
+        members += popcount(word)
+        if (word === 0) into += 1 << shift
+        else for (let bit = 0; bit < 32; bit += per) words[into++] = patterns[(word >>> bit) & mask]!
+      }
     }
-    return [half(0), half(CHUNK / 64)]
+    return new Chunk(undefined, words, members << shift)
+  }
+
+  #shrinkInto(into: Uint32Array, start: number, shift: number) {
+    const { words } = this
+    if (shift >= 5) {
+      const each = 1 << (shift - 5)
+      for (let at = 0, bit = start; at < words.length; at += each, bit++) {
+        for (let one = at; one < at + each; one++) {
+          if (words[one] === 0) continue
+          into[bit >>> 5]! |= 1 << (bit & 31)
+          break
+        }
+      }
+      return
+    }
+    const per = 32 >>> shift
+    for (let at = 0, bit = start; at < words.length; at++, bit += per) {
+      let word = words[at]!
+      if (word === 0) continue
+      if (shift === 4) word = ((word & 0xffff) === 0 ? 0 : 1) | (word >>> 16 === 0 ? 0 : 2)
+      else for (let step = 0; step < shift; step++) word = gather(word)
+      into[bit >>> 5]! |= word << (bit & 31)
+    }
   }
 
   /** The first from `from` on that is a member, or that is none; CHUNK when there is no such. */
@@ -146,15 +186,21 @@ export const FULL = new Chunk(undefined, new Uint32Array(CHUNK / 32).fill(-1), C
 const firstMask = (from: number) => -1 << (from & 31)
 const lastMask = (to: number) => -1 >>> (-to & 31)
 
-/** The lower 16 bits, each of them twice. */
-function spread(word: number) {
-  let bits = word & 0xffff
-  bits = (bits | (bits << 8)) & 0x00ff00ff
-  bits = (bits | (bits << 4)) & 0x0f0f0f0f
-  bits = (bits | (bits << 2)) & 0x33333333
-  bits = (bits | (bits << 1)) & 0x55555555
-  return bits | (bits << 1)
+/** By the bits of a part of a word, the word in which each of them stands 2 ** `shift` times; 16 bits of it at most. */
+function patternsOf(shift: number): Uint32Array {
+  const known = PATTERNS.get(shift)
+  if (known) return known
+  const bits = 32 >>> shift
+  const patterns = new Uint32Array(1 << bits)
+  for (let pattern = 0; pattern < patterns.length; pattern++) {
+    for (let bit = 0; bit < bits; bit++)
+      if ((pattern >>> bit) & 1) patterns[pattern]! |= (-1 >>> (32 - (1 << shift))) << (bit << shift)
+  }
+  PATTERNS.set(shift, patterns)
+  return patterns
 }
+
+const PATTERNS = new Map<number, Uint32Array>()
 
 /** Of each two bits whether one is set, in the lower 16 bits. */
 function gather(word: number) {

@@ -8,6 +8,9 @@ import { Chunk, CHUNK, CHUNK_BYTES, EMPTY, FULL } from './bit-chunk.ts'
 /** A set may need 512 MiB then. Indices beyond would not fit 32-bit arithmetic. */
 export const MOST_MEMBERS = 2 ** 32
 
+/** CHUNK is 2 to the power of this. */
+const CHUNK_SHIFT = 15
+
 export class BitSet {
   readonly #chunks: Chunk[]
   #count = 0
@@ -73,27 +76,46 @@ export class BitSet {
     return copy
   }
 
-  /** One of twice the length, in which every member is two; cut at MOST_MEMBERS. */
-  doubled(): BitSet {
-    const doubled = new BitSet(Math.min(this.length * 2, MOST_MEMBERS))
-    for (const [at, chunk] of this.#chunks.entries()) {
-      if (chunk.members === 0) continue
-      const halves = chunk.members === CHUNK ? [FULL, FULL] : chunk.doubled()
-      for (const [index, half] of halves.entries())
-        if (at * 2 + index < doubled.#chunks.length) doubled.#unite(at * 2 + index, half)
+  /** Adds 2 ** `shift` members for every member of another set; those that are below this one's length. */
+  unionStretched(other: BitSet, shift: number) {
+    if (shift > CHUNK_SHIFT) {
+      const scale = 2 ** shift
+      for (let from = 0; (from = other.next(true, from, other.length)) < other.length;) {
+        const to = other.next(false, from, other.length)
+        this.set(Math.min(from * scale, this.length), Math.min(to * scale, this.length))
+        from = to
+      }
+      return
     }
-    return doubled
+    for (const [at, chunk] of other.#chunks.entries()) {
+      if (chunk.members === 0) continue
+      const first = at * 2 ** shift
+      const end = Math.min(first + 2 ** shift, this.#chunks.length)
+      for (let index = first; index < end; index++)
+        this.#uniteWithin(index, chunk.members === CHUNK ? FULL : chunk.stretched(index - first, shift))
+    }
   }
 
-  /** One of half the length, rounded up, in which two neighbours are one member when either was. */
-  halved(): BitSet {
-    const halved = new BitSet(Math.ceil(this.length / 2))
-    for (let at = 0; at < halved.#chunks.length; at++) {
-      const [low, high] = [this.#chunks[at * 2]!, this.#chunks[at * 2 + 1] ?? EMPTY]
-      if (low.members + high.members === 0) continue
-      halved.#unite(at, low.members + high.members === 2 * CHUNK ? FULL : Chunk.halved(low, high))
+  /** Adds a member for each 2 ** `shift` neighbours of another set of which one or more are members. */
+  unionShrunk(other: BitSet, shift: number) {
+    const each = 2 ** Math.min(shift, CHUNK_SHIFT)
+    const more = shift - Math.min(shift, CHUNK_SHIFT)
+    for (let first = 0; first < other.#chunks.length; first += each) {
+      const chunks = other.#chunks.slice(first, first + each)
+      const index = first / each
+      if (chunks.every(({ members }) => members === 0)) continue
+      if (more > 0) {
+        // A chunk of theirs has become one number, and many of those are one here.
+        for (const [at, { members }] of chunks.entries()) {
+          const mine = Math.floor((first + at) / 2 ** more)
+          if (members > 0 && mine < this.length) this.set(mine, mine + 1)
+        }
+      } else
+        this.#uniteWithin(
+          index,
+          chunks.length === each && chunks.every(({ members }) => members === CHUNK) ? FULL : Chunk.shrunk(chunks, shift),
+        )
     }
-    return halved
   }
 
   /** How many bytes its bits are. */
@@ -137,6 +159,13 @@ export class BitSet {
       else own.remove(from, to)
       this.#changed(at, before)
     }
+  }
+
+  /** The same without what is not below this one's length. */
+  #uniteWithin(at: number, theirs: Chunk) {
+    if (at >= this.#chunks.length || theirs.members === 0) return
+    const limit = this.length - at * CHUNK
+    this.#unite(at, limit < CHUNK ? Chunk.of(theirs.bytes, 0, limit) : theirs)
   }
 
   #unite(at: number, theirs: Chunk) {

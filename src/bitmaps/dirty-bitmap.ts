@@ -176,12 +176,8 @@ export class DirtyBitmap implements BitmapReader {
     if (mine === theirs) this.#bits.union(other.#bits)
     else if (other.#bits.count <= FEW)
       for (const range of other.dirtyRanges({ offset: 0, length: this.#size })) this.mark(range.offset, range.length)
-    else {
-      let bits = other.#bits
-      for (let scale = theirs; scale < mine; scale *= 2) bits = bits.halved()
-      for (let scale = theirs; scale > mine; scale /= 2) bits = bits.doubled()
-      this.#bits.union(bits)
-    }
+    else if (theirs < mine) this.#bits.unionShrunk(other.#bits, Math.log2(mine / theirs))
+    else this.#bits.unionStretched(other.#bits, Math.log2(theirs / mine))
     this.#changed()
   }
 

@@ -58,21 +58,29 @@ t.test('a BitSet holds what a Set holds', async () => {
   )
 })
 
-t.test('doubled and halved, it holds every member twice, and two neighbours once', async () => {
+t.test('stretched, a set has 2 ** n members for each; shrunk, one for 2 ** n neighbours', async () => {
   const runs = fc.array(fc.record({ at: fraction, length: fc.oneof(fc.nat(5), fc.nat(40), fc.nat(70_000)) }), { maxLength: 6 })
+  const shift = fc.oneof(fc.integer({ min: 1, max: 6 }), fc.integer({ min: 1, max: 18 }))
   fc.assert(
-    fc.property(lengths, runs, fc.array(fraction, { maxLength: 5 }), (length, runs, probes) => {
+    fc.property(lengths, runs, shift, fraction, fc.array(fraction, { maxLength: 5 }), (length, runs, shift, cut, probes) => {
       const bits = new BitSet(length)
       for (const run of runs) bits.set(Math.floor(run.at * length), Math.min(length, Math.floor(run.at * length) + run.length))
-      const [twice, once] = [new Set<number>(), new Set<number>()]
+      const scale = 2 ** shift
+      const [more, fewer] = [new Set<number>([0]), new Set<number>([0])]
+      const stretched = new BitSet(1 + Math.floor(cut * Math.min(length * scale, 300_000)))
+      const shrunk = new BitSet(1 + Math.floor((cut * length * 1.5) / scale))
       for (let index = bits.next(true, 0, length); index < length; index = bits.next(true, index + 1, length)) {
-        twice.add(index * 2).add(index * 2 + 1)
-        once.add(index >>> 1)
+        for (let at = index * scale; at < Math.min((index + 1) * scale, stretched.length); at++) more.add(at)
+        if (Math.floor(index / scale) < shrunk.length) fewer.add(Math.floor(index / scale))
       }
-      check(bits.doubled(), twice, probes)
-      check(bits.halved(), once, probes)
+      stretched.set(0, 1)
+      shrunk.set(0, 1)
+      stretched.unionStretched(bits, shift)
+      shrunk.unionShrunk(bits, shift)
+      check(stretched, more, probes)
+      check(shrunk, fewer, probes)
     }),
-    { numRuns: 15 },
+    { numRuns: 60 },
   )
 })
 

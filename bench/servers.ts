@@ -1,0 +1,67 @@
+// NBD servers to be compared: ours and qemu-storage-daemon, started with the same options.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { connect } from 'node:net'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { find, root } from './demo/tools.ts'
+
+const START_MS = 30_000
+
+export interface Server {
+  /** Of the export, for fio and other clients of libnbd. */
+  readonly uri: string
+}
+
+export const servers = {
+  stillpoint: [process.execPath, join(root, 'dist/src/main.js'), 'daemon', '--log-level', 'warn'],
+  'qemu-storage-daemon': ['qemu-storage-daemon'],
+} as const
+
+export type ServerName = keyof typeof servers
+
+/** Exports `disk`, a node of the options (each as of --blockdev); ends with the stack. The socket is in a folder of the caller's. */
+export async function startServer(
+  stack: AsyncDisposableStack,
+  name: ServerName,
+  socket: string,
+  nodes: readonly string[],
+): Promise<Server> {
+  const [program, ...args] = servers[name]
+  const child = spawn(
+    find(program) ?? program,
+    [
+      ...args,
+      ...nodes.flatMap(node => ['--blockdev', node]),
+      '--nbd-server',
+      `addr.type=unix,addr.path=${socket}`,
+      '--export',
+      'type=nbd,id=export,node-name=disk,name=disk,writable=on',
+    ],
+    { stdio: ['ignore', 'ignore', 'pipe'] },
+  )
+  const said: Buffer[] = []
+  child.stderr.on('data', (data: Buffer) => said.push(data))
+  const gone = once(child, 'exit')
+  stack.defer(async () => {
+    child.kill()
+    await gone
+  })
+  for (const deadline = performance.now() + START_MS; !(await accepts(socket));) {
+    if (child.exitCode !== null || performance.now() > deadline)
+      throw new Error(`${name} has not started: ${Buffer.concat(said).toString()}`)
+    await sleep(20)
+  }
+  return { uri: `nbd+unix:///disk?socket=${socket}` }
+}
+
+const accepts = (path: string) =>
+  new Promise<boolean>(resolve => {
+    const socket = connect(path)
+    socket.once('connect', () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.once('error', () => resolve(false))
+  })
