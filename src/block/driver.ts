@@ -84,8 +84,27 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
   preparePermissions?(permissions: Permissions): PermissionChange
   /** Where its dirty bitmaps are kept while it is closed; undefined where they are not. */
   readonly bitmapStore?: BitmapStore | undefined
+  /** From now on another image is behind it, or none. Requests under way may have seen either. */
+  setBacking?(backing: BlockIo | undefined): void
+  /**
+   * Another node is about to be opened over the same children in the place of this one; no write is under way. All is in the file when it
+   * returns, and from then on this node only reads, until it is disposed of or the result is called: it stays, after all.
+   */
+  handOver?(): Promise<() => void>
+  /** The same in another way, for nodes that have no children: what it is open with is changed, and the requests go on. */
+  reopen?(context: Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>): Promise<Reopened>
+  /** Writes the name of the image behind it into its header, durably; undefined: none. */
+  changeBackingFile?(filename: string | undefined, format: string | undefined): Promise<void>
   /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
   info?(): Promise<NodeInfo>
+}
+
+/** Ready to be used in another way: `commit`, and then `closeOld` when what began before it has ended, or `undo` and `closeNew`. */
+export interface Reopened {
+  commit(): void
+  closeOld(): Promise<void>
+  undo(): void
+  closeNew(): Promise<void>
 }
 
 /** How a driver uses a node below it. */
@@ -110,6 +129,8 @@ export interface OpenContext {
   readonly cache: { readonly direct: boolean; readonly noFlush: boolean }
   /** The nodes below, by the name of the option. They outlive this node. */
   readonly children: Readonly<Record<string, BlockIo>>
+  /** What these are made of, where they are files. */
+  readonly filenames: Readonly<Record<string, string | undefined>>
   /** What `object-add` made, by id: throttle groups, quotas. */
   readonly object: (id: string) => unknown
   /** The same dirty bitmap that QMP would find: by node and name. */
@@ -158,8 +179,10 @@ export interface BlockDriver<Options = never> {
    */
   implicitChildren?(
     options: Options,
-    context: Pick<OpenContext, 'nodeName' | 'children'> & { readonly filenames: Readonly<Record<string, string | undefined>> },
+    context: Pick<OpenContext, 'nodeName' | 'children' | 'filenames'>,
   ): Promise<Readonly<Record<string, NodeOptions>>>
+  /** Its nodes can be opened anew while they are used (blockdev-reopen): what they know is in their files and options. */
+  readonly reopens?: boolean
   open(options: Options, context: OpenContext): Promise<BlockNode>
 }
 

@@ -3,14 +3,24 @@
 // A change is marked in the bitmaps before it is made, so that what is stored of a bitmap meanwhile has the mark, and once more behind
 // it when any bitmap was cleared, added or merged in between: whoever cleared it may have read the disk before the change landed.
 
-import { Busy } from '../base/errors.ts'
+import { Busy, NotSupported } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
 import type { Range } from '../base/ranges.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import { BitmapSet } from '../bitmaps/bitmap-set.ts'
 import { PersistentBitmaps } from '../bitmaps/persistent-bitmaps.ts'
 import { anyRequest } from './aligned-io.ts'
-import type { AnyDriver, BlockIo, BlockNode, NodeEvent, NodeOptions, WriteFlags, ZeroFlags } from './driver.ts'
+import type {
+  AnyDriver,
+  BlockIo,
+  BlockNode,
+  NodeEvent,
+  NodeOptions,
+  OpenContext,
+  Reopened,
+  WriteFlags,
+  ZeroFlags,
+} from './driver.ts'
 import type { Edge } from './edge.ts'
 import type { NodeInfo } from './node-info.ts'
 import type { GenericOptions } from './node-options.ts'
@@ -31,54 +41,74 @@ export interface NodeParts {
   readonly report: (event: NodeEvent) => void
 }
 
+/** How a node is open, as far as that can change. */
+export interface Opening {
+  readonly readOnly: boolean
+  readonly generic: GenericOptions
+  readonly options: NodeOptions
+}
+
 export class GraphNode {
   readonly name: string
   readonly driver: AnyDriver
-  readonly readOnly: boolean
-  readonly options: NodeOptions
-  readonly generic: GenericOptions
-  readonly children: ReadonlyMap<string, Edge>
+  readonly #children: Map<string, Edge>
   readonly parents = new Set<Edge>()
   readonly bitmaps: BitmapSet
-  /** The requests, of any offset and length. */
-  readonly io: BlockIo
   /** Added by name, and stays until it is deleted by name; other nodes go with the last of their parents. */
   owned = false
   /** The kinds of jobs that work on it now. What would get in their way is refused. */
   readonly jobs = new Set<string>()
-  readonly #node: BlockNode
+  #opening: Opening
+  #node: BlockNode
+  #io: BlockIo
   readonly #uses: Disposable
-  #requests = 0
-  #idle: PromiseWithResolvers<void> | undefined
+  #requests = new Requests()
+  /** Of what was open before and is not closed yet. */
+  readonly #earlier = new Set<Promise<void>>()
   #persistence: PersistentBitmaps | undefined
+  #logs: LogFolder | undefined
   readonly #tell: (event: NodeEvent) => void
   readonly #watchers = new Set<(event: NodeEvent) => void>()
 
   constructor({ name, driver, node, readOnly, generic, options, children, uses, report }: NodeParts) {
     this.name = name
     this.driver = driver
-    this.readOnly = readOnly
-    this.generic = generic
-    this.options = options
-    this.children = children
+    this.#opening = { readOnly, generic, options }
+    this.#children = new Map(children)
     this.#node = node
     this.#uses = uses
     this.#tell = report
-    this.io = anyRequest(node)
-    const { bitmapStore: store } = node
+    this.#io = anyRequest(node)
     this.bitmaps = new BitmapSet({
       nodeName: name,
       size: node.size,
       clusterSize: node.clusterSize,
-      checkStorable: store && (wanted => store.checkStorable(wanted)),
+      checkStorable: node.bitmapStore && (wanted => this.#node.bitmapStore?.checkStorable(wanted)),
     })
   }
 
   /** Brings back the bitmaps that are stored with the image, and keeps them from now on. */
-  async loadBitmaps(logs: LogFolder | undefined) {
+  async loadBitmaps(logs = this.#logs) {
     const { bitmapStore } = this.#node
+    this.#logs = logs
     const { readOnly, report } = { readOnly: this.readOnly, report: (event: NodeEvent) => this.#tell(event) }
     if (bitmapStore) this.#persistence = await PersistentBitmaps.load(this.bitmaps, bitmapStore, { readOnly, logs, report })
+  }
+
+  /** One of those that are stored is in use: it could not be brought back as another. */
+  get busyBitmap() {
+    return this.#persistence && [...this.bitmaps].find(bitmap => bitmap.persistent && bitmap.busy)
+  }
+
+  /** Stores those that are stored with the image, and forgets them until they are loaded again. No write is under way. */
+  async unloadBitmaps(): Promise<boolean> {
+    const persistence = this.#persistence
+    if (!persistence) return false
+    await persistence.close()
+    this.#persistence = undefined
+    this.bitmaps.keeper = undefined
+    for (const bitmap of this.bitmaps) if (bitmap.persistent) this.bitmaps.release(bitmap)
+    return true
   }
 
   /** How many regions of the disk the activity log has, and how often writes have waited for it. */
@@ -89,6 +119,28 @@ export class GraphNode {
   /** For parents that keep their own bitmaps here. */
   get bitmapStore() {
     return this.#node.bitmapStore
+  }
+
+  get readOnly() {
+    return this.#opening.readOnly
+  }
+
+  get generic() {
+    return this.#opening.generic
+  }
+
+  /** As blockdev-add or blockdev-reopen had them. */
+  get options() {
+    return this.#opening.options
+  }
+
+  get children(): ReadonlyMap<string, Edge> {
+    return this.#children
+  }
+
+  /** The requests, of any offset and length. */
+  get io() {
+    return this.#io
   }
 
   get size() {
@@ -204,23 +256,80 @@ export class GraphNode {
 
   /** Held by every request while it is under way here. */
   use(): Disposable {
-    this.#requests++
-    return this.#used
+    return this.#requests.use()
   }
 
   get isBusy() {
-    return this.#requests > 0
+    return this.#requests.count > 0
   }
 
-  readonly #used = {
-    [Symbol.dispose]: () => {
-      if (--this.#requests === 0) this.#idle?.resolve()
-    },
+  /** Another image is behind it from now on, or none. */
+  setBacking(edge: Edge | undefined) {
+    if (edge) this.#children.set('backing', edge)
+    else this.#children.delete('backing')
+    this.#node.setBacking?.(edge)
+  }
+
+  /** The name by which the image knows the one behind it. @throws NotSupported */
+  async changeBackingFile(filename: string | undefined, format?: string) {
+    if (!this.#node.changeBackingFile) throw new NotSupported('Operation not supported')
+    await this.#node.changeBackingFile(filename, format)
+  }
+
+  // To be open in another way (reopen.ts).
+
+  get opening() {
+    return this.#opening
+  }
+
+  set opening(opening: Opening) {
+    this.#opening = opening
+  }
+
+  /** All is in the file when it returns, and a second node over the same children may be opened. The result: it is not, after all. */
+  async handOver(): Promise<() => void> {
+    return (await this.#node.handOver?.()) ?? (() => {})
+  }
+
+  reopenInPlace(context: Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>): Promise<Reopened> | undefined {
+    return this.#node.reopen?.(context)
+  }
+
+  /** Requests that begin from now on go to this one. */
+  replaceNode(node: BlockNode): { closeOld(): Promise<void>; undo(): Promise<void> } {
+    const before = [this.#node, this.#io, this.#requests] as const
+    const requests = new Requests()
+    ;[this.#node, this.#io, this.#requests] = [node, anyRequest(node), requests]
+    return {
+      closeOld: async () => {
+        await before[2].whenNone()
+        await before[0][Symbol.asyncDispose]()
+      },
+      undo: async () => {
+        ;[this.#node, this.#io, this.#requests] = before
+        await requests.whenNone()
+        await node[Symbol.asyncDispose]()
+      },
+    }
+  }
+
+  /** When all requests that are under way now have ended. */
+  whenIdle(): Promise<void> | undefined {
+    const before = this.#requests
+    this.#requests = new Requests()
+    return before.whenNone()
+  }
+
+  /** Not waited for but by whoever closes the node. */
+  finishLater(work: Promise<void>) {
+    this.#earlier.add(work)
+    work.finally(() => this.#earlier.delete(work)).catch(() => this.#earlier.delete(work))
   }
 
   /** Only when no edge leads here any more. Waits for requests that are under way. */
   async dispose() {
-    if (this.#requests > 0) await (this.#idle ??= Promise.withResolvers()).promise
+    await this.#requests.whenNone()
+    await Promise.all(this.#earlier)
     using _uses = this.#uses
     await using _node = this.#node
     await this.#persistence?.close()
@@ -238,5 +347,26 @@ export class GraphNode {
       if (this.bitmaps.epoch !== epoch) this.bitmaps.mark(offset, length)
       persistence?.leave(offset, length)
     }
+  }
+}
+
+/** Those under way, since the node is open in the way it is. */
+class Requests {
+  count = 0
+  #idle: PromiseWithResolvers<void> | undefined
+
+  use() {
+    this.count++
+    return this.#used
+  }
+
+  whenNone(): Promise<void> | undefined {
+    return this.count > 0 ? (this.#idle ??= Promise.withResolvers()).promise : undefined
+  }
+
+  readonly #used = {
+    [Symbol.dispose]: () => {
+      if (--this.count === 0) this.#idle?.resolve()
+    },
   }
 }

@@ -14,6 +14,7 @@ import { NodeOpener } from './node-opener.ts'
 import { Objects } from './objects.ts'
 import { planPermissions, type Plan } from './permission-update.ts'
 import { ALL, Permission, type PermissionChange, type Permissions } from './permissions.ts'
+import { readOnlyChanges, reopen, unlinked, type Change } from './reopen.ts'
 
 export interface RootUser extends Permissions {
   /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
@@ -156,6 +157,52 @@ export class Graph implements AsyncDisposable {
       },
       abort: () => plan.abort(),
     }
+  }
+
+  /**
+   * What puts `to` behind `node` as its backing file, or nothing; and `node` itself in the place of all who use `to`, where that is asked for.
+   * Checked now; the result does it, in one turn, or lets go of it. What nobody uses any more then is for `closeUnused`.
+   * @throws PermissionConflict, FileInUse
+   */
+  planBacking(node: GraphNode, to: GraphNode | undefined, { replacing = false } = {}): PermissionChange {
+    const before = node.children.get('backing')
+    const edge = before ?? (to && unlinked(node, 'backing', to))
+    const below = reachable(node)
+    const users = replacing && to ? [...to.parents].filter(({ parent }) => !parent.node || !below.has(parent.node)) : []
+    const moved = new Map<Edge, GraphNode | undefined>(users.map(user => [user, node]))
+    if (edge) moved.set(edge, to)
+    const plan = planPermissions({ moved, ...(edge && !before && { added: new Map([[edge, node]]) }) })
+    return {
+      commit() {
+        plan.commit()
+        for (const user of users) user.pointTo(node)
+        if (!edge) return
+        if (to) edge.pointTo(to)
+        else edge.node.parents.delete(edge)
+        node.setBacking(to && edge)
+      },
+      abort: () => plan.abort(),
+    }
+  }
+
+  /** Closes a node that is there for nobody any more. */
+  closeUnused(node: GraphNode) {
+    return this.#closeOrphan(node)
+  }
+
+  /** Opens nodes in another way while they are used, all or none (blockdev-reopen). See reopen.ts. */
+  async reopen(changes: readonly Change[]) {
+    const nodes = changes.map(({ node }) => node)
+    const unused = new Set<GraphNode>()
+    await drained(this.#writers(nodes), async () => {
+      for (const node of await reopen(changes, this.#opener)) unused.add(node)
+    })
+    for (const node of unused) await this.#closeOrphan(node)
+  }
+
+  /** The same for what is to be read-only, or to be written again, with what was opened for its sake. */
+  setReadOnly(node: GraphNode, readOnly: boolean) {
+    return this.reopen(readOnlyChanges(node, readOnly))
   }
 
   /** Makes a disk longer or shorter, while no write is under way on it. @throws Busy, PermissionConflict, and what the image throws */

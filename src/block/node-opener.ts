@@ -6,9 +6,9 @@
 import { Fault, InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import { checked } from '../base/checked.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
-import type { AnyDriver, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
+import type { AnyDriver, BlockNode, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
 import { Edge } from './edge.ts'
-import { GraphNode } from './graph-node.ts'
+import { GraphNode, type Opening } from './graph-node.ts'
 import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
 import type { Objects } from './objects.ts'
 import { childPermissions, planPermissions } from './permission-update.ts'
@@ -92,8 +92,7 @@ export class NodeOpener {
     for (const childName of wanted) if (given[childName]) await open(childName, given[childName])
     const left = wanted.filter(childName => given[childName] === undefined)
     if (driver.implicitChildren && left.length > 0) {
-      const filenames = Object.fromEntries([...below.edges].map(([childName, edge]) => [childName, edge.node.filename]))
-      const context = { nodeName: below.name, children: Object.fromEntries(below.edges), filenames }
+      const context = { nodeName: below.name, children: Object.fromEntries(below.edges), filenames: filenamesOf(below.edges) }
       const named = await driver.implicitChildren(own, context)
       for (const childName of left) if (named[childName]) await open(childName, named[childName])
     }
@@ -149,6 +148,7 @@ export class NodeOpener {
         unmap: generic.discard === 'unmap',
         cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
         children: Object.fromEntries(children),
+        filenames: filenamesOf(children),
         object: id => {
           uses.use(this.objects.use(id, name))
           return this.objects.find(id)
@@ -167,6 +167,24 @@ export class NodeOpener {
       opened = await attempt(true)
     }
     return opened
+  }
+
+  /** Another node of the driver over the same children, for one that is to be open in another way. */
+  openAgain(node: GraphNode, own: unknown, { generic, readOnly }: Opening): Promise<BlockNode> {
+    return node.driver.open(own, {
+      nodeName: node.name,
+      readOnly,
+      unmap: generic.discard === 'unmap',
+      cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
+      children: Object.fromEntries(node.children),
+      filenames: filenamesOf(node.children),
+      object: id => this.objects.find(id),
+      bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
+      report: event => {
+        node.report(event)
+        this.report(node.name, event)
+      },
+    })
   }
 
   #bitmap(nodeName: string, bitmap: string) {
@@ -222,7 +240,11 @@ class Below implements AsyncDisposable {
   }
 }
 
-function split(driver: AnyDriver, options: NodeOptions) {
+const filenamesOf = (children: ReadonlyMap<string, Edge>) =>
+  Object.fromEntries([...children].map(([childName, edge]) => [childName, edge.node.filename]))
+
+/** The options of every node, the driver's own, and the children. @throws InvalidParameter */
+export function split(driver: AnyDriver, options: NodeOptions) {
   const generic = checked(genericOptions, options)
   const rest = Object.entries(options).filter(([name]) => !genericNames.has(name))
   const isChild = ([name]: [string, unknown]) => name in driver.children

@@ -4,7 +4,15 @@
 import type { ChildRule } from './driver.ts'
 import type { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
-import { ALL, permissionNames, PermissionConflict, union, type PermissionChange, type Permissions } from './permissions.ts'
+import {
+  ALL,
+  Permission,
+  permissionNames,
+  PermissionConflict,
+  union,
+  type PermissionChange,
+  type Permissions,
+} from './permissions.ts'
 
 /** Edges as they would be: which node has which parents, and what each parent asks for. */
 export interface Plan {
@@ -12,6 +20,10 @@ export interface Plan {
   readonly moved: ReadonlyMap<Edge, GraphNode | undefined>
   /** What roots would ask for; other roots ask for what they have. */
   readonly asked?: ReadonlyMap<Edge, Permissions>
+  /** Among the moved, those that are new: by the node above. */
+  readonly added?: ReadonlyMap<Edge, GraphNode>
+  /** Nodes that would be read-only, or would not. */
+  readonly readOnly?: ReadonlyMap<GraphNode, boolean>
   /** Nodes that somebody is going to use who is not there yet, so that he will not be refused for what other processes do. */
   readonly expected?: ReadonlyMap<GraphNode, Permissions>
 }
@@ -21,7 +33,13 @@ export interface Plan {
  * no other process can get in the way.
  * @throws PermissionConflict, and what nodes throw (FileInUse)
  */
-export function planPermissions({ moved, asked = new Map(), expected = new Map() }: Plan): PermissionChange {
+export function planPermissions({
+  moved,
+  asked = new Map(),
+  added = new Map(),
+  readOnly = new Map(),
+  expected = new Map(),
+}: Plan): PermissionChange {
   const changes: PermissionChange[] = []
   const planned = new Map<Edge, Permissions>(asked)
   const parentsOf = (node: GraphNode) => {
@@ -31,6 +49,10 @@ export function planPermissions({ moved, asked = new Map(), expected = new Map()
   }
   const permissionsOf = (edge: Edge) => planned.get(edge) ?? edge.permissions
   const targetOf = (edge: Edge) => (moved.has(edge) ? moved.get(edge) : edge.node)
+  const childrenOf = (node: GraphNode) => [
+    ...node.children.values(),
+    ...[...added].flatMap(([edge, above]) => (above === node ? [edge] : [])),
+  ]
 
   /** From the top down, so that a node is looked at when all of its parents have been. */
   const prepare = (node: GraphNode) => {
@@ -39,20 +61,24 @@ export function planPermissions({ moved, asked = new Map(), expected = new Map()
     const users = parents.map(permissionsOf)
     const soon = expected.get(node)
     const together = union(soon ? [...users, soon] : users)
+    if (readOnly.get(node) && together.perm & (Permission.write | Permission.writeUnchanged))
+      throw new PermissionConflict(`Read-only block node '${node.name}' cannot support read-write users`)
     // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
     const leaving = parents.length === 0 && node.isBusy
     const change = leaving ? undefined : node.preparePermissions(together)
     if (change) changes.push(change)
-    for (const [childName, edge] of node.children) {
+    for (const edge of childrenOf(node)) {
+      const rule = node.driver.children[edge.parent.childName]!
       const permissions = leaving
         ? { perm: permissionsOf(edge).perm, shared: ALL }
-        : childPermissions(node.driver.children[childName]!, together, node.readOnly, targetOf(edge))
+        : childPermissions(rule, together, readOnly.get(node) ?? node.readOnly, targetOf(edge))
       planned.set(edge, permissions)
     }
   }
   const abort = () => changes.forEach(change => change.abort())
   try {
-    for (const node of fromTheTop(affected(moved, asked, expected), targetOf)) prepare(node)
+    const starts = affected(moved, asked, [...expected.keys(), ...readOnly.keys(), ...added.values()])
+    for (const node of fromTheTop(starts, childrenOf, targetOf)) prepare(node)
   } catch (error) {
     abort()
     throw error
@@ -78,8 +104,8 @@ export function childPermissions(
 }
 
 /** Where something changes: the nodes that edges leave and come to. */
-function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>, expected: ReadonlyMap<GraphNode, Permissions>) {
-  const nodes = new Set<GraphNode>(expected.keys())
+function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>, others: Iterable<GraphNode>) {
+  const nodes = new Set<GraphNode>(others)
   for (const [edge, to] of moved) {
     nodes.add(edge.node)
     if (to) nodes.add(to)
@@ -89,13 +115,17 @@ function affected(moved: Plan['moved'], asked: ReadonlyMap<Edge, Permissions>, e
 }
 
 /** The nodes and all below them, each behind all of its parents among them. */
-function fromTheTop(starts: Iterable<GraphNode>, targetOf: (edge: Edge) => GraphNode | undefined): GraphNode[] {
+function fromTheTop(
+  starts: Iterable<GraphNode>,
+  childrenOf: (node: GraphNode) => Iterable<Edge>,
+  targetOf: (edge: Edge) => GraphNode | undefined,
+): GraphNode[] {
   const done = new Set<GraphNode>()
   const bottomUp: GraphNode[] = []
   const visit = (node: GraphNode) => {
     if (done.has(node)) return
     done.add(node)
-    for (const edge of node.children.values()) {
+    for (const edge of childrenOf(node)) {
       const below = targetOf(edge)
       if (below) visit(below)
     }

@@ -26,7 +26,7 @@ export class FileLocks {
 
   constructor(
     private readonly native: Native,
-    private readonly fd: number,
+    private fd: number,
     private readonly filename: string,
   ) {}
 
@@ -43,6 +43,13 @@ export class FileLocks {
       throw error
     }
     return change
+  }
+
+  /** The same locks on another opening of the same file. That they are free is what those of the old one see to. */
+  moveTo(fd: number) {
+    this.fd = fd
+    for (const byte of bytesOf({ perm: ALL, shared: 0 }))
+      this.#locked(() => this.native.lockByte(fd, byte, this.#held.has(byte) ? 'share' : 'release'))
   }
 
   #take(byte: number) {

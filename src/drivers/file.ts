@@ -13,7 +13,7 @@ import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
-import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type { BlockDriver, BlockNode, Extent, OpenContext, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
 import { FileLocks } from './file-locks.ts'
@@ -36,6 +36,7 @@ export const file: BlockDriver<FileOptions> = {
   name: 'file',
   options,
   children: {},
+  reopens: true,
   open: (options, context) =>
     openImage(options, context, stats => {
       const { filename } = options
@@ -49,6 +50,7 @@ export const hostDevice: BlockDriver<FileOptions> = {
   name: 'host_device',
   options,
   children: {},
+  reopens: true,
   open: (options, context) =>
     openImage(options, context, stats => {
       if (!stats.isBlockDevice())
@@ -83,7 +85,7 @@ const ZEROES = Buffer.alloc(1 << 20)
 const datasync = promisify(fs.fdatasync)
 
 export class FileNode implements BlockNode {
-  readonly #fd: number
+  #fd: number
   /** What has not been refused yet. */
   readonly #able = { seek: true, punchHole: true, zeroRange: true, allocate: true }
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
@@ -91,12 +93,12 @@ export class FileNode implements BlockNode {
   readonly #locks: FileLocks | undefined
 
   private constructor(
-    private readonly handle: fs.promises.FileHandle,
+    private handle: fs.promises.FileHandle,
     readonly filename: string,
     private bytes: number,
     /** Calls on a block device must be multiples of this; 1 for a file. */
     private readonly granule: number,
-    private readonly context: FileContext,
+    private context: FileContext,
     private readonly native: Native | undefined,
     locks: boolean,
   ) {
@@ -184,6 +186,37 @@ export class FileNode implements BlockNode {
 
   preparePermissions(permissions: Permissions): PermissionChange {
     return this.#locks?.prepare(permissions) ?? NO_CHANGE
+  }
+
+  /** The locks go on with the new file; nobody can come between. */
+  async reopen(context: FileContext): Promise<Reopened> {
+    const { filename } = this
+    if (context.cache.direct)
+      throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
+    const handle = await openOr(filename, () => openFile(filename, context.readOnly ? 'r' : 'r+'))
+    const before = this.handle
+    try {
+      const [old, now] = [await before.stat(), await handle.stat()]
+      if (old.dev !== now.dev || old.ino !== now.ino)
+        throw new InvalidParameter(`'${filename}' is another file by now; close the node and open it anew`)
+      if (!this.context.readOnly) await this.flush() // what fails to be written is told to those who have it open
+    } catch (error) {
+      await handle.close()
+      throw error
+    }
+    const earlier = this.context
+    const use = (other: fs.promises.FileHandle, otherContext: FileContext) => {
+      this.handle = other
+      this.#fd = other.fd
+      this.context = otherContext
+      this.#locks?.moveTo(other.fd)
+    }
+    return {
+      commit: () => use(handle, context),
+      closeOld: () => before.close(),
+      undo: () => use(before, earlier),
+      closeNew: () => handle.close(),
+    }
   }
 
   async info(): Promise<NodeInfo> {

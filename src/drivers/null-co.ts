@@ -27,6 +27,7 @@ export const nullCo: BlockDriver<NullOptions> = {
   name: 'null-co',
   options,
   children: {},
+  reopens: true,
   open: async options => new NullNode(options),
 }
 

@@ -16,6 +16,7 @@ export function openContext(said: Partial<OpenContext> = {}) {
     unmap: true,
     cache: { direct: false, noFlush: false },
     children: {},
+    filenames: {},
     object: id => {
       throw new Error(`no object '${id}' in this test`)
     },

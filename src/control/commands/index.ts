@@ -25,6 +25,10 @@ import { blockdevBackup } from './blockdev-backup.ts'
 import { blockdevCreate } from './blockdev-create.ts'
 import { blockdevDel } from './blockdev-del.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
+import { blockdevReopen } from './blockdev-reopen.ts'
+import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
+import { blockdevSnapshot } from './blockdev-snapshot.ts'
+import { changeBackingFile } from './change-backing-file.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
 import { jobCancel } from './job-cancel.ts'
@@ -85,6 +89,10 @@ export const commands: readonly AnyCommand[] = [
   blockdevCreate,
   blockdevDel,
   blockdevMirror,
+  blockdevReopen,
+  blockdevSnapshot,
+  blockdevSnapshotSync,
+  changeBackingFile,
   checkpointCreate,
   checkpointDelete,
   jobCancel,

@@ -14,6 +14,8 @@ import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
 import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
 import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevSnapshot } from './blockdev-snapshot.ts'
+import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
 
 const kinds: readonly AnyActionCommand[] = [
@@ -24,6 +26,8 @@ const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapMerge,
   blockDirtyBitmapRemove,
   blockdevBackup,
+  blockdevSnapshot,
+  blockdevSnapshotSync,
   blockdevMirror,
 ]
 const byName: ReadonlyMap<string, AnyActionCommand> = new Map(kinds.map(kind => [kind.name, kind]))

@@ -46,7 +46,8 @@ export class Image {
   readonly geometry: Geometry
   readonly file: HostFile
   readonly dataFile: BlockIo | undefined
-  readonly backing: BlockIo | undefined
+  /** Another one when the chain is changed. */
+  backing: BlockIo | undefined
   readonly l2Cache: MetadataCache
   readonly refcountCache: MetadataCache
   readonly decompressed: DecompressedCache

@@ -1,11 +1,12 @@
 // An opened qcow2 image as a node of the graph.
 
 import type { Range } from '../../base/ranges.ts'
-import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import type { BlockIo, BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
 import type { NodeInfo } from '../../block/node-info.ts'
 import type { BitmapStore } from '../../bitmaps/bitmap-store.ts'
 import { Qcow2BitmapStore } from './bitmap-store.ts'
 import { markInUse } from './bitmaps.ts'
+import { changeBackingFile } from './change-backing-file.ts'
 import { extents } from './extents.ts'
 import { writeGuest } from './guest-file.ts'
 import { Incompatible } from './format.ts'
@@ -27,6 +28,8 @@ export class Qcow2Node implements BlockNode {
   readonly #compressed: CompressedWriter
   /** Whether stored bitmaps are known to somebody who records what is written, or say that they miss it. */
   #bitmapsKnow = false
+  /** Another node has the image: nothing is written by this one any more. */
+  #handedOver = false
 
   constructor(
     /** For what is done with images and not with disks: snapshots, bitmaps, checks. */
@@ -154,8 +157,24 @@ export class Qcow2Node implements BlockNode {
     await resize(this.image, this.#zeroing, size)
   }
 
-  async [Symbol.asyncDispose]() {
+  setBacking(backing: BlockIo | undefined) {
+    this.image.backing = backing
+  }
+
+  changeBackingFile(filename: string | undefined, format: string | undefined) {
+    return changeBackingFile(this.image, filename, format)
+  }
+
+  async handOver() {
     await this.image.close()
+    this.#handedOver = true
+    return () => {
+      this.#handedOver = false
+    }
+  }
+
+  async [Symbol.asyncDispose]() {
+    if (!this.#handedOver) await this.image.close()
   }
 
   /** Bitmaps that should record this write, with nobody here to do so, are marked as missing it before it is done. */

@@ -61,6 +61,7 @@ export const qcow2: BlockDriver<Qcow2Options> = {
     'data-file': { role: 'data', optional: true, permissions: ownFile },
     backing: { role: 'backing', optional: true, permissions: backingFile },
   },
+  reopens: true,
 
   async implicitChildren(_options, { children, filenames }) {
     const header = await readHeader(children['file']!)

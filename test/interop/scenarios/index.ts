@@ -10,6 +10,7 @@ import { fleecing } from './fleecing.ts'
 import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
+import { snapshots } from './snapshots.ts'
 
 export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
   nodes,
@@ -23,3 +24,6 @@ export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
 
 /** Those of jobs that move disks: a test file of their own. */
 export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { creations, mirrors }
+
+/** Snapshots and what changes open nodes: a test file of their own as well. */
+export const snapshotScenarios: Readonly<Record<string, readonly Scenario[]>> = { snapshots }

@@ -1,0 +1,70 @@
+// What the options of blockdev-reopen mean for nodes that are open: QEMU's rules of what may change (bdrv_reopen_prepare in block.c).
+
+import { InvalidParameter, NotFound } from '../base/errors.ts'
+import type { NodeOptions } from './driver.ts'
+import type { Graph } from './graph.ts'
+import type { GraphNode } from './graph-node.ts'
+import { split } from './node-opener.ts'
+import { inlineChildren, type Change } from './reopen.ts'
+
+/** Of each driver, which options are those of the file that is open. */
+const FIXED = new Set(['filename', 'server', 'export', 'size'])
+
+export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] {
+  const changes = all.flatMap(options => {
+    const name = options['node-name'] as string | undefined
+    if (name === undefined) throw new InvalidParameter('node-name not specified')
+    const node = graph.find(name)
+    if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
+    return changesOf(graph, node, options)
+  })
+  // What is said of a node itself counts more than what follows from its parent.
+  return [...new Map(changes.map(change => [change.node, change])).values()]
+}
+
+function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix = ''): Change[] {
+  if (options.driver !== node.driver.name) throw new InvalidParameter(`Cannot change the option '${prefix}driver'`)
+  const { generic, own, children } = split(node.driver, options)
+  for (const name of FIXED) {
+    const isOfDriver = !(node.driver.name === 'raw' && name === 'size')
+    if (isOfDriver && JSON.stringify(options[name]) !== JSON.stringify(node.options[name]))
+      throw new InvalidParameter(`Cannot change the option '${prefix}${name}'`)
+  }
+  const links = new Map<string, GraphNode | undefined>()
+  const below: Change[] = []
+  const inheritedBy = (name: string) => {
+    const { role } = node.driver.children[name]!
+    return {
+      cache: generic.cache,
+      'read-only': role === 'backing' || generic['read-only'],
+      discard: role === 'data' ? 'unmap' : generic.discard,
+      'force-share': generic['force-share'],
+    }
+  }
+  for (const [name, rule] of Object.entries(node.driver.children)) {
+    const child = node.children.get(name)?.node
+    const given = children[name]
+    if (given === undefined && child) {
+      if (rule.role === 'backing') throw new InvalidParameter(`backing is missing for '${node.name}'`)
+      throw new InvalidParameter(`A block device must be specified for "${name}"`)
+    }
+    if (given === null && child) links.set(name, undefined)
+    if (typeof given === 'string') {
+      const to = graph.find(given)
+      if (!to) throw new NotFound(`Cannot find device='' nor node-name='${given}'`)
+      if (to !== child) links.set(name, to)
+    } else if (given) {
+      if (!child) throw new InvalidParameter(`Cannot change the option '${prefix}${name}.driver'`)
+      below.push(...changesOf(graph, child, { ...inheritedBy(name), ...(given as NodeOptions) }, `${prefix}${name}.`))
+    }
+  }
+  const isGiven = new Set(below.map(change => change.node))
+  for (const [name, child] of inlineChildren(node)) {
+    if (links.has(name) || isGiven.has(child)) continue
+    below.push(...changesOf(graph, child, { ...inheritedBy(name), ...child.options, ...namedChildren(child) }))
+  }
+  return [...below, { node, readOnly: generic['read-only'], generic, own, options, links }]
+}
+
+/** Children by name, as they are. */
+const namedChildren = (node: GraphNode) => Object.fromEntries([...node.children].map(([name, edge]) => [name, edge.node.name]))

@@ -1,0 +1,38 @@
+// QMP's blockdev-snapshot-sync, alone or in a transaction: the same as blockdev-snapshot, with an image that is made, or opened, for it.
+
+import { z } from 'zod'
+import { InvalidParameter, NotFound } from '../../base/errors.ts'
+import { openOverlay, Snapshot } from '../../transactions/snapshot.ts'
+import { actionCommand } from '../action-command.ts'
+import { filenameOf } from '../node-filename.ts'
+
+export const blockdevSnapshotSync = actionCommand({
+  name: 'blockdev-snapshot-sync',
+  summary: 'Makes a qcow2 image over a disk: from this instant on what is written goes there.',
+  arguments: z.strictObject({
+    device: z.string().optional().describe('There are none by that name here: say node-name'),
+    'node-name': z.string().optional().describe('The disk'),
+    'snapshot-file': z.string().describe('The image to make, or, with mode existing, to use'),
+    'snapshot-node-name': z.string().optional(),
+    format: z.string().default('qcow2'),
+    mode: z.enum(['existing', 'absolute-paths']).default('absolute-paths'),
+  }),
+  drainsAlone: true,
+  disks: ({ 'node-name': name = '' }) => [name],
+  action(args, { graph }) {
+    const { device = '', 'node-name': name = '', 'snapshot-file': filename, 'snapshot-node-name': nodeName, format } = args
+    const disk = () => {
+      const node = args['node-name'] === undefined ? undefined : graph.find(name)
+      if (!node) throw new NotFound(`Cannot find device='${device}' nor node-name='${name}'`)
+      return node
+    }
+    return new Snapshot(graph, disk, async node => {
+      if (nodeName === undefined) throw new InvalidParameter('New overlay node-name missing')
+      if (graph.find(nodeName)) throw new InvalidParameter('New overlay node-name already in use')
+      const existing = args.mode === 'existing'
+      if (format === 'raw' && !existing) throw new InvalidParameter("Backing file not supported for file format 'raw'")
+      if (format !== 'qcow2') throw new InvalidParameter(`Unknown file format '${format}'`)
+      return openOverlay(graph, node, { filename, nodeName, existing, backingFile: await filenameOf(node) })
+    })
+  },
+})
