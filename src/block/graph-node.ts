@@ -320,16 +320,21 @@ export class GraphNode {
     return before.whenNone()
   }
 
-  /** Not waited for but by whoever closes the node. */
+  /** What is left to do of it, when requests that are under way have ended. */
   finishLater(work: Promise<void>) {
     this.#earlier.add(work)
-    work.finally(() => this.#earlier.delete(work)).catch(() => this.#earlier.delete(work))
+  }
+
+  async finished() {
+    const earlier = [...this.#earlier]
+    this.#earlier.clear()
+    await Promise.all(earlier)
   }
 
   /** Only when no edge leads here any more. Waits for requests that are under way. */
   async dispose() {
     await this.#requests.whenNone()
-    await Promise.all(this.#earlier)
+    await this.finished()
     using _uses = this.#uses
     await using _node = this.#node
     await this.#persistence?.close()

@@ -197,6 +197,7 @@ export class Graph implements AsyncDisposable {
     await drained(this.#writers(nodes), async () => {
       for (const node of await reopen(changes, this.#opener)) unused.add(node)
     })
+    for (const node of nodes) await node.finished()
     for (const node of unused) await this.#closeOrphan(node)
   }
 

@@ -1,14 +1,21 @@
-// The raw driver: a window of the file below, or all of it, as it is.
+// The raw driver: a window of the file below, or all of it, as it is. Its dirty bitmaps may be kept in a second file (raw-bitmaps.ts).
 
 import { z } from 'zod'
 import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
-import type { BlockDriver, BlockIo, BlockNode, Extent, WriteFlags, ZeroFlags } from '../block/driver.ts'
-import { passThrough } from '../block/permissions.ts'
+import type { BlockDriver, BlockIo, BlockNode, ChildRule, Extent, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import { ALL, passThrough, Permission } from '../block/permissions.ts'
+import { Sidecar } from './raw-bitmaps.ts'
 
 const options = z.strictObject({
   offset: z.int().min(0).default(0).describe('Where the image begins in the file, in bytes'),
   size: z.int().min(0).optional().describe('Its size in bytes; by default all that follows'),
+})
+
+/** It holds our tables: whoever else writes there destroys them. */
+const ownFile: ChildRule['permissions'] = (_parents, readOnly) => ({
+  perm: Permission.consistentRead | (readOnly ? 0 : Permission.write | Permission.resize),
+  shared: ALL & ~(Permission.write | Permission.resize),
 })
 
 export type RawOptions = z.infer<typeof options>
@@ -16,9 +23,15 @@ export type RawOptions = z.infer<typeof options>
 export const raw: BlockDriver<RawOptions> = {
   name: 'raw',
   options,
-  children: { file: { role: 'data', permissions: passThrough } },
-  async open({ offset, size }, { children }) {
-    const below = children['file']!
+  children: {
+    file: { role: 'data', permissions: passThrough },
+    bitmaps: { role: 'target', optional: true, keepsBitmaps: true, permissions: ownFile },
+  },
+  reopens: true,
+  async open({ offset, size }, { children, filenames, readOnly, report }) {
+    const { file: below, bitmaps } = children as { file: BlockIo; bitmaps?: BlockIo }
+    if (bitmaps && (offset > 0 || size !== undefined))
+      throw new InvalidParameter("'bitmaps' are those of a whole file: leave 'offset' and 'size' out")
     if (offset > below.size) {
       throw new InvalidParameter(`Offset (${offset}) cannot be greater than size of the containing file (${below.size})`)
     }
@@ -27,7 +40,8 @@ export const raw: BlockDriver<RawOptions> = {
         `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the actual size of the containing file (${below.size})`,
       )
     }
-    return new RawNode(below, offset, size)
+    const sidecar = bitmaps && (await Sidecar.open(bitmaps, below, { readOnly, report, filename: filenames['file'] }))
+    return new RawNode(below, offset, size, sidecar)
   },
 }
 
@@ -37,6 +51,8 @@ class RawNode implements BlockNode {
     private readonly start: number,
     /** Undefined: all that follows, as long as that may become. */
     private readonly fixedSize: number | undefined,
+    /** Where its bitmaps are kept. */
+    readonly bitmapStore: Sidecar | undefined,
   ) {}
 
   get size() {
@@ -70,9 +86,16 @@ class RawNode implements BlockNode {
   async resize(size: number) {
     if (this.fixedSize !== undefined) throw new NotSupported('Cannot resize fixed-size raw disks')
     await this.below.resize(this.start + size)
+    await this.bitmapStore?.resize(size)
   }
 
-  async [Symbol.asyncDispose]() {}
+  async handOver() {
+    return (await this.bitmapStore?.handOver()) ?? (() => {})
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.bitmapStore?.[Symbol.asyncDispose]()
+  }
 
   #moved({ offset, length }: Range): Range {
     return { offset: this.start + offset, length }
