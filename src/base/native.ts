@@ -19,6 +19,11 @@ export interface Native {
   zeroRange(fd: number, range: Range): Promise<void>
   /** Sets space aside where there is none; what is there stays (fallocate). */
   allocate(fd: number, range: Range): Promise<void>
+  /**
+   * Reads what the page cache holds, at once and on this thread: how many bytes that was, 0 where the disk would have to be waited for.
+   * Undefined where the file system cannot tell (preadv2, RWF_NOWAIT).
+   */
+  readCached(fd: number, offset: number, into: Buffer): number | undefined
   /** Locks the open file against other processes until it is closed; false when another has it (flock, LOCK_EX). */
   lock(fd: number): Promise<boolean>
   /**
@@ -46,6 +51,9 @@ const F_UNLCK = 2
 const F_OFD_GETLK = 36
 const F_OFD_SETLK = 37
 
+/** From Linux's include/uapi/linux/fs.h. */
+const RWF_NOWAIT = 8
+
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
 const CALLS_AT_ONCE = 64
 
@@ -72,6 +80,10 @@ function bind(koffi: typeof import('koffi').default): Native {
   const flock: KoffiFunc<(fd: number, operation: number) => number> = libc.func('int flock(int, int)')
   const fcntl: KoffiFunc<(fd: number, command: number, type: 'void *', lock: Buffer) => number> =
     libc.func('int fcntl(int, int, ...)')
+  koffi.struct('iovec', { iov_base: 'void *', iov_len: 'size_t' })
+  const preadv2 = optional<(fd: number, parts: readonly object[], count: number, offset: number, flags: number) => number>(() =>
+    libc.func('int64_t preadv2(int, const iovec *, int, int64_t, int)'),
+  )
   const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
   const turns = pLimit(CALLS_AT_ONCE)
 
@@ -114,6 +126,11 @@ function bind(koffi: typeof import('koffi').default): Native {
     punchHole: (fd, range) => allocate(fd, PUNCH_HOLE | KEEP_SIZE, range),
     zeroRange: (fd, range) => allocate(fd, ZERO_RANGE | KEEP_SIZE, range),
     allocate: (fd, range) => allocate(fd, KEEP_SIZE, range),
+    readCached(fd, offset, into) {
+      const count = preadv2?.(fd, [{ iov_base: into, iov_len: into.length }], 1, offset, RWF_NOWAIT)
+      if (count !== -1) return count
+      return koffi.errno() === koffi.os.errno['EAGAIN'] ? 0 : undefined
+    },
     async lock(fd) {
       try {
         await call('flock', flock, fd, LOCK_EX | LOCK_NB)
@@ -135,6 +152,16 @@ function bind(koffi: typeof import('koffi').default): Native {
       if (fcntl(fd, F_OFD_GETLK, 'void *', lock) === -1) throw failed('fcntl')
       return lock.readInt16LE(0) !== F_UNLCK
     },
+  }
+}
+
+/** A call that not every C library has. */
+function optional<Call>(find: () => Call): Call | undefined {
+  try {
+    return find()
+  } catch (error) {
+    if (/preadv2/.test(messageOf(error))) return undefined
+    throw error
   }
 }
 

@@ -84,10 +84,19 @@ const openOr = async <T>(filename: string, attempt: () => Promise<T>) => {
 const ZEROES = Buffer.alloc(1 << 20)
 const datasync = promisify(fs.fdatasync)
 
+/** The largest read that is tried without a thread, and how many are in a turn of the event loop. */
+const CACHED_MOST = 32 << 10
+const CACHED_AT_ONCE = 64
+let cachedReads = 0
+
+const endTurn = () => {
+  cachedReads = 0
+}
+
 export class FileNode implements BlockNode {
   #fd: number
   /** What has not been refused yet. */
-  readonly #able = { seek: true, punchHole: true, zeroRange: true, allocate: true }
+  readonly #able = { cached: true, seek: true, punchHole: true, zeroRange: true, allocate: true }
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
   readonly #locks: FileLocks | undefined
@@ -124,7 +133,9 @@ export class FileNode implements BlockNode {
   }
 
   async read(offset: number, into: Buffer) {
-    const count = await this.#named(readUpTo(this.#fd, offset, into))
+    const cached = this.#readCached(offset, into)
+    if (cached === into.length) return
+    const count = cached + (await this.#named(readUpTo(this.#fd, offset + cached, into.subarray(cached))))
     if (count < into.length)
       throw new IoError(`${this.filename}: ends at ${offset + count}, and not at ${this.size}: something else has cut it short`)
   }
@@ -226,6 +237,19 @@ export class FileNode implements BlockNode {
 
   async [Symbol.asyncDispose]() {
     await this.handle.close()
+  }
+
+  /**
+   * A thread costs several times what it takes to copy a few KiB from the page cache. So that nobody who reads in a loop keeps everybody
+   * else waiting, there are so many such reads in a turn of the event loop; then the next one is read by a thread.
+   */
+  #readCached(offset: number, into: Buffer): number {
+    if (!this.native || !this.#able.cached || into.length > CACHED_MOST || cachedReads >= CACHED_AT_ONCE) return 0
+    if (cachedReads++ === 0) setImmediate(endTurn)
+    const count = this.native.readCached(this.#fd, offset, into)
+    if (count !== undefined) return count
+    this.#able.cached = false
+    return 0
   }
 
   /** True when the system has zeroed the range without writing it. */
