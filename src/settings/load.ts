@@ -81,7 +81,7 @@ function refuse(source: YamlSource, file: string, problems: readonly Problem[]) 
 }
 
 /** Paths are relative to the file's folder. */
-function settle({ state, control, nbd, machines, scratch, sessions }: Checked, file: string): Settings {
+function settle({ state, control, nbd, machines, repositories, scratch, sessions }: Checked, file: string): Settings {
   const folder = dirname(resolve(file))
   const absolute = (path: string) => resolve(folder, path)
   return {
@@ -91,6 +91,12 @@ function settle({ state, control, nbd, machines, scratch, sessions }: Checked, f
     nbd: nbd.map(({ unix, tcp }): Listener => (tcp ? tcp : { unix: absolute(unix!) })),
     machines: mapValues(machines, ({ disks }) => ({
       disks: mapValues(disks, ({ image, format, 'read-only': readOnly }) => ({ image: absolute(image), format, readOnly })),
+    })),
+    repositories: mapValues(repositories, ({ encryption, ...target }) => ({
+      // Ours are the only plugins whose paths we know.
+      target:
+        target.plugin === 'file' && typeof target['path'] === 'string' ? { ...target, path: absolute(target['path']) } : target,
+      key: encryption?.key,
     })),
     scratch: {
       path: scratch.path ? absolute(scratch.path) : join(absolute(state), 'scratch'),

@@ -3,6 +3,7 @@
 // The types, the check, the JSON Schema for editors and the reference page are made from this.
 
 import { z } from 'zod'
+import { objectionTo } from '../base/secret-reference.ts'
 import { parseDuration, parseSize } from '../base/units.ts'
 
 /** QEMU's limit for the name of a node, and a disk's node is called MACHINE.DISK. */
@@ -11,7 +12,7 @@ const MAX_NODE_NAME = 31
 const MAX_EXPIRE = '24d'
 
 /** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
-export const laterKeys = new Set(['repositories', 'schedules', 'metrics', 'web', 'notify', 'machines.*.quiesce'])
+export const laterKeys = new Set(['schedules', 'metrics', 'web', 'notify', 'machines.*.quiesce'])
 
 const path = z.string().min(1, 'a path must not be empty')
 
@@ -98,6 +99,22 @@ const machines = z.record(name, machine).superRefine((all, context) => {
   }
 })
 
+const secret = z.string().superRefine((reference, context) => {
+  const message = objectionTo(reference)
+  if (message !== undefined) context.addIssue({ code: 'custom', message })
+})
+
+const repository = z.looseObject({
+  plugin: z
+    .string()
+    .min(1, 'must name a plugin')
+    .describe('What keeps it: "file", "s3", or the name of an npm package. The keys beside it are the plugin’s own.'),
+  encryption: z
+    .strictObject({ key: secret.describe('Where the key is: file:/PATH, credential:NAME or env:NAME.') })
+    .optional()
+    .describe('With it everything in the repository is encrypted. It is decided when the repository is made.'),
+})
+
 export const schema = z
   .strictObject({
     state: path
@@ -115,6 +132,7 @@ export const schema = z
       .default([{ unix: '/run/stillpoint/nbd.sock' }])
       .describe('Where NBD clients connect. Each disk is the export MACHINE/DISK.'),
     machines: machines.default({}).describe('The machines, by name.'),
+    repositories: z.record(name, repository).default({}).describe('Where pushed backups live, by name.'),
     scratch: z
       .strictObject({
         path: path

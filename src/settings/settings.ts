@@ -11,6 +11,7 @@ export interface Settings {
   /** Where NBD clients connect; may be none. */
   readonly nbd: readonly Listener[]
   readonly machines: Readonly<Record<string, MachineSettings>>
+  readonly repositories: Readonly<Record<string, RepositorySettings>>
   readonly scratch: {
     /** The folder for what frozen views keep. */
     readonly path: string
@@ -23,6 +24,13 @@ export interface Settings {
     /** How long a pull session stays open when nobody ends it. */
     readonly expireMs: number
   }
+}
+
+export interface RepositorySettings {
+  /** The plugin, and its own options: what openTarget takes. */
+  readonly target: { readonly plugin: string; readonly [option: string]: unknown }
+  /** Where its key is (base/secret-reference.ts); undefined: it is not encrypted. */
+  readonly key?: string | undefined
 }
 
 export type Listener = { readonly unix: string } | { readonly host: string; readonly port: number }

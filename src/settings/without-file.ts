@@ -12,6 +12,7 @@ export function settingsWithoutFile(): Settings {
     control: {},
     nbd: [],
     machines: {},
+    repositories: {},
     scratch: { path: join(tmpdir(), `stillpoint-${process.pid}`), limit: scratch.limit, timeoutMs: scratch.timeout },
     sessions: { expireMs: sessions.expire },
   }

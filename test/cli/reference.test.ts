@@ -74,7 +74,10 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
       COMP_WORDS=(${words.join(' ')}); COMP_CWORD=${words.length - 1}; _stillpoint; echo "\${COMPREPLY[@]}"`
     return (await run('bash', ['--norc', '-c', script], { cwd: folder })).trim()
   }
-  t.equal(await complete('stillpoint '), 'daemon status disk checkpoint backup qmp completion --socket --json --help --version')
+  t.equal(
+    await complete('stillpoint '),
+    'daemon status disk checkpoint backup point repo qmp completion --socket --json --help --version',
+  )
   t.equal(await complete('stillpoint ch'), 'checkpoint')
   t.equal(await complete('stillpoint backup '), 'start list show finish abort')
   t.equal(await complete('stillpoint backup start --s'), '--since --socket')

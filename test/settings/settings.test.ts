@@ -30,6 +30,7 @@ t.test('everything that is not said has its default', async t => {
     control: { socket: '/run/stillpoint/control.sock' },
     nbd: [{ unix: '/run/stillpoint/nbd.sock' }],
     machines: {},
+    repositories: {},
     scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30, timeoutMs: 10_000 },
     sessions: { expireMs: 86_400_000 },
   })
@@ -50,6 +51,9 @@ machines:
     disks:
       root: &root { image: a.raw }
       data: { image: /dev/vg/data, format: raw, read-only: true }
+repositories:
+  local: { plugin: file, path: ../backup }
+  else: { plugin: s3, path: as it is, bucket: b, encryption: { key: env:KEY } }
 scratch: { limit: 512MiB }
 sessions: { expire: 1h30m }
 `,
@@ -73,6 +77,10 @@ sessions: { expire: 1h30m }
         },
       },
     },
+    repositories: {
+      local: { target: { plugin: 'file', path: '/srv/sp/backup' }, key: undefined },
+      else: { target: { plugin: 's3', path: 'as it is', bucket: 'b' }, key: 'env:KEY' },
+    },
     scratch: { path: '/srv/sp/conf/state/scratch', limit: 512 * 2 ** 20, timeoutMs: 10_000 },
     sessions: { expireMs: 5_400_000 },
   })
@@ -85,12 +93,20 @@ t.test('each mistake is told in one sentence, with its place', async t => {
   const cases: [text: string, told: string][] = [
     // keys
     ['machine: {}', '1:1: unknown key "machine"; did you mean "machines"?'],
-    ['colour: red', '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "scratch", "sessions"'],
+    [
+      'colour: red',
+      '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "repositories", "scratch", "sessions"',
+    ],
     [disk('readonly: true'), '4:26: unknown key "readonly" in "machines.db.disks.root"; did you mean "read-only"?'],
     [disk('read_only: true'), '4:26: unknown key "read_only" in "machines.db.disks.root"; did you mean "read-only"?'],
     ['nbd:\n  - uinx: /a', '2:5: unknown key "uinx" in "nbd[1]"; did you mean "unix"?'],
     ['state: /a\nstate: /b', '2:1: the key "state" is here for the second time; keep one of them'],
-    ['repositories: {}', '1:1: "repositories" comes in a later version of Stillpoint; leave it out for now'],
+    ['schedules: {}', '1:1: "schedules" comes in a later version of Stillpoint; leave it out for now'],
+    ['repositories: { local: { path: /a } }', '1:24: "repositories.local" lacks "plugin"'],
+    [
+      'repositories: { local: { plugin: file, encryption: { key: hush } } }',
+      '1:59: "repositories.local.encryption.key" must say where the secret is, and not what it is: file:/PATH, credential:NAME or env:NAME',
+    ],
     [
       'machines:\n  db:\n    disks: { r: { image: /a } }\n    quiesce: {}',
       '4:5: "quiesce" comes in a later version of Stillpoint; leave it out for now',
@@ -275,6 +291,7 @@ t.test('the example is a good configuration, and what it comments out are the de
   const file = join(config, 'stillpoint.example.yaml')
   const settings = await loadSettings(file)
   t.same(Object.keys(settings.machines), ['db', 'web'])
+  t.same(Object.keys(settings.repositories), ['local', 'offsite'])
 
   const { file: _, nbd, machines, ...rest } = settings
   const spelled = readFileSync(file, 'utf8').replaceAll(

@@ -32,7 +32,7 @@ interface Options {
   readonly version?: boolean
 }
 
-const DEFAULT_FILE = '/etc/stillpoint/stillpoint.yaml'
+export const DEFAULT_FILE = '/etc/stillpoint/stillpoint.yaml'
 const levels: readonly LogLevel[] = ['debug', 'info', 'warn', 'error', 'silent']
 
 export function daemon(runDaemon: RunDaemon) {

@@ -1,0 +1,138 @@
+// stillpoint repo and stillpoint point, on a folder and on a store that speaks S3: what people read, what programs read, and exit codes.
+
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import t, { type Test } from 'tap'
+import { openTarget, type TargetSettings } from '../../src/push/target.ts'
+import { Repository } from '../../src/repository/repository.ts'
+import { pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+import { settingsFor, silent } from '../helpers/s3.ts'
+import { ScriptedS3 } from '../helpers/scripted-s3.ts'
+import { stillpointInThread } from '../helpers/stillpoint.ts'
+
+process.env['TZ'] = 'UTC'
+async function world(t: Test) {
+  const folder = t.testdir({ key: 'correct horse\n', wrong: 'x' })
+  const store = await ScriptedS3.listen({ create: 'ignored', swap: 'ignored' })
+  t.teardown(() => store[Symbol.asyncDispose]())
+  const config = `${folder}/stillpoint.yaml`
+  const s3 = settingsFor(store.endpoint, 'bucket', { prefix: 'site-a/' })
+  const repositories = {
+    local: { plugin: 'file', path: 'backup' },
+    sealed: { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/key` } },
+    'wrong-key': { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/wrong` } },
+    offsite: { plugin: 's3', ...s3 },
+    odd: { plugin: 's3', ...s3, bukcet: 1 },
+  }
+  writeFileSync(config, JSON.stringify({ repositories })) // JSON is YAML
+  const call = async (args: string, ...more: string[]) => {
+    const { code, stdout, stderr } = await stillpointInThread([...args.split(' '), ...more, '--config', config])
+    return { code, out: stdout, err: stderr }
+  }
+  return {
+    folder,
+    store,
+    call,
+    local: () => open({ plugin: 'file', path: `${folder}/backup` }),
+    offsite: () => open({ plugin: 's3', ...s3 }),
+  }
+}
+
+const open = async (target: TargetSettings) => Repository.open(await openTarget(target, { log: silent }))
+
+t.test('a repository is made, filled, looked at, checked, pruned and collected', async t => {
+  const { call, local, folder } = await world(t)
+  t.match(await call('repo stats local'), { code: 10, err: /there is no repository; make one with "stillpoint repo init"/ })
+  t.match(await call('repo init local --chunk-size 64K'), { code: 0, out: /backup: the repository is made, and not encrypted/ })
+  t.match(await call('point list local'), { code: 0, out: '', err: 'No restore points.\n' })
+
+  const repository = await local()
+  const bytes = diskContent(40 * 65536, 1)
+  const { key: older } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  bytes.set(randomBytes(200_000, 2), 300_000)
+  const { key: newer } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  const [first, second] = [older, newer].map(key => key.replace('points/', '')) as [string, string]
+
+  const list = await call('point list local')
+  t.match(list.out, /^POINT +TIME +DISKS +SIZE +CHANGED +STORED +STATE\n/)
+  t.same(
+    list.out
+      .split('\n')
+      .slice(1, -1)
+      .map(line => line.split(' ')[0]),
+    [first, second],
+  )
+  const listed = (await call('point list local --machine vm --json')).out
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+  t.match(listed, [
+    { point: first, machine: 'vm', parent: null },
+    { point: second, parent: older },
+  ])
+  t.match(await call(`point show local ${second}`), { code: 0, out: new RegExp(`after +${first}\n[^]*root +2.5 MiB`) })
+  t.match(await call('point show local vm/none'), { code: 1, err: /there is no restore point/ })
+
+  t.match(await call('repo stats local'), {
+    out: /encrypted +no\nwriters +any host\nholds .* packs?, \d+ chunks\nat work +nobody\n\nMACHINE +POINTS[^]*vm +2/,
+  })
+  t.match(JSON.parse((await call('repo stats local --json')).out), {
+    cas: true,
+    encrypted: false,
+    machines: [{ machine: 'vm', points: 2 }],
+  })
+  t.match(await call('repo check local --level scrub'), { code: 0, out: /^scrub: .*all is well\n$/ })
+  t.match(await call(`point verify local ${first}`), { code: 0, out: /^deep: .*all is well\n$/ })
+
+  t.match(await call('repo prune local vm'), { code: 1, err: /./ }, 'no rule at all is no policy')
+  const plan = await call('repo prune local vm --keep-last 1 --dry-run')
+  t.match(plan.out, new RegExp(`${second} +kept +[^]*${first} +would be forgotten`))
+  t.match(await call('repo prune local vm --keep-last x'), { code: 2, err: /--keep-last must be a whole number/ })
+  t.match(await call('repo prune local vm --keep-last 1'), { out: new RegExp(`${first} +forgotten`) })
+  t.match(await call('repo gc local'), { code: 0, out: /Not needed any more: \d+ packs?/ })
+  t.match(await call('repo gc local --grace 0s --json'), { out: /"state":"deleted"/ })
+  t.ok((await restored(repository, newer, 'root')).equals(bytes))
+
+  const pack = readdirSync(`${folder}/backup/packs`, { recursive: true, withFileTypes: true }).find(entry => entry.isFile())!
+  const path = `${pack.parentPath}/${pack.name}`
+  truncateSync(path, readFileSync(path).length >> 2)
+  t.match(await call(`point verify local ${second}`), { code: 21, out: new RegExp(`damaged: ${second} root: `) })
+  const checked = await call('repo check local --json')
+  t.equal(checked.code, 21)
+  t.match(JSON.parse(checked.out), { 'damaged-packs': [{ key: /^packs/ }] })
+})
+
+t.test('on a store that keeps no conditions one host writes, and all else is as anywhere', async t => {
+  const { call, offsite, store } = await world(t)
+  t.match(await call('repo init offsite --chunk-size 64K'), {
+    code: 0,
+    out: /bucket\/site-a\/: the repository is made, and not encrypted/,
+    err: /cannot compare and swap, so one host may write to it/,
+  })
+  t.match(await call('repo stats offsite'), { out: /writers +one host, none yet/ })
+  const bytes = diskContent(20 * 65536, 3)
+  const { key } = await pushDisks(await offsite(), [{ name: 'root', source: sourceOf(bytes) }])
+  t.match(await call('repo check offsite --level deep'), { code: 0, out: /all is well/ })
+  t.match(await call(`point show offsite ${key}`), { code: 0 }, 'with the whole key too')
+  // Another host has it.
+  const body = Buffer.from(JSON.stringify({ version: 1, id: 'another', host: 'old.example', since: '2026-01-01T00:00:00Z' }))
+  store.objects.set('site-a/owner', { body, tag: 'x', headers: {} })
+  t.match(await call('repo gc offsite'), { code: 11, err: /old.example since .*"stillpoint repo take-over"/ })
+  t.match(await call('repo take-over offsite'), { code: 0, out: /writes to it from now on/ })
+  t.match(await call('repo gc offsite'), { code: 0, out: 'Nothing to delete.\n' })
+})
+
+t.test('what is wrong with the call or the configuration is said, with an exit code of its own', async t => {
+  const { call, folder } = await world(t)
+  t.match(await call('repo stats ofsite'), { code: 1, err: /has no repository 'ofsite'; did you mean 'offsite'\?/ })
+  t.match(await call('repo stats odd'), { code: 2, err: /repositories\.odd: the options of plugin 's3' are wrong: .*bukcet/ })
+  t.match(await call('repo init local --chunk-size 3'), { code: 1, err: /power of two/ })
+  t.match(await call('repo init local --chunk-size big'), { code: 2, err: /--chunk-size must be a size/ })
+  t.match(await call('repo init sealed'), { code: 0, out: /and encrypted: keep a copy of its key elsewhere/ })
+  t.match(await call('repo init sealed'), { code: 1, err: /there is a repository already/ })
+  t.match(await call('repo stats wrong-key'), { code: 12, err: /the key does not open this repository/ })
+  t.match(await stillpointInThread(['repo', 'stats', 'x', '--config', `${folder}/none.yaml`]), {
+    code: 2,
+    stderr: /cannot read the configuration/,
+  })
+})
