@@ -2,7 +2,6 @@
 
 import { Option } from 'commander'
 import { NotFound } from '../base/errors.ts'
-import { createLog } from '../base/log.ts'
 import { nearest } from '../base/nearest.ts'
 import { readSecret } from '../base/secret-reference.ts'
 import type { Repository } from '../repository/repository.ts'
@@ -29,7 +28,7 @@ export async function openPlace(name: string, { config = DEFAULT_FILE }: ConfigO
   const { repositories } = await loadSettings(config)
   const settings = repositories[name]
   if (!settings) throw new NotFound(`${config} has no repository '${name}'${known(name, Object.keys(repositories))}`)
-  const { openTarget } = await import('../push/target.ts')
+  const [{ openTarget }, { createLog }] = await Promise.all([import('../push/target.ts'), import('../base/log.ts')])
   const passphrase =
     settings.key === undefined ? undefined : await readSecret(settings.key, `repositories.${name}.encryption.key`)
   const target = await openTarget(settings.target, { log: createLog('warn') }, `repositories.${name}`)
