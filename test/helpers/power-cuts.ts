@@ -103,6 +103,8 @@ export class Possible {
 
 export interface Cut {
   readonly bytes: Buffer
+  /** Of the external data file. */
+  readonly data?: Buffer | undefined
   readonly possible: Possible
 }
 
@@ -114,16 +116,24 @@ export class Cuts {
   constructor(
     private readonly disk: SimulatedDisk,
     possible: Possible,
-    { every, each = 1, seed }: { readonly every: number; readonly each?: number; readonly seed: number },
+    {
+      every,
+      each = 1,
+      seed,
+      data,
+    }: { readonly every: number; readonly each?: number; readonly seed: number; readonly data?: SimulatedDisk | undefined },
   ) {
-    disk.onChange = () => {
+    const changed = () => {
       if ((this.#changes++ + seed) % every !== 0) return
       const copy = possible.copy()
       for (let one = 0; one < each; one++) {
         const bytes = disk.afterCrash(seed + this.#changes * 31 + one)
-        if (!this.images.at(-1)?.bytes.equals(bytes)) this.images.push({ bytes, possible: copy })
+        if (data) this.images.push({ bytes, data: data.afterCrash(seed + this.#changes * 37 + one), possible: copy })
+        else if (!this.images.at(-1)?.bytes.equals(bytes)) this.images.push({ bytes, possible: copy })
       }
     }
+    disk.onChange = changed
+    if (data) data.onChange = changed
   }
 
   end() {
@@ -178,11 +188,12 @@ const DONE = Promise.resolve()
 
 /** Throws where the image does not open, contradicts itself, or holds what it cannot; with `goOn` also where it cannot be used again. */
 export async function judge(
-  { bytes, possible }: Cut,
+  { bytes, data, possible }: Cut,
   { backing, goOn = true }: { backing?: Buffer | undefined; goOn?: boolean } = {},
 ) {
   const file = new Bytes(goOn ? Buffer.from(bytes) : bytes)
-  const node = await openQcow2(file, backing ? { backing: new Bytes(backing) } : {})
+  const dataFile = data && new Bytes(data)
+  const node = await openQcow2(file, { dataFile, backing: backing && new Bytes(backing) })
   refuse(await checkImage(node.image), 'after a power cut')
   const objection = await possible.objection(node)
   if (objection !== undefined) throw new Error(`after a power cut ${objection}`)
@@ -190,7 +201,7 @@ export async function judge(
   if (node.size > 0) await node.write(0, randomBytes(Math.min(5000, node.size), 99))
   await checkImage(node.image, 'all')
   await node[Symbol.asyncDispose]()
-  const again = await openQcow2(file, { readOnly: true })
+  const again = await openQcow2(file, { dataFile, readOnly: true })
   refuse(await checkImage(again.image), 'used after a power cut', true)
 }
 

@@ -1,7 +1,7 @@
 // Gives clusters to a range of the disk in advance; what is there already stays.
 
 import { alignDown, alignUp, endOf, type Range } from '../../base/ranges.ts'
-import { hostAt, isCompressed, L2Tables, setEntry } from './l2-tables.ts'
+import { hostAt, isCompressed, isOwn, L2Tables, setEntry } from './l2-tables.ts'
 import type { Image } from './image.ts'
 import type { Slice } from './metadata-cache.ts'
 import type { Run } from './refcounts.ts'
@@ -16,11 +16,12 @@ export async function preallocate(image: Image, range: Range, mode: 'off' | 'met
   for (let offset = alignDown(range.offset, clusterSize); offset < end;) {
     if (image.isCrowded) await image.writeback.flush()
     const at = Math.floor((offset % sliceSpan) / clusterSize) * entrySize
-    if (await tables.at(offset, slice => isTaken(slice, at))) {
+    const most = Math.ceil((Math.min(end, alignDown(offset, sliceSpan) + sliceSpan) - offset) / clusterSize)
+    const wanted = await tables.at(offset, slice => untaken(slice, at, most, entrySize))
+    if (wanted === 0) {
       offset += clusterSize
       continue
     }
-    const wanted = Math.ceil((Math.min(end, alignDown(offset, sliceSpan) + sliceSpan) - offset) / clusterSize)
     const run = externalData ? { offset, count: wanted, zero: true } : await image.refcounts.allocate(wanted)
     offset = await fill(image, tables, offset, run, mode)
   }
@@ -51,15 +52,22 @@ async function fill(image: Image, tables: L2Tables, offset: number, run: Run, mo
       return false
     })
     if (stopped) {
-      image.release.add(run.offset + (cluster - offset), (end - cluster) / clusterSize)
+      if (!image.geometry.externalData) image.release.add(run.offset + (cluster - offset), (end - cluster) / clusterSize)
       return cluster
     }
   }
   return end
 }
 
-/** It has a host cluster of its own. */
-const isTaken = (slice: Slice, at: number) => isCompressed(slice, at) || hostAt(slice, at) !== 0
+/** It has a host cluster; in an external file that may be the one at offset 0. */
+const isTaken = (slice: Slice, at: number) => isCompressed(slice, at) || hostAt(slice, at) !== 0 || isOwn(slice, at)
+
+/** How many entries in a row have none. What stands in an external file is at its place, and must not be zeroed over. */
+function untaken(slice: Slice, at: number, most: number, entrySize: number) {
+  let count = 0
+  while (count < most && !isTaken(slice, at + count * entrySize)) count++
+  return count
+}
 
 /** As QEMU does, the bits stay clear elsewhere: the space is there, and reads as zeroes or as what is behind. */
 function allocateSubclusters(view: DataView, at: number) {
