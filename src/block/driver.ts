@@ -18,7 +18,10 @@ export interface Extent extends Range {
   readonly zero: boolean
   /** Which layer of the backing chain decides it: 1 this node's own (the default), 2 the image behind it, ...; 0 none of them. */
   readonly depth?: number
-  /** Where its bytes stand in the file below, where they stand there as they are. */
+  /**
+   * Where its bytes stand in the file below (of a file: in itself), where they stand there as they are; perhaps in a hole, and then they
+   * are zeroes.
+   */
   readonly hostOffset?: number
 }
 
@@ -27,6 +30,8 @@ export interface WriteFlags {
   readonly fua?: boolean
   /** For the node that is called, and no other: the disk reads the same as before, so that none of its bitmaps need know. */
   readonly unchanged?: boolean
+  /** Takes less space, where the format can do that; whole clusters, or the last one up to the end. Elsewhere it means nothing. */
+  readonly compressed?: boolean
 }
 
 export interface ZeroFlags extends WriteFlags {

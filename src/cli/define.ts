@@ -28,6 +28,8 @@ interface Definition<Arguments, Options> {
   readonly examples: readonly Example[]
   /** False where it asks no daemon, or where --socket is its own: then only the one before the noun names the daemon's. */
   readonly namesDaemon?: boolean
+  /** Its last argument may be a size with a sign, as in `-1G`, which is no option. */
+  readonly signedSize?: boolean
   /** Returns the exit code, where it is not 0. */
   run(call: Call<Arguments, Options>): Promise<number | void>
 }
@@ -86,8 +88,12 @@ export function addVerb(parent: Command, definition: Verb) {
   for (const [flags, description] of Object.entries(declared)) command.addArgument(new Argument(flags, description))
   for (const option of optionsOf(definition)) command.addOption(option)
   command.addHelpText('after', examplesText(examples))
+  if (definition.signedSize) command.allowUnknownOption().allowExcessArguments()
   command.action(async () => {
     const given = command.args
+    const unknown = given.find(word => word.startsWith('-') && !/^-\d/.test(word))
+    if (definition.signedSize && unknown !== undefined) command.error(`error: unknown option '${unknown}'`)
+    if (given.length > command.registeredArguments.length) command.error(`error: too many arguments for '${name}'`)
     const named: [string, unknown][] = command.registeredArguments.map((argument, index) => [argument.name(), given[index]])
     const args: Record<string, unknown> = Object.fromEntries(named)
     process.exitCode = (await definition.run({ args, ...commonOf(command, definition) })) ?? 0

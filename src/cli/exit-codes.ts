@@ -21,7 +21,7 @@ export const exitCodeMeanings: readonly (readonly [code: number, meaning: string
   [exitCodes.failed, 'failed: standard error says why, and what to do next'],
   [exitCodes.usage, 'the call, or the configuration, has a mistake'],
   [exitCodes.partlyDone, 'partly done: of several commands given to `qmp`, some failed'],
-  [exitCodes.warnings, 'done, with warnings (no command of this version)'],
+  [exitCodes.warnings, 'done, with warnings: `doctor` has found something that is slower or without a guard'],
   [exitCodes.noRepository, 'there is no repository at this place'],
   [exitCodes.busy, 'what was asked for is in use, or another daemon runs already'],
   [exitCodes.wrongKey, 'the key does not open the repository'],

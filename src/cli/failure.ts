@@ -25,6 +25,16 @@ export function tellFailure(error: unknown, write = toStderr): number {
   return exitCodes.failed
 }
 
+/** Does the work, which returns the exit code; a failure is told as any other, and ends with this one, where scripts rely on it (qemu-img's). */
+export async function exitWith(code: number, work: () => Promise<number>): Promise<number> {
+  try {
+    return await work()
+  } catch (error) {
+    tellFailure(error)
+    return code
+  }
+}
+
 const stackOf = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error)
   return `${error.stack ?? error.message}${error.cause === undefined ? '' : `\ncaused by: ${stackOf(error.cause)}`}`

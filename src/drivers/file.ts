@@ -178,13 +178,13 @@ export class FileNode implements BlockNode {
     for (let offset = range.offset; offset < end;) {
       const next = await this.#nextData(offset)
       if (!next) {
-        yield { offset, length: end - offset, allocated: true, zero: false }
+        yield { offset, length: end - offset, allocated: true, zero: false, hostOffset: offset }
         return
       }
       const data = Math.min(next.data ?? end, end)
-      if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true }
+      if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true, hostOffset: offset }
       const hole = Math.min(next.hole ?? data, end)
-      if (hole > data) yield { offset: data, length: hole - data, allocated: true, zero: false }
+      if (hole > data) yield { offset: data, length: hole - data, allocated: true, zero: false, hostOffset: data }
       offset = hole // which is `data` again when a hole was punched there in between
     }
   }

@@ -16,7 +16,7 @@ const magics: readonly { readonly name: string; readonly at: number; readonly by
 const HEAD_BYTES = 512
 
 /** Undefined when it looks like none of them. */
-export async function foreignFormatOf(disk: BlockIo): Promise<string | undefined> {
+export async function foreignFormatOf(disk: Pick<BlockIo, 'size' | 'read'>): Promise<string | undefined> {
   const head = Buffer.alloc(Math.min(HEAD_BYTES, disk.size))
   if (head.length === 0) return undefined
   await disk.read(0, head)

@@ -6,13 +6,15 @@ import { checkpoint } from './checkpoint.ts'
 import { completion } from './completion.ts'
 import { daemon, type RunDaemon } from './daemon.ts'
 import { disk } from './disk.ts'
+import { doctor } from './doctor.ts'
+import { image } from './image/index.ts'
 import { point } from './point.ts'
 import { qmp } from './qmp.ts'
 import { repo } from './repo.ts'
 import { status } from './status.ts'
 
 export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
-  const all: (Noun | Verb)[] = [daemon(runDaemon), status, disk, checkpoint, backup, point, repo, qmp]
+  const all: (Noun | Verb)[] = [daemon(runDaemon), status, disk, checkpoint, backup, point, repo, image, qmp, doctor]
   all.push(completion(all))
   return all
 }

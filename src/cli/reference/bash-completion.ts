@@ -11,6 +11,8 @@ const kinds: Record<string, string> = {
   checkpoint: 'checkpoint',
   file: 'file',
   path: 'file',
+  other: 'file',
+  target: 'file',
   command: 'qmp',
   shell: 'bash',
 }

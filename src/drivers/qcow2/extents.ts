@@ -54,7 +54,7 @@ class Holes {
       }
       if (at < this.#last.offset || at >= endOf(this.#last)) this.#last = await this.#ask(at)
       const part = { offset: offset + done, length: Math.min(length - done, endOf(this.#last) - at), depth: 1 }
-      if (this.#last.zero) yield { ...part, allocated: this.#last.allocated, zero: true }
+      if (this.#last.zero) yield { ...part, allocated: this.#last.allocated, zero: true, hostOffset: at }
       else yield { ...part, allocated: true, zero: false, hostOffset: at }
       done += part.length
     }

@@ -1,9 +1,11 @@
 // What `query-named-block-nodes` and `qemu-img info` tell of a qcow2 image (QMP's ImageInfoSpecificQCow2).
 
 import { listBitmaps } from './bitmaps.ts'
+import type { SnapshotInfo } from '../../block/node-info.ts'
 import { Autoclear, Compatible, CompressionType, Incompatible } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
+import { listSnapshots } from './snapshots.ts'
 
 export interface Qcow2Info {
   readonly compat: '0.10' | '1.1'
@@ -41,4 +43,28 @@ export async function qcow2Info(image: Image): Promise<Qcow2Info> {
       })),
     }),
   }
+}
+
+const SECOND = 1_000_000_000n
+
+/** Undefined where there are none. */
+export async function snapshotInfo(image: Image): Promise<readonly SnapshotInfo[] | undefined> {
+  if (image.header.snapshotCount === 0) return undefined
+  const snapshots = await listSnapshots(image)
+  return snapshots.map(snapshot => ({
+    id: snapshot.id,
+    name: snapshot.name,
+    'vm-state-size': snapshot.vmStateSize,
+    'date-sec': snapshot.dateSeconds,
+    'date-nsec': snapshot.dateNanoseconds,
+    'vm-clock-sec': Number(snapshot.vmClockNanoseconds / SECOND),
+    'vm-clock-nsec': Number(snapshot.vmClockNanoseconds % SECOND),
+    ...icountOf(snapshot.extra),
+  }))
+}
+
+/** -1 stands for none. */
+function icountOf(extra: Buffer) {
+  const icount = extra.length >= 24 ? extra.readBigInt64BE(16) : -1n
+  return icount === -1n ? {} : { icount: Number(icount) }
 }

@@ -12,7 +12,7 @@ import { writeGuest } from './guest-file.ts'
 import { Incompatible } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
-import { qcow2Info } from './info.ts'
+import { qcow2Info, snapshotInfo } from './info.ts'
 import { L2Tables } from './l2-tables.ts'
 import { Kind } from './mapping.ts'
 import { Reader } from './reader.ts'
@@ -62,6 +62,11 @@ export class Qcow2Node implements BlockNode {
     const { image } = this
     const { requests, mapping } = image
     image.checkUndamaged()
+    if (flags?.compressed) {
+      await this.writeCompressed(offset, data)
+      if (flags.fua) await image.writeback.flush()
+      return
+    }
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
     const epoch = requests.enter()
     try {
@@ -140,6 +145,7 @@ export class Qcow2Node implements BlockNode {
       encrypted: header.cryptMethod !== 0,
       ...(header.backingFile !== undefined && { backing: { filename: header.backingFile, format: header.backingFormat } }),
       formatSpecific: { type: 'qcow2', data: { ...(await qcow2Info(this.image)) } },
+      snapshots: await snapshotInfo(this.image),
     }
   }
 

@@ -112,6 +112,7 @@ class Walk {
     const { image } = this
     const { clusterSize, entrySize } = image.geometry
     if (!this.#refer(offset, clusterSize, users, 'an L2 table')) return
+    this.#nextHost = -1 // QEMU too looks at each table alone
     const bytes = Buffer.alloc(clusterSize)
     await image.file.read(offset, bytes)
     const active = this.#active.has(offset)

@@ -1,0 +1,129 @@
+// A graph of our own, for commands that work on images without a daemon. Images are locked as the daemon and QEMU lock them.
+
+import { open } from 'node:fs/promises'
+import { Busy, InvalidParameter, NotSupported, ReadOnly } from '../../base/errors.ts'
+import type { NodeOptions } from '../../block/driver.ts'
+import type { Edge } from '../../block/edge.ts'
+import { Graph } from '../../block/graph.ts'
+import type { GraphNode } from '../../block/graph-node.ts'
+import { ALL, Permission } from '../../block/permissions.ts'
+import { parseKeyval } from '../../control/keyval.ts'
+import { toPlain } from '../../control/json.ts'
+import { drivers } from '../../drivers/index.ts'
+import { nodeOptionsOf } from '../../drivers/qcow2/backing-name.ts'
+import { filters } from '../../filters/index.ts'
+import { foreignFormatOf } from '../../machines/foreign-format.ts'
+
+/** How the command line names an image. */
+export interface ImageName {
+  /** A path, `nbd://...`, `json:{...}`; or with `imageOpts` the options themselves, key=value,... */
+  readonly name: string
+  readonly format?: string | undefined
+  readonly imageOpts?: boolean | undefined
+  /** Whoever else may write to it meanwhile. */
+  readonly forceShare?: boolean | undefined
+}
+
+const QCOW2_MAGIC = Buffer.from('QFI\xfb', 'latin1')
+const READ = Permission.consistentRead
+const WRITE = READ | Permission.write | Permission.resize
+const USER = 'this command'
+
+export class Images implements AsyncDisposable {
+  readonly graph = new Graph([...drivers, ...filters])
+
+  /** Opens an image to be read; `backing: false` without what is behind it. */
+  openReadOnly(image: ImageName, { backing = true } = {}): Promise<GraphNode> {
+    return this.#open(image, { 'read-only': true, ...(image.forceShare && { 'force-share': true }) }, backing)
+  }
+
+  openWritable(image: ImageName, more: object = {}): Promise<GraphNode> {
+    if (image.forceShare)
+      throw new InvalidParameter('what is going to be written cannot be shared with other writers; leave out -U')
+    return this.#open(image, { discard: 'unmap', ...more }, true)
+  }
+
+  reader(node: GraphNode): Edge {
+    return this.graph.attach(node, { description: USER, perm: READ, shared: ALL })
+  }
+
+  writer(node: GraphNode): Edge {
+    return this.graph.attach(node, { description: USER, perm: WRITE, shared: ALL & ~Permission.resize })
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.graph[Symbol.asyncDispose]()
+  }
+
+  async #open(image: ImageName, more: object, backing: boolean): Promise<GraphNode> {
+    const options = await optionsOf(image)
+    const without = backing || options.driver !== 'qcow2' || 'backing' in options ? {} : { backing: null }
+    try {
+      return await this.graph.open({ ...options, ...without, ...more })
+    } catch (error) {
+      throw named(image.name, error)
+    }
+  }
+}
+
+/** The name comes first, as qemu-img has it, unless the sentence has it anyway. */
+function named(name: string, error: unknown): unknown {
+  const known = [Busy, InvalidParameter, NotSupported, ReadOnly].find(Class => error instanceof Class)
+  if (!(error instanceof Error) || !known || error.message.includes(name)) return error
+  return new known(`Could not open '${name}': ${error.message}`, { cause: error })
+}
+
+/** The driver that would open it. */
+export const formatOf = async (image: ImageName): Promise<string> => (await optionsOf(image)).driver
+
+/** In the words of blockdev-add. */
+export async function optionsOf({ name, format, imageOpts }: ImageName): Promise<NodeOptions> {
+  if (imageOpts) return fromKeyval(name, format)
+  if (name.startsWith('json:') || /^(nbd(\+\w+)?|file):/.test(name)) return nodeOptionsOf(name, format, `${process.cwd()}/image`)
+  const driver = format ?? (await probe(name))
+  const file = { driver: 'file', filename: name }
+  return driver === 'file' ? file : { driver, file }
+}
+
+function fromKeyval(text: string, format: string | undefined): NodeOptions {
+  const options = toPlain(parseKeyval(text)) as Record<string, unknown>
+  const driver = options['driver'] ?? format
+  if (typeof driver !== 'string')
+    throw new InvalidParameter(`--image-opts: name the driver, as in driver=qcow2,file.driver=file,file.filename=disk.qcow2`)
+  return typed({ ...options, driver }) as NodeOptions
+}
+
+/** A text has no types: what looks like a number or a switch is one, but for names. */
+function typed(value: unknown, key = ''): unknown {
+  if (Array.isArray(value)) return value.map(one => typed(one))
+  if (typeof value === 'object' && value !== null)
+    return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, typed(member, name)]))
+  if (value === 'on' || value === 'off') return key === 'locking' || key === 'detect-zeroes' ? value : value === 'on'
+  return typeof value === 'string' && /^\d+$/.test(value) && ['offset', 'size', 'l2-cache-size', 'cache-size'].includes(key)
+    ? Number(value)
+    : value
+}
+
+/** By its first bytes, as QEMU does. What we do not read is not taken for raw. */
+async function probe(path: string): Promise<string> {
+  let head: Buffer
+  try {
+    await using handle = await open(path, 'r')
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(512), 0, 512, 0)
+    head = buffer.subarray(0, bytesRead)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code) return 'raw' // whoever opens it says what is wrong
+    throw error
+  }
+  if (head.subarray(0, 4).equals(QCOW2_MAGIC)) return 'qcow2'
+  const disk = {
+    size: head.length,
+    read: async (offset: number, into: Buffer) => into.set(head.subarray(offset, offset + into.length)),
+  }
+  const foreign = await foreignFormatOf(disk)
+  if (foreign)
+    throw new NotSupported(
+      `'${path}' looks like ${foreign}, which is not supported; qemu-img converts it, or -f raw takes it for a plain disk`,
+    )
+  return 'raw'
+}
