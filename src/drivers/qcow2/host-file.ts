@@ -7,8 +7,10 @@ import { NoSpace, NotSupported } from '../../base/errors.ts'
 import { alignUp } from '../../base/ranges.ts'
 import type { BlockIo } from '../../block/driver.ts'
 
+/** At least so many clusters, within these bounds. */
+const STEP_CLUSTERS = 16
 const STEP_LEAST = 64 << 10
-const STEP_LEAST_CLUSTERS = 16
+const STEP_ENOUGH = 1 << 20
 const STEP_MOST = 64 << 20
 
 export class HostFile {
@@ -81,10 +83,8 @@ export class HostFile {
 
   async #grow(end: number) {
     const { size } = this.below
-    const step = Math.min(
-      STEP_MOST,
-      Math.max(STEP_LEAST, STEP_LEAST_CLUSTERS * this.clusterSize, alignUp(size / 8, this.clusterSize)),
-    )
+    const least = Math.max(STEP_LEAST, Math.min(STEP_ENOUGH, STEP_CLUSTERS * this.clusterSize))
+    const step = Math.min(STEP_MOST, Math.max(least, alignUp(size / 8, this.clusterSize)))
     const enough = alignUp(end, this.clusterSize)
     try {
       await this.below.resize(Math.max(enough, alignUp(size + step, this.clusterSize)))
