@@ -2,6 +2,7 @@
 // say 200, and some know an object's tag only without the quotes that HTTP puts around it.
 
 import { createHash, randomUUID } from 'node:crypto'
+import { Unavailable } from '../../src/push/target.ts'
 import type { Reply, S3Client } from './client.ts'
 
 export interface Conditions {
@@ -10,11 +11,13 @@ export interface Conditions {
   /** If-Match is kept, with the tag in this form. */
   readonly swap: 'quoted' | 'bare' | undefined
   /** What is missing, and how that showed. */
-  readonly why?: string
+  readonly why?: string | undefined
 }
 
-/** A network that loses replies or delivers twice makes a store look as if it could not. */
-const ATTEMPTS = 5
+/** A network that delivers twice makes a store look as if it could not: only what shows so often is believed. */
+const UNSURE = 5
+/** With a lost reply an attempt tells nothing. */
+const LOST = 30
 const ABSENT_TAG = '0123456789abcdef0123456789abcdef'
 
 export const ifAbsent = { 'if-none-match': '*' }
@@ -26,14 +29,23 @@ export const isUnmet = ({ refusal }: Reply) => refusal?.status === 412 || refusa
 
 /** Throws what keeps it from finding out: no permission to write, no answer. */
 export async function probeConditions(client: S3Client, prefix: string, signal?: AbortSignal): Promise<Conditions> {
-  for (let attempt = 1; ; attempt++) {
-    const { unsure, ...found } = await tryConditions(client, `${prefix}probe/${randomUUID()}`, signal)
-    if (!unsure || attempt === ATTEMPTS) return found
+  for (let unsure = 0, lost = 0; ;) {
+    const found = await tryConditions(client, `${prefix}probe/${randomUUID()}`, signal)
+    if (found === 'lost') {
+      if (++lost === LOST)
+        throw new Unavailable(
+          `${client.place.endpoint}: replies are lost again and again; what the store can do is not known yet`,
+        )
+    } else if (!found.unsure || ++unsure === UNSURE) return { create: found.create, swap: found.swap, why: found.why }
   }
 }
 
 /** `unsure`: it may have been the network. */
-async function tryConditions(client: S3Client, key: string, signal?: AbortSignal): Promise<Conditions & { unsure?: boolean }> {
+async function tryConditions(
+  client: S3Client,
+  key: string,
+  signal?: AbortSignal,
+): Promise<'lost' | (Conditions & { unsure?: boolean })> {
   const what = `write '${key}'`
   const put = async (text: string, headers: Record<string, string>) => {
     const body = Buffer.from(text)
@@ -50,25 +62,24 @@ async function tryConditions(client: S3Client, key: string, signal?: AbortSignal
     },
   }
   const nothing = { create: false, swap: undefined }
-  const lost = { ...nothing, why: 'its replies are lost again and again', unsure: true }
   const created = await put('first', ifAbsent)
-  if (created.uncertain) return lost
+  if (created.uncertain) return 'lost'
   // That the new key is there already means that the request came twice.
   if (created.refusal) return { ...nothing, why: `it answers ${told(created)} to If-None-Match`, unsure: isUnmet(created) }
   const again = await put('second', ifAbsent)
-  if (again.uncertain) return lost
+  if (again.uncertain) return 'lost'
   if (!again.refusal) return { ...nothing, why: 'it accepts If-None-Match and ignores it' }
   const create = isUnmet(again)
   const wrong = await put('third', ifMatch(ABSENT_TAG, 'quoted'))
-  if (wrong.uncertain) return lost
+  if (wrong.uncertain) return 'lost'
   if (!wrong.refusal) return { create, swap: undefined, why: 'it accepts If-Match and ignores it' }
   if (!isUnmet(wrong)) return { create, swap: undefined, why: `it answers ${told(wrong)} to If-Match` }
   for (const form of ['quoted', 'bare'] as const) {
     const swapped = await put('fourth', ifMatch(tagOf(created), form))
-    if (swapped.uncertain) return lost
+    if (swapped.uncertain) return 'lost'
     if (swapped.refusal) continue
     const stale = await put('fifth', ifMatch(tagOf(created), form))
-    if (stale.uncertain) return lost
+    if (stale.uncertain) return 'lost'
     if (isUnmet(stale)) return { create, swap: form }
     return { create, swap: undefined, why: 'it accepts an ETag in If-Match that the object no longer has' }
   }
