@@ -68,7 +68,7 @@ export class Appliance implements AsyncDisposable {
       events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': name, msg: event.error.message, fatal: event.fatal })
     })
     const nodeExports = parts.use(new NodeExports({ graph, emit: events.emit, turns, log }))
-    const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state }))
+    const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state, log }))
     const memory = new Memory(NBD_MEMORY)
     for (const listener of settings.nbd) {
       const address = 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener

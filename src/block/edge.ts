@@ -17,6 +17,8 @@ export interface Parent {
   readonly description: string
   /** What the node is to it: `root`, `file`, `backing`, ... */
   readonly childName: string
+  /** Told when its edge leads elsewhere. */
+  readonly moved?: (() => void) | undefined
   /** The node above; undefined for a root, and until that node is open. */
   node?: GraphNode
 }
@@ -46,6 +48,7 @@ export class Edge implements BlockIo {
     this.child.parents.delete(this)
     this.child = node
     node.parents.add(this)
+    this.parent.moved?.()
   }
 
   get size() {

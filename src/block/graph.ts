@@ -20,6 +20,8 @@ export interface RootUser extends Permissions {
   /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
   readonly description: string
   readonly childName?: string
+  /** Called when the node has been replaced. */
+  readonly moved?: () => void
 }
 
 export type NodeWatcher = (nodeName: string, event: NodeEvent) => void
@@ -105,10 +107,10 @@ export class Graph implements AsyncDisposable {
   }
 
   /** Lets somebody outside of the graph use a node. It follows when the node is replaced. */
-  attach(node: GraphNode, { description, childName = 'root', perm, shared }: RootUser): Edge {
+  attach(node: GraphNode, { description, childName = 'root', moved, perm, shared }: RootUser): Edge {
     if (perm & (Permission.write | Permission.resize) && node.readOnly)
       throw new InvalidParameter(`Block node '${node.name}' is read-only`)
-    const edge = new Edge({ description, childName }, node)
+    const edge = new Edge({ description, childName, moved }, node)
     try {
       planPermissions({ moved: new Map(), asked: new Map([[edge, { perm, shared }]]) }).commit()
     } catch (error) {

@@ -6,6 +6,7 @@ import type { backupBegin } from '../control/commands/backup-begin.ts'
 import type { backupFinish } from '../control/commands/backup-finish.ts'
 import type { checkpointCreate } from '../control/commands/checkpoint-create.ts'
 import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
+import type { checkpointRepair } from '../control/commands/checkpoint-repair.ts'
 import type { queryBackups } from '../control/commands/query-backups.ts'
 import type { queryCheckpoints } from '../control/commands/query-checkpoints.ts'
 import type { queryDaemon } from '../control/commands/query-daemon.ts'
@@ -24,6 +25,7 @@ export interface Replies {
   'query-jobs': ReplyOf<typeof queryJobs>
   'checkpoint-create': ReplyOf<typeof checkpointCreate>
   'checkpoint-delete': ReplyOf<typeof checkpointDelete>
+  'checkpoint-repair': ReplyOf<typeof checkpointRepair>
   'backup-begin': ReplyOf<typeof backupBegin>
   'backup-finish': ReplyOf<typeof backupFinish>
   'backup-abort': ReplyOf<typeof backupAbort>

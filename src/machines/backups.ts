@@ -83,21 +83,29 @@ export class Backups implements AsyncDisposable {
       ...(checkpoint === undefined ? [] : checkpoints.createActions(checkpoint)),
     ]
     let time = new Date()
-    await transact(actions, commits =>
-      graph.drained(
-        machine.disks.map(({ node }) => node),
-        () => {
-          commits()
-          time = new Date()
-        },
-      ),
-    )
+    if (checkpoint !== undefined) await checkpoints.announce(checkpoint)
+    try {
+      await transact(actions, commits =>
+        graph.drained(
+          machine.disks.map(({ node }) => node),
+          () => {
+            commits()
+            time = new Date()
+          },
+        ),
+      )
+    } catch (error) {
+      for (const { freeze } of disks) await freeze[Symbol.asyncDispose]()
+      if (checkpoint !== undefined) await checkpoints.withdraw()
+      throw error
+    }
 
     await using undo = new AsyncDisposableStack()
     for (const { freeze } of disks) undo.use(freeze)
     if (checkpoint !== undefined) {
-      undo.defer(async () => void (await checkpoints.delete(checkpoint)))
+      undo.defer(() => checkpoints.withdraw())
       await checkpoints.add({ name: checkpoint, description, time })
+      undo.defer(async () => void (await checkpoints.delete(checkpoint)))
     }
     const exports = socket === undefined ? this.context.exports : new Exports()
     const exported: NodeExport[] = []

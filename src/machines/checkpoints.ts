@@ -2,19 +2,23 @@
 //
 // Bitmap i records until checkpoint i+1 is made, so a write marks one bitmap however many checkpoints there are. What changed since
 // checkpoint i is the union of the bitmaps i, i+1, ...; taking checkpoint i away merges its bitmap into that of i-1, so that what is known of
-// the others stays the same. The bitmaps are called `checkpoint-NAME`, by which they are told from those of others.
+// the others stays the same. The bitmaps are called `checkpoint-NAME` (checkpoint-bitmaps.ts), by which they are told from those of others.
+//
+// Bitmaps are in the images and the record is in the state folder, and a crash may come between the two. So before bitmaps are made or taken
+// away the record says what is about to happen (`unfinished`), and when the daemon starts it is brought to its end: the marks of what was
+// being made, or taken away, go to the one before. Bitmaps of checkpoints that the record does not know count for all of them.
 
 import { z } from 'zod'
 import { CheckpointInconsistent, InvalidParameter, NotFound } from '../base/errors.ts'
-import { bitmapAdd, bitmapDisable, bitmapEnable, bitmapMerge, bitmapRemove } from '../bitmaps/actions.ts'
+import { bitmapDisable, bitmapRemove } from '../bitmaps/actions.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
 import { transact } from '../transactions/transact.ts'
+import { bitmapName, handOver, layersOf, partsOf, startPart, type Part } from './checkpoint-bitmaps.ts'
 import type { Disk, Machine } from './machine.ts'
 import type { StateFolder } from './state-folder.ts'
-
-const GRANULARITY = 65536
 
 const checkpoint = z.strictObject({
   name: z.string(),
@@ -26,15 +30,22 @@ const checkpoint = z.strictObject({
   /** Whether the guests' file systems were quiet at the instant. */
   consistency: z.enum(['crash', 'quiesced']),
   disks: z.array(z.string()),
+  /** Of disks that have had snapshots in its time: the number of its last part (checkpoint-bitmaps.ts). */
+  parts: z.record(z.string(), z.int().min(1)).optional(),
 })
 
 export type Checkpoint = Readonly<z.infer<typeof checkpoint>>
 
-const stored = z.strictObject({ version: z.literal(1), checkpoints: z.array(checkpoint) })
+const stored = z.strictObject({
+  version: z.literal(1),
+  checkpoints: z.array(checkpoint),
+  /** Being made or taken away; their marks go to `heir`. */
+  unfinished: z.array(z.strictObject({ name: z.string(), heir: z.string().optional() })).optional(),
+})
+
+type Unfinished = NonNullable<z.infer<typeof stored>['unfinished']>[number]
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
-
-export const bitmapName = (checkpoint: string) => `checkpoint-${checkpoint}`
 
 export interface NewCheckpoint {
   readonly name: string
@@ -58,11 +69,15 @@ export class Checkpoints {
     private readonly state: StateFolder,
     /** Oldest first. */
     private all: readonly Checkpoint[],
+    private unfinished: readonly Unfinished[],
   ) {}
 
+  /** Ends what was under way when the daemon was last ended. Nobody writes to the disks yet. */
   static async open(machine: Machine, graph: Graph, state: StateFolder): Promise<Checkpoints> {
     const found = await state.read(fileOf(machine), stored)
-    return new Checkpoints(machine, graph, state, found?.checkpoints ?? [])
+    const checkpoints = new Checkpoints(machine, graph, state, found?.checkpoints ?? [], found?.unfinished ?? [])
+    await checkpoints.#finish()
+    return checkpoints
   }
 
   get list(): readonly Checkpoint[] {
@@ -98,24 +113,61 @@ export class Checkpoints {
   /** One instant over all disks, or nothing. */
   async create({ name, description }: { readonly name: string; readonly description?: string | undefined }): Promise<Checkpoint> {
     this.checkFree(name)
-    const time = await this.#transact(this.createActions(name))
+    await this.announce(name)
     try {
-      return await this.add({ name, description, time })
+      return await this.add({ name, description, time: await this.#transact(this.createActions(name)) })
     } catch (error) {
-      // It could not be written down, so it is none.
-      const made: Checkpoint = { name, time: '', consistency: 'crash', disks: this.machine.disks.map(disk => disk.name) }
-      await this.#transact(this.#mergeAway([made], this.current?.name))
+      // It could not be made, made durable or written down, so it is none.
+      await this.#finish()
       throw error
     }
   }
 
+  /** Before a transaction with `createActions`. `add` or `withdraw` follows. */
+  async announce(name: string) {
+    for (const disk of this.machine.disks) {
+      const taken = partsOf(disk.node).find(part => part.checkpoint === name)
+      if (taken) throw new InvalidParameter(`Bitmap already exists: ${taken.name}`)
+    }
+    await this.#save(this.all, [...this.unfinished, { name, ...(this.current && { heir: this.current.name }) }])
+  }
+
+  /** It came to nothing. */
+  async withdraw() {
+    await this.#finish()
+  }
+
   /** What a transaction does to make one at its instant. `add` follows. */
   createActions(name: string): Action[] {
-    const before = this.current && bitmapName(this.current.name)
     return this.machine.disks.flatMap(({ node }) => [
-      bitmapAdd(() => node.bitmaps, { name: bitmapName(name), granularity: GRANULARITY }),
-      ...(before !== undefined && isUsable(node.bitmaps.find(before)) ? [bitmapDisable(() => node.bitmaps, before)] : []),
+      startPart(() => node, bitmapName(name)),
+      ...this.#currentParts(node).map(part => bitmapDisable(() => node.bitmaps, part.name)),
     ])
+  }
+
+  /** What a transaction does that puts an overlay over a disk, at the same instant. `continued` follows. */
+  overlayActions(disk: Disk, overlay: () => GraphNode): Action[] {
+    const { current } = this
+    return current?.disks.includes(disk.name) ? [startPart(overlay, bitmapName(current.name, partsIn(current, disk) + 1))] : []
+  }
+
+  /** The overlay is there. */
+  async continued(disk: Disk) {
+    const { current } = this
+    if (!current?.disks.includes(disk.name)) return
+    const parts = { ...current.parts, [disk.name]: partsIn(current, disk) + 1 }
+    await this.#save([...this.all.slice(0, -1), { ...current, parts }], this.unfinished)
+  }
+
+  #problemOn(checkpoint: Checkpoint, disk: Disk) {
+    return problemOn(checkpoint, disk, { parts: partsOf(disk.node), current: checkpoint === this.current })
+  }
+
+  /** Those of the current checkpoint in the image that is written. */
+  #currentParts(node: GraphNode) {
+    return partsOf(node).filter(
+      ({ layer, checkpoint, bitmap }) => layer === node && checkpoint === this.current?.name && isUsable(bitmap),
+    )
   }
 
   /** Remembers one whose transaction has been. */
@@ -128,7 +180,10 @@ export class Checkpoints {
       consistency,
       disks: this.machine.disks.map(disk => disk.name),
     }
-    await this.#save([...this.all, added])
+    await this.#save(
+      [...this.all, added],
+      this.unfinished.filter(other => other.name !== name),
+    )
     return added
   }
 
@@ -140,11 +195,16 @@ export class Checkpoints {
   changesSince(name: string, disk: Disk): DirtyBitmap[] | undefined {
     const first = this.all.indexOf(this.get(name))
     if (!this.all[first]!.disks.includes(disk.name)) return undefined
-    return this.all.slice(first).map(({ name }) => {
-      const bitmap = disk.node.bitmaps.find(bitmapName(name))
-      if (!isUsable(bitmap)) throw new CheckpointInconsistent(inconsistent(bitmapName(name), disk.name))
-      return bitmap
-    })
+    const known = new Set(this.all.map(({ name }) => name))
+    const parts = partsOf(disk.node)
+    const wanted = this.all.slice(first)
+    for (const checkpoint of wanted) checkWhole(checkpoint, disk, { parts, current: checkpoint === this.current })
+    // Those that nobody knows may be of any time.
+    const names = new Set(wanted.map(({ name }) => name))
+    const counted = parts.filter(({ checkpoint }) => names.has(checkpoint) || !known.has(checkpoint))
+    const broken = counted.find(({ bitmap }) => !isUsable(bitmap))
+    if (broken) throw new CheckpointInconsistent(inconsistent(broken.name, disk.name))
+    return counted.map(({ bitmap }) => bitmap)
   }
 
   /** Why a backup since it cannot be had, or undefined. */
@@ -177,9 +237,115 @@ export class Checkpoints {
   async delete(name: string, { children = false, metadataOnly = false }: DeleteOptions = {}): Promise<string[]> {
     const first = this.all.indexOf(this.get(name))
     const gone = this.all.slice(first, children ? undefined : first + 1)
-    if (!metadataOnly) await this.#transact(this.#mergeAway(gone, this.all[first - 1]?.name))
-    await this.#save(this.all.filter(checkpoint => !gone.includes(checkpoint)))
-    return gone.map(({ name }) => name)
+    const kept = this.all.filter(checkpoint => !gone.includes(checkpoint))
+    const names = gone.map(({ name }) => name)
+    if (metadataOnly) await this.#save(kept, this.unfinished)
+    else {
+      const heir = this.all[first - 1]
+      const broken = new Set(
+        this.machine.disks.filter(disk => !gone.every(checkpoint => this.#problemOn(checkpoint, disk) === undefined)),
+      )
+      const going = gone.map(({ name }) => ({ name, ...(heir && { heir: heir.name }) }))
+      await this.#save(this.all, [...this.unfinished, ...going])
+      await this.#handOver(names, heir?.name, disk => broken.has(disk))
+      await this.#save(
+        this.#withParts(kept),
+        this.unfinished.filter(other => !names.includes(other.name)),
+      )
+    }
+    return names
+  }
+
+  /** What there is that should not be, and what is missing; with `mend` it is put right, so far as it can be. */
+  async repair({ mend }: { readonly mend: boolean }): Promise<Finding[]> {
+    const findings: Finding[] = []
+    const known = new Set(this.all.map(({ name }) => name))
+    for (const disk of this.machine.disks) {
+      for (const { layer, name, checkpoint } of partsOf(disk.node))
+        if (!known.has(checkpoint)) findings.push({ disk: disk.name, node: layer.name, bitmap: name, problem: 'orphan' })
+      for (const checkpoint of this.all) {
+        const problem = this.#problemOn(checkpoint, disk)
+        if (problem) findings.push({ disk: disk.name, checkpoint: checkpoint.name, ...problem })
+      }
+    }
+    if (mend && findings.length > 0) await this.#mend()
+    return findings
+  }
+
+  /** Orphans' marks go to the current checkpoint; of a checkpoint that lost a bitmap, a disk counts as unknown, with all that is older. */
+  async #mend() {
+    await this.#finish()
+    const known = new Set(this.all.map(({ name }) => name))
+    const orphans = new Set(this.machine.disks.flatMap(({ node }) => partsOf(node)).map(({ checkpoint }) => checkpoint))
+    await this.#handOver(
+      [...orphans].filter(name => !known.has(name)),
+      this.current?.name,
+      () => false,
+    )
+    let all = this.all
+    for (const disk of this.machine.disks) {
+      const last = this.all.findLastIndex(checkpoint => this.#problemOn(checkpoint, disk) !== undefined)
+      if (last < 0) continue
+      const useless = new Set(this.all.slice(0, last + 1).map(({ name }) => name))
+      const parts = partsOf(disk.node).filter(({ checkpoint }) => useless.has(checkpoint))
+      await this.#writable([disk], () => this.#transact(parts.map(({ layer, name }) => bitmapRemove(() => layer.bitmaps, name))))
+      all = all.map(checkpoint =>
+        useless.has(checkpoint.name) ? { ...checkpoint, disks: checkpoint.disks.filter(name => name !== disk.name) } : checkpoint,
+      )
+    }
+    await this.#save(this.#withParts(all), this.unfinished)
+  }
+
+  /** What was begun and has not come to its end, by a crash or a failure. */
+  async #finish() {
+    if (this.unfinished.length === 0) return
+    for (const { name, heir } of this.unfinished) await this.#handOver([name], heir, () => false)
+    const names = new Set(this.unfinished.map(({ name }) => name))
+    await this.#save(this.#withParts(this.all.filter(({ name }) => !names.has(name))), [])
+  }
+
+  /** The marks of these checkpoints go to the heir, and their bitmaps away, wherever they are. */
+  async #handOver(names: readonly string[], heir: string | undefined, isBroken: (disk: Disk) => boolean) {
+    await this.#writable(this.machine.disks, async () => {
+      const actions = this.machine.disks.flatMap(disk => {
+        const all = partsOf(disk.node)
+        const gone = all.filter(({ checkpoint }) => names.includes(checkpoint))
+        const broken = isBroken(disk) || gone.some(({ bitmap }) => !isUsable(bitmap)) || lost(all, heir)
+        const isKnown = this.all.some(({ name, disks }) => name === heir && disks.includes(disk.name))
+        return handOver(all, gone, isKnown ? heir : undefined, broken)
+      })
+      await this.#transact(actions)
+    })
+  }
+
+  /** Images behind others are read-only but for this moment. */
+  async #writable<T>(disks: readonly Disk[], work: () => Promise<T>): Promise<T> {
+    const opened: GraphNode[] = []
+    try {
+      for (const { node } of disks) {
+        if (node.readOnly) continue
+        for (const layer of layersOf(node).slice(1)) {
+          if (!layer.readOnly || partsOf(layer).every(part => part.layer !== layer)) continue
+          await this.graph.setReadOnly(layer, false)
+          opened.push(layer)
+        }
+      }
+      return await work()
+    } finally {
+      for (const layer of opened) await this.graph.setReadOnly(layer, true)
+    }
+  }
+
+  /** With the numbers of the parts that there are. */
+  #withParts(all: readonly Checkpoint[]): Checkpoint[] {
+    return all.map(({ parts: before, ...checkpoint }) => {
+      const parts: Record<string, number> = { ...before }
+      for (const disk of this.machine.disks) {
+        const most = Math.max(0, ...partsOf(disk.node).flatMap(part => (part.checkpoint === checkpoint.name ? [part.part] : [])))
+        if (most > (parts[disk.name] ?? 0)) parts[disk.name] = most
+      }
+      return { ...checkpoint, ...(Object.keys(parts).length > 0 && { parts }) }
+    })
   }
 
   /** Does it with no write under way on any disk, and says when that was. */
@@ -197,37 +363,56 @@ export class Checkpoints {
     return time
   }
 
-  #mergeAway(gone: readonly Checkpoint[], heir: string | undefined): Action[] {
-    return this.machine.disks.flatMap(disk => mergeAway(disk, gone, heir))
-  }
-
-  async #save(all: readonly Checkpoint[]) {
-    await this.state.write(fileOf(this.machine), { version: 1, checkpoints: all })
+  async #save(all: readonly Checkpoint[], unfinished: readonly Unfinished[]) {
+    await this.state.write(fileOf(this.machine), { version: 1, checkpoints: all, ...(unfinished.length > 0 && { unfinished }) })
     this.all = all
+    this.unfinished = unfinished
   }
-}
-
-/** Where a bitmap that goes is missing or broken, what its heir holds would be a part only, so that goes too. */
-function mergeAway({ name: disk, node }: Disk, gone: readonly Checkpoint[], heirName: string | undefined): Action[] {
-  const known = gone.filter(({ disks }) => disks.includes(disk))
-  const bitmaps = known.map(({ name }) => node.bitmaps.find(bitmapName(name)))
-  const usable = bitmaps.filter(isUsable)
-  const heir = heirName === undefined ? undefined : node.bitmaps.find(bitmapName(heirName))
-  const removed = bitmaps.flatMap(bitmap => (bitmap ? [bitmapRemove(() => node.bitmaps, bitmap.name!)] : []))
-  if (!heir || known.length === 0) return removed
-  if (!isUsable(heir) || usable.length < known.length) return [bitmapRemove(() => node.bitmaps, heir.name!), ...removed]
-  return [
-    bitmapMerge(
-      () => node.bitmaps,
-      heir.name!,
-      usable.map(({ name }) => ({ name: name! })),
-    ),
-    ...(usable.some(({ recording }) => recording) ? [bitmapEnable(() => node.bitmaps, heir.name!)] : []),
-    ...removed,
-  ]
 }
 
 const isUsable = (bitmap: DirtyBitmap | undefined): bitmap is DirtyBitmap => bitmap !== undefined && !bitmap.inconsistent
+
+/** A bitmap of the heir is broken: then it is of no use to merge into it. */
+const lost = (all: readonly Part[], heir: string | undefined) =>
+  all.some(({ checkpoint, bitmap }) => checkpoint === heir && !isUsable(bitmap))
+
+const partsIn = ({ parts }: Checkpoint, { name }: Disk) => parts?.[name] ?? 0
+
+/** What is missing or broken of a checkpoint on a disk that it knows. */
+function problemOn(checkpoint: Checkpoint, disk: Disk, { parts, current }: { parts: readonly Part[]; current: boolean }) {
+  if (!checkpoint.disks.includes(disk.name)) return undefined
+  const own = parts.filter(part => part.checkpoint === checkpoint.name)
+  const broken = own.find(({ bitmap }) => !isUsable(bitmap))
+  if (broken) return { bitmap: broken.name, problem: 'inconsistent' as const, reason: broken.bitmap.problem }
+  for (let part = 0; part <= partsIn(checkpoint, disk); part++) {
+    const name = bitmapName(checkpoint.name, part)
+    if (!own.some(other => other.name === name)) return { bitmap: name, problem: 'missing' as const }
+  }
+  // What is written now must be recorded: not so where somebody has put an overlay over the disk without us, or has stopped the recording.
+  if (current && !own.some(({ layer, bitmap }) => layer === disk.node && bitmap.recording)) {
+    const bitmap = bitmapName(checkpoint.name, own.some(({ layer }) => layer === disk.node) ? 0 : partsIn(checkpoint, disk) + 1)
+    return { bitmap, problem: 'missing' as const, reason: 'nothing records what is written to the disk' }
+  }
+  return undefined
+}
+
+function checkWhole(checkpoint: Checkpoint, disk: Disk, state: { parts: readonly Part[]; current: boolean }) {
+  const problem = problemOn(checkpoint, disk, state)
+  // A disk that it does not know, though an older one does, has a hole in what is known of it.
+  const bitmap = problem?.bitmap ?? (checkpoint.disks.includes(disk.name) ? undefined : bitmapName(checkpoint.name))
+  if (bitmap !== undefined) throw new CheckpointInconsistent(inconsistent(bitmap, disk.name))
+}
+
+/** Of `repair`. */
+export interface Finding {
+  readonly disk: string
+  readonly bitmap: string
+  readonly problem: 'orphan' | 'inconsistent' | 'missing'
+  readonly checkpoint?: string
+  /** The image that it is in. */
+  readonly node?: string
+  readonly reason?: string | undefined
+}
 
 const inconsistent = (bitmap: string, disk: string) =>
   `checkpoint inconsistent: missing or broken bitmap ${bitmap} for disk ${disk}; make a full backup with a new checkpoint`

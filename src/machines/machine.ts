@@ -2,40 +2,105 @@
 //
 // This is the kind of machine whose disks the daemon itself serves. What is above knows a machine by its name and its disks' nodes only.
 
-import type { Graph } from '../block/graph.ts'
-import type { GraphNode } from '../block/graph-node.ts'
+import { mkdir, open as openFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
+import { z } from 'zod'
 import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { systemFault } from '../base/system-fault.ts'
+import type { Log } from '../base/log.ts'
+import type { NodeOptions } from '../block/driver.ts'
+import { READER, type Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
 import type { DiskSettings, MachineSettings } from '../settings/settings.ts'
 import { foreignFormatOf } from './foreign-format.ts'
+import type { StateFolder } from './state-folder.ts'
 
 export interface Disk {
   /** Unique in its machine. */
   readonly name: string
+  /** The image that is written to: another one after a snapshot, or when a job has moved the disk. */
   readonly node: GraphNode
 }
 
 export class Machine implements AsyncDisposable {
+  #places = ''
+  #remembering = Promise.resolve()
+
   private constructor(
     readonly name: string,
     /** In the order of the configuration. */
     readonly disks: readonly Disk[],
+    private readonly settings: MachineSettings,
+    private readonly state: StateFolder,
+    private readonly log: Log,
     private readonly parts: AsyncDisposableStack,
   ) {}
 
   /** Opens all disks, or none. */
-  static async open(name: string, { disks }: MachineSettings, graph: Graph): Promise<Machine> {
+  static async open(name: string, machine: MachineSettings, graph: Graph, state: StateFolder, log: Log): Promise<Machine> {
+    const opening: { machine?: Machine } = {}
     await using opened = new AsyncDisposableStack()
     const all: Disk[] = []
-    for (const [diskName, settings] of Object.entries(disks)) {
-      const node = await openDisk(`${name}.${diskName}`, settings, graph)
-      opened.defer(() => graph.delete(node.name))
-      all.push({ name: diskName, node })
+    const places = await state.read(placesFile(name), placesSchema)
+    for (const [diskName, configured] of Object.entries(machine.disks)) {
+      const place = places?.[diskName]
+      const node =
+        place?.configured === configured.image
+          ? await openMoved(`${name}.${diskName}`, place, configured, graph)
+          : await openDisk(`${name}.${diskName}`, configured, graph)
+      opened.defer(async () => {
+        // Somebody may have taken it away when the disk had moved.
+        if (graph.find(node.name) === node) await graph.delete(node.name)
+      })
+      const moved = () => opening.machine?.diskMoved()
+      const edge = graph.attach(node, { description: `machine '${name}'`, moved, ...READER })
+      opened.defer(() => graph.detach(edge))
+      all.push({
+        name: diskName,
+        get node() {
+          return withoutFilters(edge.node)
+        },
+      })
     }
-    return new Machine(name, all, opened.move())
+    opening.machine = new Machine(name, all, machine, state, log, opened.move())
+    return opening.machine
   }
 
   async [Symbol.asyncDispose]() {
+    await this.#remembering
     await this.parts[Symbol.asyncDispose]()
+  }
+
+  /**
+   * Writes down which images the disks have moved to, so that they are found there after a restart. `next`: where a disk is about to move, which
+   * is the same until it is written to.
+   */
+  async rememberPlaces(next?: { readonly disk: Disk; readonly overlay: GraphNode }) {
+    const places: Record<string, Place> = {}
+    for (const disk of this.disks) {
+      const configured = this.settings.disks[disk.name]!.image
+      const overlay = next?.disk === disk ? next.overlay : undefined
+      if (!overlay && disk.node.filename === configured) continue
+      const [chain, top] = [chainOptions(disk.node), overlay && chainOptions(overlay)]
+      const options = overlay ? top && chain && { ...top, backing: chain } : chain
+      if (options) places[disk.name] = { configured, options }
+    }
+    const text = JSON.stringify(places)
+    if (text === this.#places) return
+    await this.state.write(placesFile(this.name), places)
+    this.#places = text
+  }
+
+  /** Filters of sessions and jobs come and go; what counts is the image. */
+  diskMoved() {
+    this.#remembering = this.#remembering
+      .then(() => this.rememberPlaces())
+      .catch((error: unknown) =>
+        this.log.error('it cannot be written down where a disk has moved to, so a restart will not find it there', {
+          machine: this.name,
+          err: error,
+        }),
+      )
   }
 
   /** @throws NotFound */
@@ -48,20 +113,74 @@ export class Machine implements AsyncDisposable {
   }
 }
 
+const placesSchema = z.record(
+  z.string(),
+  z.strictObject({ configured: z.string(), options: z.looseObject({ driver: z.string() }) }),
+)
+
+type Place = z.infer<typeof placesSchema>[string]
+
+/** What opens an image with all that is behind it, as it is open now. Undefined for what is made of more than files. */
+function chainOptions(node: GraphNode): NodeOptions | undefined {
+  const pathOf = (child: string) => {
+    const below = node.children.get(child)?.node
+    return below?.driver.name === 'file' ? { driver: 'file', filename: below.filename } : undefined
+  }
+  const behind = node.children.get('backing')?.node
+  const backing = behind && chainOptions(behind)
+  const [file, bitmaps] = [pathOf('file'), pathOf('bitmaps')]
+  if (!file || (behind && !backing)) return undefined
+  return {
+    driver: node.driver.name,
+    file,
+    ...(bitmaps && { bitmaps }),
+    ...(node.driver.children['backing'] && { backing: backing ?? null }),
+  }
+}
+
+const openMoved = (nodeName: string, { options }: Place, { readOnly }: DiskSettings, graph: Graph) =>
+  graph.add({ ...options, 'node-name': nodeName, 'read-only': readOnly, discard: 'unmap' })
+
+const placesFile = (machine: string) => `places-${machine}`
+
+/** Those of sessions and jobs come and go above it. */
+function withoutFilters(node: GraphNode): GraphNode {
+  const below = node.children.get('file')
+  return below && node.driver.children['file']!.role === 'filtered' ? withoutFilters(below.node) : node
+}
+
 /** Without a format the image must look like none: served as raw bytes, a guest could turn it into any format it likes (CVE-2008-1945). */
-async function openDisk(nodeName: string, { image, format, readOnly }: DiskSettings, graph: Graph): Promise<GraphNode> {
-  const node = await graph.add({
-    driver: 'raw',
+async function openDisk(nodeName: string, settings: DiskSettings, graph: Graph): Promise<GraphNode> {
+  const { image, format, bitmaps, readOnly } = settings
+  const options: NodeOptions = {
+    driver: format ?? 'raw',
     'node-name': nodeName,
     'read-only': readOnly,
     discard: 'unmap',
     file: { driver: 'file', filename: image },
-  })
-  if (format !== undefined) return node
+  }
+  if (format === undefined) await refuseForeign(image, graph)
+  if (format === 'qcow2' || readOnly) return graph.add(options)
+  await touch(bitmaps)
+  return graph.add({ ...options, bitmaps: { driver: 'file', filename: bitmaps } })
+}
+
+async function refuseForeign(image: string, graph: Graph) {
+  const node = await graph.open({ driver: 'file', filename: image, 'read-only': true })
   const foreign = await foreignFormatOf(node.io)
-  if (foreign === undefined) return node
-  await graph.delete(nodeName)
-  throw new InvalidParameter(
-    `${image} looks like ${foreign}, and this version serves raw images only; say format: raw beside it if its bytes are the disk as they are`,
-  )
+  await graph.delete(node.name)
+  if (foreign !== undefined)
+    throw new InvalidParameter(
+      `${image} looks like ${foreign}; say format: qcow2 beside it if that is what it is, or format: raw if its bytes are the disk as they are`,
+    )
+}
+
+/** The file is there, and empty if it was not: the driver fills it. */
+async function touch(path: string) {
+  try {
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+    await (await openFile(path, 'a', 0o600)).close()
+  } catch (error) {
+    throw systemFault(`cannot make ${path}, where the bitmaps of a disk are kept`, error)
+  }
 }

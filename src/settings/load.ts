@@ -89,8 +89,13 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
     state: absolute(state),
     control: { socket: absolute(control.socket) },
     nbd: nbd.map(({ unix, tcp }): Listener => (tcp ? tcp : { unix: absolute(unix!) })),
-    machines: mapValues(machines, ({ disks }) => ({
-      disks: mapValues(disks, ({ image, format, 'read-only': readOnly }) => ({ image: absolute(image), format, readOnly })),
+    machines: mapValues(machines, ({ disks }, machine) => ({
+      disks: mapValues(disks, ({ image, format, bitmaps, 'read-only': readOnly }, disk) => ({
+        image: absolute(image),
+        format,
+        bitmaps: bitmaps === undefined ? join(absolute(state), 'bitmaps', `${machine}.${disk}.qcow2`) : absolute(bitmaps),
+        readOnly,
+      })),
     })),
     repositories: mapValues(repositories, ({ encryption, ...target }) => ({
       // Ours are the only plugins whose paths we know.
@@ -107,8 +112,8 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
   }
 }
 
-const mapValues = <A, B>(record: Record<string, A>, to: (value: A) => B): Record<string, B> =>
-  Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value)]))
+const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) => B): Record<string, B> =>
+  Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value, key)]))
 
 /** What no single key shows: a socket or an image that is there twice, a socket whose path no system call takes. */
 function clashes({ control, nbd, machines }: Settings, source: YamlSource): Problem[] {
@@ -135,7 +140,10 @@ function clashes({ control, nbd, machines }: Settings, source: YamlSource): Prob
     else once('address', ['nbd', index, 'tcp'], `${listener.host} port ${listener.port}`)
   })
   for (const [machine, { disks }] of Object.entries(machines)) {
-    for (const [disk, { image }] of Object.entries(disks)) once('image', ['machines', machine, 'disks', disk, 'image'], image)
+    for (const [disk, { image, bitmaps }] of Object.entries(disks)) {
+      once('image', ['machines', machine, 'disks', disk, 'image'], image)
+      once('image', ['machines', machine, 'disks', disk, 'bitmaps'], bitmaps)
+    }
   }
   return problems
 }

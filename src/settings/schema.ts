@@ -75,15 +75,28 @@ const disk = z.strictObject({
     )
     .describe('The path of the image, a file or a block device.'),
   format: z
-    .literal('raw', 'can only be "raw" in this version: other formats come in a later one')
+    .enum(['raw', 'qcow2'], 'must be "raw" or "qcow2"')
     .optional()
-    .describe('"raw" serves the bytes of the image as they are. Without it an image that looks like another format is refused.'),
+    .describe(
+      '"qcow2" opens the image with those behind it that it names. "raw" serves the bytes of the image as they are. Without a format an image that looks like one that is not raw is refused.',
+    ),
+  bitmaps: path
+    .optional()
+    .describe(
+      'Where the dirty bitmaps of a raw image or block device are kept, a qcow2 file that is made if it is not there. Default: bitmaps/MACHINE.DISK.qcow2 in the state folder. A qcow2 image keeps its own.',
+    ),
   'read-only': z.boolean().default(false).describe('Nobody writes to this disk.'),
 })
 
 const machine = z.strictObject({
   disks: z
-    .record(name, disk)
+    .record(
+      name,
+      disk.refine(({ format, bitmaps }) => format !== 'qcow2' || bitmaps === undefined, {
+        path: ['bitmaps'],
+        message: 'is for raw images: a qcow2 image keeps its bitmaps itself',
+      }),
+    )
     .refine(disks => Object.keys(disks).length > 0, 'a machine needs at least one disk')
     .describe('The disks, by name. All of them are checkpointed and backed up at one instant.'),
 })

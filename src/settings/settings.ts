@@ -42,6 +42,8 @@ export interface MachineSettings {
 export interface DiskSettings {
   readonly image: string
   /** QEMU's name of the image's format; undefined: raw, unless the image looks like something else. */
-  readonly format?: 'raw' | undefined
+  readonly format?: 'raw' | 'qcow2' | undefined
+  /** Where the bitmaps of a raw image are kept. */
+  readonly bitmaps: string
   readonly readOnly: boolean
 }

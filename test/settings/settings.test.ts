@@ -72,8 +72,13 @@ sessions: { expire: 1h30m }
     machines: {
       db: {
         disks: {
-          root: { image: '/srv/sp/conf/a.raw', format: undefined, readOnly: false },
-          data: { image: '/dev/vg/data', format: 'raw', readOnly: true },
+          root: {
+            image: '/srv/sp/conf/a.raw',
+            format: undefined,
+            bitmaps: '/srv/sp/conf/state/bitmaps/db.root.qcow2',
+            readOnly: false,
+          },
+          data: { image: '/dev/vg/data', format: 'raw', bitmaps: '/srv/sp/conf/state/bitmaps/db.data.qcow2', readOnly: true },
         },
       },
     },
@@ -128,9 +133,10 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ['state: ""', '1:8: "state" a path must not be empty'],
     [disk('read-only: yes'), '4:37: "machines.db.disks.root.read-only" must be true or false, and is the text "yes"'],
     // values
+    [disk('format: vmdk'), '4:34: "machines.db.disks.root.format" must be "raw" or "qcow2", and is the text "vmdk"'],
     [
-      disk('format: qcow2'),
-      '4:34: "machines.db.disks.root.format" can only be "raw" in this version: other formats come in a later one, and is the text "qcow2"',
+      disk('format: qcow2, bitmaps: /b'),
+      '4:50: "machines.db.disks.root.bitmaps" is for raw images: a qcow2 image keeps its bitmaps itself',
     ],
     ['scratch: { limit: 10GB }', '1:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, not "10GB"'],
     ['scratch: { limit: 0 }', '1:19: "scratch.limit" must be a size such as 512M or 10GiB, in powers of 1024, not 0'],

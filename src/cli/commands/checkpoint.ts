@@ -94,6 +94,33 @@ const remove = verb<{ machine: string; name: string }, { children?: boolean; met
   },
 })
 
+const repair = verb<{ machine: string }, { dryRun?: boolean }>({
+  name: 'repair',
+  summary: 'put right what is wrong with the bitmaps of checkpoints',
+  details:
+    'Bitmaps that no checkpoint knows are merged into the current one. Where a bitmap is missing or inconsistent, the disk counts as changed as a whole since that checkpoint and all older ones, so that backups since them can be had again. Prints what was found.',
+  arguments: { '<machine>': MACHINE },
+  options: [new Option('--dry-run', 'only say what is wrong')],
+  examples: [
+    ['stillpoint checkpoint repair db --dry-run', 'what is wrong?'],
+    ['stillpoint checkpoint repair db', 'put it right'],
+  ],
+  async run({ args: { machine }, options: { dryRun = false }, json, socket }) {
+    await using daemon = await connectDaemon(socket)
+    const { findings, mended } = await daemon.ask('checkpoint-repair', { machine, mend: !dryRun })
+    if (json) return findings.forEach(finding => printJson({ machine, mended, ...finding }))
+    if (findings.length === 0) note('Nothing is wrong.')
+    print(
+      table(findings, [
+        { title: 'DISK', of: ({ disk }) => disk },
+        { title: 'BITMAP', of: ({ bitmap }) => bitmap },
+        { title: 'PROBLEM', of: ({ problem }) => problem },
+        { title: 'REASON', of: ({ reason }) => reason },
+      ]),
+    )
+  },
+})
+
 const stateOf = ({ current, usable }: CheckpointInfo) => (usable ? (current ? 'current' : 'usable') : 'unusable')
 
 const describe = (checkpoint: CheckpointInfo) =>
@@ -113,5 +140,5 @@ const describe = (checkpoint: CheckpointInfo) =>
 export const checkpoint: Noun = {
   name: 'checkpoint',
   summary: 'named instants of a machine, from which increments begin',
-  verbs: [create, list, show, remove],
+  verbs: [create, list, show, remove, repair],
 }

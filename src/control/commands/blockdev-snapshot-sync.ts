@@ -19,14 +19,14 @@ export const blockdevSnapshotSync = actionCommand({
   }),
   drainsAlone: true,
   disks: ({ 'node-name': name = '' }) => [name],
-  action(args, { graph }) {
+  action(args, { graph, machines }) {
     const { device = '', 'node-name': name = '', 'snapshot-file': filename, 'snapshot-node-name': nodeName, format } = args
     const disk = () => {
       const node = args['node-name'] === undefined ? undefined : graph.find(name)
       if (!node) throw new NotFound(`Cannot find device='${device}' nor node-name='${name}'`)
       return node
     }
-    return new Snapshot(graph, disk, async node => {
+    const snapshot = new Snapshot(graph, disk, async node => {
       if (nodeName === undefined) throw new InvalidParameter('New overlay node-name missing')
       if (graph.find(nodeName)) throw new InvalidParameter('New overlay node-name already in use')
       const existing = args.mode === 'existing'
@@ -34,5 +34,6 @@ export const blockdevSnapshotSync = actionCommand({
       if (format !== 'qcow2') throw new InvalidParameter(`Unknown file format '${format}'`)
       return openOverlay(graph, node, { filename, nodeName, existing, backingFile: await filenameOf(node) })
     })
+    return machines.followed(snapshot, disk)
   },
 })

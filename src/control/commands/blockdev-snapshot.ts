@@ -13,10 +13,8 @@ export const blockdevSnapshot = actionCommand({
   }),
   drainsAlone: true,
   disks: ({ node }) => [node],
-  action: ({ node, overlay }, { graph }) =>
-    new Snapshot(
-      graph,
-      () => graph.get(node),
-      async () => graph.get(overlay),
-    ),
+  action({ node, overlay }, { graph, machines }) {
+    const disk = () => graph.get(node)
+    return machines.followed(new Snapshot(graph, disk, async () => graph.get(overlay)), disk)
+  },
 })

@@ -31,6 +31,7 @@ import { blockdevSnapshot } from './blockdev-snapshot.ts'
 import { changeBackingFile } from './change-backing-file.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
+import { checkpointRepair } from './checkpoint-repair.ts'
 import { jobCancel } from './job-cancel.ts'
 import { jobComplete } from './job-complete.ts'
 import { jobDismiss } from './job-dismiss.ts'
@@ -95,6 +96,7 @@ export const commands: readonly AnyCommand[] = [
   changeBackingFile,
   checkpointCreate,
   checkpointDelete,
+  checkpointRepair,
   jobCancel,
   jobComplete,
   jobDismiss,
