@@ -16,3 +16,17 @@ export function withoutFilters(node: GraphNode): GraphNode {
 
 /** The node behind an image, maybe a filter over the image that is meant; of a filter, behind what it filters. */
 export const backingOf = (node: GraphNode): GraphNode | undefined => withoutFilters(node).children.get('backing')?.node
+
+/** The images of a chain, filters left out, from this one down. */
+export function imagesFrom(node: GraphNode): GraphNode[] {
+  const images: GraphNode[] = []
+  for (let next: GraphNode | undefined = node; next; next = backingOf(next)) images.push(withoutFilters(next))
+  return images
+}
+
+/** This node and all that shows through it, filters too. */
+export function chainFrom(node: GraphNode): GraphNode[] {
+  const nodes: GraphNode[] = []
+  for (let next: GraphNode | undefined = node; next; next = next.filteredOrBacking) nodes.push(next)
+  return nodes
+}

@@ -47,9 +47,12 @@ export class FileLocks {
 
   /** The same locks on another opening of the same file. That they are free is what those of the old one see to. */
   moveTo(fd: number) {
+    const before = this.fd
     this.fd = fd
     for (const byte of bytesOf({ perm: ALL, shared: 0 }))
       this.#locked(() => this.native.lockByte(fd, byte, this.#held.has(byte) ? 'share' : 'release'))
+    // The old one may stay open for a while, for requests that are under way, and would be in our own way.
+    for (const byte of this.#held) this.#locked(() => this.native.lockByte(before, byte, 'release'))
   }
 
   #take(byte: number) {

@@ -10,7 +10,7 @@ import { NotSupported } from '../base/errors.ts'
 import { alignDown, alignUp, endOf, widen, type Range } from '../base/ranges.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { AnyDriver, BlockIo, WriteFlags, ZeroFlags } from '../block/driver.ts'
-import { Permission } from '../block/permissions.ts'
+import { ALL, Permission } from '../block/permissions.ts'
 import { Passthrough } from '../filters/passthrough.ts'
 import type { DirtyCopy } from './dirty-copy.ts'
 
@@ -23,7 +23,10 @@ export interface WriteThrough {
 }
 
 /** The driver of one job's layer; `opened` gets it. */
-export const mirrorTop = (blocking: boolean, opened: (top: MirrorTop) => void): AnyDriver => ({
+export const mirrorTop = (
+  { blocking, targetIsBehind }: { readonly blocking: boolean; readonly targetIsBehind: boolean },
+  opened: (top: MirrorTop) => void,
+): AnyDriver => ({
   name: 'mirror_top',
   options: z.strictObject({}),
   children: {
@@ -32,7 +35,12 @@ export const mirrorTop = (blocking: boolean, opened: (top: MirrorTop) => void): 
       /** While guests write to both disks, nobody may write to one of them only. */
       permissions: ({ perm, shared }) => ({
         perm,
-        shared: blocking && perm & Permission.write ? shared & ~(Permission.write | Permission.resize) : shared,
+        // The job writes to what is behind the source, of which nobody sees it.
+        shared: targetIsBehind
+          ? ALL
+          : blocking && perm & Permission.write
+            ? shared & ~(Permission.write | Permission.resize)
+            : shared,
       }),
     },
   },

@@ -55,12 +55,10 @@ export interface MirrorPlan {
   readonly first: 'all' | 'data' | 'none' | ((extent: Extent) => boolean)
   /** The target is behind the source: what is copied to it changes nothing that anybody sees. */
   readonly targetIsBehind?: boolean
-  /** Before anything is copied. */
-  begin?(target: Edge): Promise<void>
-  /** In the turn in which the target is put in its place; `dirty` is what the job has copied. */
-  atPivot?(): void
-  /** When guests use the target. */
-  afterPivot?(): Promise<void>
+  /** In the turn in which the target is put in its place. `copied` has all that the job has, where the target is behind the source. */
+  atPivot?(copied: DirtyBitmap): void
+  /** When it has let go of everything, whatever came of it. */
+  afterwards?(pivoted: boolean): Promise<void>
 }
 
 export interface MirrorContext {
@@ -77,6 +75,8 @@ export class MirrorWork implements JobWork {
   #hold: Edge | undefined
   #target: Edge | undefined
   #bitmap: DirtyBitmap | undefined
+  /** All that was ever marked in it. */
+  #copied: DirtyBitmap | undefined
   #copy: DirtyCopy | undefined
   #job: Job | undefined
   /** What `commit` will do to the graph, which nobody can get in the way of any more. */
@@ -111,16 +111,17 @@ export class MirrorWork implements JobWork {
           discard: 'unmap',
           ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
         },
-        mirrorTop(copyMode === 'write-blocking', top => (this.#top = top)),
+        mirrorTop({ blocking: copyMode === 'write-blocking', targetIsBehind }, top => (this.#top = top)),
       )
       this.#hold = graph.attach(this.#filter, { description, perm: 0, shared: ALL })
       this.#filter.owned = false
       this.#target = graph.attach(target, {
         description,
-        perm: targetIsBehind ? Permission.writeUnchanged : Permission.write,
+        perm: targetIsBehind ? Permission.write | Permission.resize : Permission.write,
         shared: targetIsBehind ? ALL & ~(Permission.write | Permission.resize) : Permission.writeUnchanged,
       })
       this.#bitmap = source.bitmaps.addAnonymous(this.#granularity, { disabled: true })
+      if (targetIsBehind) this.#copied = source.bitmaps.addAnonymous(this.#granularity, { disabled: true })
       this.#copy = new DirtyCopy({
         source: this.#top!.source,
         target: this.#target,
@@ -148,6 +149,7 @@ export class MirrorWork implements JobWork {
     this.#inserted = true
     const [bitmap, copy] = [this.#bitmap!, this.#copy!]
     bitmap.enable()
+    this.#copied?.enable()
     // Zeroing that leaves no hole is no better than copying.
     if (first === 'all' || (first === 'data' && !options.target.unmaps)) bitmap.mark(0, bitmap.size)
     if (copyMode === 'write-blocking')
@@ -157,8 +159,10 @@ export class MirrorWork implements JobWork {
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const copy = this.#copy!
     this.#job = job
-    await this.plan.begin?.(this.#target!)
-    if (this.#target!.size !== this.#top!.size) throw new InvalidParameter('Source and target image have different sizes')
+    const [target, size] = [this.#target!, this.#top!.size]
+    if (this.plan.targetIsBehind && target.size < size) await target.resize(size)
+    if (!this.plan.targetIsBehind && target.size !== size)
+      throw new InvalidParameter('Source and target image have different sizes')
     yield* this.#markFirst(signal)
     const failed = ({ operation, error }: CopyFailure) =>
       endure(job, this.context.emit, operation, this.#policy(operation), error)
@@ -206,7 +210,7 @@ export class MirrorWork implements JobWork {
       this.#planPivot().commit()
       this.#changing = undefined
       this.#pivoted = true
-      this.plan.atPivot?.()
+      if (this.#copied) this.plan.atPivot?.(this.#copied)
     }
     this.#letGo()
   }
@@ -221,16 +225,16 @@ export class MirrorWork implements JobWork {
     this.#letGo()
     this.#following?.stop.abort()
     await this.#following?.ended
-    const [filter, hold, target, bitmap] = [this.#filter, this.#hold, this.#target, this.#bitmap]
-    this.#filter = this.#hold = this.#target = this.#bitmap = undefined
+    const [filter, hold, target, bitmaps] = [this.#filter, this.#hold, this.#target, [this.#bitmap, this.#copied]]
+    this.#filter = this.#hold = this.#target = this.#bitmap = this.#copied = undefined
     // Not drained: a write that is under way in the filter ends there.
     if (filter && this.#inserted && !this.#pivoted)
       graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const])))).commit()
-    if (bitmap) source.bitmaps.release(bitmap)
+    for (const bitmap of bitmaps) if (bitmap) source.bitmaps.release(bitmap)
     if (hold) await graph.detach(hold)
     if (target) await graph.detach(target)
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    if (this.#pivoted) await this.plan.afterPivot?.()
+    await this.plan.afterwards?.(this.#pivoted)
   }
 
   #end(wish: 'complete' | 'leave') {
@@ -268,11 +272,16 @@ export class MirrorWork implements JobWork {
     for (const part of pieces({ offset: 0, length: bitmap.size }, Math.max(LOOKED_AT, this.#granularity))) {
       signal.throwIfAborted()
       for await (const extent of this.#top!.source.extents(part)) {
-        if (first === 'data' ? extent.depth !== 0 : first(extent)) bitmap.mark(extent.offset, extent.length)
+        if (first === 'data' ? extent.depth !== 0 : first(extent)) this.#mark(extent)
         else if (first === 'data') await this.#zeroTarget(extent)
       }
       yield copy.progress
     }
+  }
+
+  #mark({ offset, length }: Range) {
+    this.#bitmap!.mark(offset, length)
+    this.#copied?.mark(offset, length)
   }
 
   /** The source has nothing there. Edges of granules are copied. */

@@ -6,7 +6,7 @@ import t from 'tap'
 import { commands } from '../../src/control/commands/index.ts'
 import { eventTypes } from '../../src/control/event-types.ts'
 import type { Difference, Scenario } from '../helpers/scenario.ts'
-import { jobScenarios, scenarios, snapshotScenarios } from '../interop/scenarios/index.ts'
+import { commitScenarios, jobScenarios, scenarios, snapshotScenarios, streamScenarios } from '../interop/scenarios/index.ts'
 
 const text = readFileSync(fileURLToPath(new URL('../../../docs/control-socket.md', import.meta.url)), 'utf8')
 
@@ -45,7 +45,13 @@ t.test('each argument of our own commands is named', async t => {
 
 t.test('each difference from QEMU that a scenario knows is told', async t => {
   const flat = text.replaceAll(/\s+/g, ' ').toLowerCase()
-  const differences = Object.values({ ...scenarios, ...jobScenarios, ...snapshotScenarios })
+  const differences = Object.values({
+    ...scenarios,
+    ...jobScenarios,
+    ...streamScenarios,
+    ...commitScenarios,
+    ...snapshotScenarios,
+  })
     .flat()
     .flatMap(({ steps, rest }: Scenario): (Difference | undefined)[] => [...steps.map(({ differs }) => differs), rest])
     .filter(difference => difference !== undefined)

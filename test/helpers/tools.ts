@@ -57,7 +57,8 @@ export async function attempt(
   const stderr: Buffer[] = []
   child.stdout.on('data', (data: Buffer) => stdout.push(data))
   child.stderr.on('data', (data: Buffer) => stderr.push(data))
-  child.stdin.on('error', error => stderr.push(Buffer.from(String(error)))) // it has not read all of its input
+  // It has not read all of its input; where there is none it was gone before that was said.
+  child.stdin.on('error', error => input !== '' && stderr.push(Buffer.from(String(error))))
   child.stdin.end(input)
   const { promise, resolve, reject } = Promise.withResolvers<readonly [number | null, NodeJS.Signals | null]>()
   child.once('error', reject)

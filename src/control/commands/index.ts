@@ -4,6 +4,7 @@ import type { AnyCommand } from '../command.ts'
 import { backupAbort } from './backup-abort.ts'
 import { backupBegin } from './backup-begin.ts'
 import { backupFinish } from './backup-finish.ts'
+import { blockCommit } from './block-commit.ts'
 import { blockDirtyBitmapAdd } from './block-dirty-bitmap-add.ts'
 import { blockDirtyBitmapClear } from './block-dirty-bitmap-clear.ts'
 import { blockDirtyBitmapDisable } from './block-dirty-bitmap-disable.ts'
@@ -19,6 +20,7 @@ import { blockJobFinalize } from './block-job-finalize.ts'
 import { blockJobPause } from './block-job-pause.ts'
 import { blockJobResume } from './block-job-resume.ts'
 import { blockJobSetSpeed } from './block-job-set-speed.ts'
+import { blockStream } from './block-stream.ts'
 import { blockResize } from './block_resize.ts'
 import { blockdevAdd } from './blockdev-add.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
@@ -69,6 +71,7 @@ export const commands: readonly AnyCommand[] = [
   backupAbort,
   backupBegin,
   backupFinish,
+  blockCommit,
   blockDirtyBitmapAdd,
   blockDirtyBitmapClear,
   blockDirtyBitmapDisable,
@@ -84,6 +87,7 @@ export const commands: readonly AnyCommand[] = [
   blockJobPause,
   blockJobResume,
   blockJobSetSpeed,
+  blockStream,
   blockResize,
   blockdevAdd,
   blockdevBackup,

@@ -4,6 +4,7 @@ import type { Scenario } from '../../helpers/scenario.ts'
 import { backups } from './backup.ts'
 import { bitmaps } from './bitmaps.ts'
 import { chains } from './chains.ts'
+import { commits, streams } from './chain-jobs.ts'
 import { creations } from './create.ts'
 import { exports } from './exports.ts'
 import { fleecing } from './fleecing.ts'
@@ -27,3 +28,7 @@ export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { cre
 
 /** Snapshots and what changes open nodes: a test file of their own as well. */
 export const snapshotScenarios: Readonly<Record<string, readonly Scenario[]>> = { snapshots }
+
+/** Those of jobs that change backing chains: likewise, a file for each kind. */
+export const streamScenarios: Readonly<Record<string, readonly Scenario[]>> = { streams }
+export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { commits }

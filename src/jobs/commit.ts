@@ -1,0 +1,218 @@
+// The commit job: copies what images of a chain hold into one below them, and takes them out of the chain (QMP's block-commit). What the
+// guest writes on top goes on; the disk reads the same all the time.
+//
+// Where the topmost of the images is the active one it is a mirror to the base, which is completed by the user (mirror-work.ts). Else nobody
+// writes to any of the images, and it ends by itself (QEMU's block/commit.c).
+//
+// The base's bitmaps do not record what is copied into it: the disk does not change. When the images are gone they get what those images'
+// bitmaps say. So nothing has to be put right when the job fails, is cancelled, or ends with the daemon.
+
+import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
+import type { Extent } from '../block/driver.ts'
+import type { Edge } from '../block/edge.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
+import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import { mergeIntoBase } from './chain-bitmaps.ts'
+import { copyLayers, copyPart } from './copy-layers.ts'
+import { asError, type Job, type JobWork, type Progress } from './job.ts'
+import { commitTop } from './layer-filter.ts'
+import { isInLayers, type Layers } from './layers.ts'
+import { MirrorWork } from './mirror-work.ts'
+import type { ChainContext, ChainJobOptions } from './stream.ts'
+
+export interface CommitOptions extends ChainJobOptions {
+  /** The topmost of the images that are committed. */
+  readonly top: GraphNode
+  readonly base: GraphNode
+}
+
+/** Whether somebody writes to it. */
+export const isActive = (node: GraphNode) => [...node.parents].some(({ permissions }) => permissions.perm & Permission.write)
+
+export async function startCommit(context: ChainContext, options: CommitOptions): Promise<void> {
+  const { jobId: id, speed, autoFinalize, autoDismiss } = options
+  context.jobs.check(id)
+  const work = new Commit(context, options)
+  await work.begin()
+  context.jobs.create({ id, type: 'commit', work, speed, autoFinalize, autoDismiss }).start()
+}
+
+export async function startActiveCommit(context: ChainContext, options: CommitOptions): Promise<void> {
+  const { graph, jobs } = context
+  const { jobId, top, base, onError, ...rest } = options
+  jobs.check(jobId)
+  const image = withoutFilters(base)
+  const wasReadOnly = image.readOnly
+  const layers = layersOf(top, base)
+  const chain = chainFrom(top)
+  if (wasReadOnly) await graph.setReadOnly(image, false)
+  const work = new MirrorWork(context, {
+    type: 'commit',
+    options: { ...rest, jobId, source: top, target: base, onSourceError: onError, onTargetError: onError },
+    replaced: top,
+    between: chain.slice(1, chain.indexOf(base)),
+    copyMode: 'background',
+    first: extent => isInLayers(extent, layers, 1),
+    targetIsBehind: true,
+    atPivot: copied => mergeIntoBase(image, layers.images, copied),
+    async afterwards(pivoted) {
+      if (pivoted) await image.bitmaps.keeper?.settle()
+      else if (wasReadOnly) await graph.setReadOnly(image, true)
+    },
+  })
+  await work.prepareInstant()
+  const { speed, autoFinalize, autoDismiss } = options
+  const job = jobs.create({ id: jobId, type: 'commit', work, speed, autoFinalize, autoDismiss })
+  await graph.drained([top], () => work.atInstant())
+  job.start()
+}
+
+function layersOf(top: GraphNode, base: GraphNode): Layers {
+  const images = imagesFrom(top)
+  const image = withoutFilters(base)
+  return { images: images.slice(0, images.indexOf(image)), base: image }
+}
+
+/** Of images below the active one. */
+class Commit implements JobWork {
+  readonly #base: GraphNode
+  readonly #layers: Layers
+  /** What has been copied, as fine as the base's clusters. */
+  readonly #copied: DirtyBitmap
+  readonly #held: Disposable[] = []
+  readonly #wasReadOnly: boolean
+  #filter: GraphNode | undefined
+  #hold: Edge | undefined
+  #from: Edge | undefined
+  #to: Edge | undefined
+  #relinks: PermissionChange[] = []
+  /** The images above whose headers say already what `commit` will make true. */
+  readonly #renamed: {
+    readonly image: GraphNode
+    readonly before: { filename: string; format: string | undefined } | undefined
+  }[] = []
+  /** Images that were made writable for their headers. */
+  readonly #opened: GraphNode[] = []
+  #taken = false
+
+  constructor(
+    private readonly context: ChainContext,
+    private readonly options: CommitOptions,
+  ) {
+    const { top, base } = options
+    this.#base = withoutFilters(base)
+    this.#layers = layersOf(top, base)
+    this.#wasReadOnly = this.#base.readOnly
+    this.#copied = new DirtyBitmap({ size: Math.max(top.size, base.size), granularity: this.#base.clusterSize ?? 65536 })
+  }
+
+  async begin() {
+    const { graph } = this.context
+    const { jobId, top, base, filterNodeName } = this.options
+    const chain = chainFrom(top)
+    const description = `commit job '${jobId}'`
+    try {
+      for (const { jobs } of chain.slice(0, chain.indexOf(base) + 1)) {
+        jobs.add('commit')
+        this.#held.push({ [Symbol.dispose]: () => jobs.delete('commit') })
+      }
+      if (this.#wasReadOnly) await graph.setReadOnly(this.#base, false)
+      this.#filter = await graph.open(
+        { driver: 'commit_top', file: top.name, ...(filterNodeName !== undefined && { 'node-name': filterNodeName }) },
+        commitTop,
+      )
+      this.#hold = graph.attach(this.#filter, { description, childName: 'top', perm: 0, shared: ALL })
+      this.#filter.owned = false
+      graph.planReplace(top, this.#filter).commit()
+      const { consistentRead, write, resize } = Permission
+      this.#from = graph.attach(top, { description, perm: consistentRead, shared: ALL })
+      this.#to = graph.attach(base, { description, perm: write | resize, shared: ALL & ~(write | resize) })
+    } catch (error) {
+      await this.clean()
+      throw error
+    }
+  }
+
+  async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
+    const [from, to] = [this.#from!, this.#to!]
+    if (to.size < from.size) await to.resize(from.size)
+    const ignored: unknown = yield* copyLayers(
+      job,
+      {
+        from,
+        wanted: (extent: Extent) => isInLayers(extent, this.#layers, 1),
+        copy: async (parts, now) => {
+          for (const part of parts) {
+            await copyPart(from, to, part, now)
+            this.#copied.mark(part.offset, part.length)
+          }
+        },
+        onError: this.options.onError ?? 'report',
+        emit: this.context.emit,
+      },
+      signal,
+    )
+    if (ignored) throw asError(ignored)
+    await to.flush()
+  }
+
+  /** The headers of those above say what `commit` will make true; what was committed is in the base, so they may. */
+  async prepare() {
+    const { graph, backingName } = this.context
+    const { base, backingFile } = this.options
+    const overlays = this.#overlays()
+    this.#relinks = overlays.map(overlay => graph.planBacking(overlay, base))
+    for (const overlay of overlays) {
+      if (overlay.readOnly) {
+        await graph.setReadOnly(overlay, false)
+        this.#opened.push(overlay)
+      }
+      const { backing: before } = await overlay.info()
+      await overlay.changeBackingFile(backingFile ?? (await backingName(overlay, base)), this.#base.driver.name)
+      this.#renamed.push({ image: overlay, before: before && { filename: before.filename, format: before.format } })
+    }
+  }
+
+  commit() {
+    const { graph } = this.context
+    this.#forgetPlans()
+    this.#renamed.splice(0)
+    for (const overlay of this.#overlays()) graph.planBacking(overlay, this.options.base).commit()
+    mergeIntoBase(this.#base, this.#layers.images, this.#copied)
+    this.#taken = true
+  }
+
+  abort() {
+    this.#forgetPlans()
+  }
+
+  async clean() {
+    const { graph } = this.context
+    const { top } = this.options
+    for (const { image, before } of this.#renamed.splice(0)) await image.changeBackingFile(before?.filename, before?.format)
+    const [filter, hold, from, to] = [this.#filter, this.#hold, this.#from, this.#to]
+    this.#filter = this.#hold = this.#from = this.#to = undefined
+    if (filter)
+      graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, top] as const])))).commit()
+    if (to) await graph.detach(to)
+    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
+    // What the removed images' bitmaps said is durable before the images are closed.
+    if (this.#taken) await this.#base.bitmaps.keeper?.settle()
+    if (hold) await graph.detach(hold)
+    if (from) await graph.detach(from)
+    for (const image of this.#opened.splice(0)) await graph.setReadOnly(image, true)
+    if (this.#wasReadOnly && !this.#base.readOnly) await graph.setReadOnly(this.#base, true)
+  }
+
+  /** The images that have the topmost one behind them. */
+  #overlays(): GraphNode[] {
+    return [...this.#filter!.parents].flatMap(({ parent }) =>
+      parent.node && parent.childName === 'backing' ? [parent.node] : [],
+    )
+  }
+
+  #forgetPlans() {
+    for (const plan of this.#relinks.splice(0)) plan.abort()
+  }
+}

@@ -1,0 +1,205 @@
+// The stream job: copies into an image what shows through it from the images behind, until those are not needed any more, and takes them
+// out of the chain (QMP's block-stream; QEMU's block/stream.c). Guests go on meanwhile; the disk reads the same all the time.
+//
+// A part of the image is written only while it has none of its own there, with guests held off that part: they wait for a write to their
+// own image, and not for the images behind, which are read before.
+
+import type { Emit } from '../base/events.ts'
+import type { Edge } from '../block/edge.ts'
+import type { Extent } from '../block/driver.ts'
+import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
+import { ALL, type PermissionChange } from '../block/permissions.ts'
+import { BitmapMove } from './chain-bitmaps.ts'
+import { copyLayers, Operation } from './copy-layers.ts'
+import type { ErrorPolicy } from './error-policy.ts'
+import { asError, type Job, type JobWork, type Progress } from './job.ts'
+import type { Jobs } from './jobs.ts'
+import { streamTop, type StreamFilter } from './layer-filter.ts'
+import { isInLayers, type Layers } from './layers.ts'
+
+export interface ChainContext {
+  readonly graph: Graph
+  readonly jobs: Jobs
+  readonly emit: Emit
+  /** By what name an image knows the node that is going to be behind it. */
+  readonly backingName: (image: GraphNode, behind: GraphNode) => Promise<string>
+}
+
+export interface ChainJobOptions {
+  readonly jobId: string
+  /** As the image at the top is to know the one behind it afterwards, in place of what is worked out. */
+  readonly backingFile?: string | undefined
+  readonly speed?: number | undefined
+  readonly onError?: ErrorPolicy | undefined
+  readonly filterNodeName?: string | undefined
+  readonly autoFinalize?: boolean | undefined
+  readonly autoDismiss?: boolean | undefined
+}
+
+export interface StreamOptions extends ChainJobOptions {
+  readonly node: GraphNode
+  /** The lowest of the images that are copied; undefined: all of the chain. */
+  readonly bottom: GraphNode | undefined
+}
+
+export async function startStream(context: ChainContext, options: StreamOptions): Promise<void> {
+  const { jobId: id, speed, autoFinalize, autoDismiss } = options
+  context.jobs.check(id)
+  const work = new Stream(context, options)
+  await work.begin()
+  context.jobs.create({ id, type: 'stream', work, speed, autoFinalize, autoDismiss }).start()
+}
+
+class Stream implements JobWork {
+  readonly #image: GraphNode
+  readonly #layers: readonly GraphNode[]
+  readonly #held: Disposable[] = []
+  readonly #wasReadOnly: boolean
+  #filter: GraphNode | undefined
+  #stream: StreamFilter | undefined
+  #hold: Edge | undefined
+  #move: BitmapMove | undefined
+  #relink: PermissionChange | undefined
+  /** What was behind the image, when it is no more. */
+  #unused: GraphNode | undefined
+
+  constructor(
+    private readonly context: ChainContext,
+    private readonly options: StreamOptions,
+  ) {
+    this.#image = withoutFilters(options.node)
+    const images = imagesFrom(this.#image)
+    this.#layers = images.slice(0, options.bottom ? images.indexOf(options.bottom) + 1 : images.length)
+    this.#wasReadOnly = this.#image.readOnly
+  }
+
+  async begin() {
+    const { graph } = this.context
+    const { jobId, filterNodeName } = this.options
+    const image = this.#image
+    try {
+      for (const { jobs } of new Set([this.options.node, ...this.#between()])) {
+        jobs.add('stream')
+        this.#held.push({ [Symbol.dispose]: () => jobs.delete('stream') })
+      }
+      if (this.#wasReadOnly) await graph.setReadOnly(image, false)
+      this.#filter = await graph.open(
+        {
+          driver: 'copy-on-read',
+          file: image.name,
+          discard: 'unmap',
+          ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
+        },
+        streamTop(image.clusterSize ?? 65536, filter => (this.#stream = filter)),
+      )
+      this.#hold = graph.attach(this.#filter, { description: `stream job '${jobId}'`, perm: 0, shared: ALL })
+      this.#filter.owned = false
+      // Drained: guests whose writes are under way do not wait for the copy.
+      await graph.drained([image], () => graph.planReplace(image, this.#filter!).commit())
+    } catch (error) {
+      await this.clean()
+      throw error
+    }
+  }
+
+  async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
+    const { image } = this.#stream!
+    if (this.#layers.length < 2) return
+    const wanted = (extent: Extent) => isInLayers(extent, this.#known(), 2)
+    const ignored: unknown = yield* copyLayers(
+      job,
+      {
+        from: image,
+        wanted,
+        copy: async (parts, now) => {
+          for (const part of parts) await this.#copy(part, wanted, now)
+        },
+        onError: this.options.onError ?? 'report',
+        emit: this.context.emit,
+      },
+      signal,
+    )
+    // Those behind are still needed.
+    if (ignored) throw asError(ignored)
+    await image.flush()
+  }
+
+  async prepare() {
+    const { graph, backingName } = this.context
+    const [image, base] = [this.#image, this.#base]
+    this.#move = new BitmapMove(image.bitmaps, this.#layers.slice(1))
+    this.#relink = graph.planBacking(image, base)
+    // All that the images between have is in this one, so its header may say so whatever becomes of the others of the group.
+    const name = this.options.backingFile ?? (base && (await backingName(image, base)))
+    if (this.#layers.length > 1) await image.changeBackingFile(name, base && withoutFilters(base).driver.name)
+  }
+
+  /** Who reads meanwhile sees the same, whichever way he goes. */
+  commit() {
+    const { graph } = this.context
+    this.#relink?.abort()
+    this.#relink = undefined
+    if (this.#layers.length < 2) return
+    this.#unused = this.#image.children.get('backing')?.node
+    graph.planBacking(this.#image, this.#base).commit()
+    this.#move?.commit()
+    this.#move = undefined
+  }
+
+  abort() {
+    this.#relink?.abort()
+    this.#relink = undefined
+    this.#move?.abort()
+    this.#move = undefined
+  }
+
+  async clean() {
+    const { graph } = this.context
+    const [filter, hold, unused] = [this.#filter, this.#hold, this.#unused]
+    this.#filter = this.#hold = this.#unused = undefined
+    if (filter)
+      graph
+        .planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, this.#image] as const]))))
+        .commit()
+    if (hold) await graph.detach(hold)
+    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
+    // What the removed images' bitmaps said is durable before the images are closed.
+    await this.#image.bitmaps.keeper?.settle()
+    if (unused) await graph.closeUnused(unused)
+    if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)
+  }
+
+  get #base(): GraphNode | undefined {
+    return this.#layers.at(-1)!.children.get('backing')?.node
+  }
+
+  #known(): Layers {
+    return { images: this.#layers, base: this.#base && withoutFilters(this.#base) }
+  }
+
+  /** The nodes that nobody else may touch: all above the base. */
+  #between(): GraphNode[] {
+    const base = this.#base
+    const all = chainFrom(this.options.node)
+    return base ? all.slice(0, all.indexOf(base)) : all
+  }
+
+  async #copy(part: Extent, wanted: (extent: Extent) => boolean, now: Operation) {
+    const { image } = this.#stream!
+    const { offset, length } = part
+    now.name = 'read'
+    const data = part.zero ? undefined : Buffer.allocUnsafe(length)
+    if (data) await image.read(offset, data)
+    now.name = 'write'
+    using _alone = await this.#stream!.alone(part)
+    // What a guest has written since is the image's own, and newer.
+    for await (const still of image.extents({ offset, length })) {
+      if (!wanted(still)) continue
+      const from = still.offset - offset
+      if (data) await image.write(still.offset, data.subarray(from, from + still.length), { unchanged: true })
+      else await image.zero(still, { unmap: true, unchanged: true })
+    }
+  }
+}

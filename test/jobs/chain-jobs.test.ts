@@ -1,0 +1,406 @@
+// Stream and commit: the disk reads the same before, during and after, whatever guests write meanwhile; the images are good when another
+// program looks at them; and what the bitmaps of the chain say together does not change.
+
+import { join } from 'node:path'
+import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
+import fc from 'fast-check'
+import t, { type Test } from 'tap'
+import { Turns } from '../../src/base/turns.ts'
+import type { NodeOptions } from '../../src/block/driver.ts'
+import { Graph } from '../../src/block/graph.ts'
+import type { GraphNode } from '../../src/block/graph-node.ts'
+import { ALL, Permission } from '../../src/block/permissions.ts'
+import { chainContext } from '../../src/control/chain-arguments.ts'
+import { drivers } from '../../src/drivers/index.ts'
+import { filters } from '../../src/filters/index.ts'
+import { startActiveCommit, startCommit } from '../../src/jobs/commit.ts'
+import { Jobs } from '../../src/jobs/jobs.ts'
+import { startStream, type ChainJobOptions } from '../../src/jobs/stream.ts'
+import { missing, qemuCheck, qemuImg, scratchFolder } from '../helpers/qemu.ts'
+import { randomBytes } from '../helpers/random-bytes.ts'
+
+const skip = missing('qemu-img')
+const GRANULE = 65536
+const SIZE = 8 * GRANULE
+
+interface ImageSpec {
+  readonly size?: number
+  readonly clusterSize?: number
+}
+interface RoomOptions {
+  /** From the base up; each is behind the next. */
+  readonly images: readonly ImageSpec[]
+  /** Over the file of the base. */
+  readonly faults?: readonly object[]
+}
+
+const name = (index: number) => `c${index}`
+
+const open = (stack: AsyncDisposableStack) => stack.use(new Graph([...drivers, ...filters]))
+
+async function room(stack: AsyncDisposableStack, { images, faults }: RoomOptions) {
+  const folder = await scratchFolder(stack)
+  const path = (index: number) => join(folder, `${name(index)}.qcow2`)
+  for (const [index, { size = SIZE, clusterSize = GRANULE }] of images.entries()) {
+    const behind = index > 0 ? ['-b', `${name(index - 1)}.qcow2`, '-F', 'qcow2'] : []
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `cluster_size=${clusterSize}`, ...behind, path(index), String(size))
+  }
+  const file = (index: number): NodeOptions => {
+    return { driver: 'file', filename: path(index) }
+  }
+  const chain = (index: number): NodeOptions => ({
+    driver: 'qcow2',
+    'node-name': name(index),
+    discard: 'unmap',
+    // A filter that fails is not opened in another way, so it is open for writing from the start.
+    file: index === 0 && faults ? 'faulty' : file(index),
+    ...(index > 0 && { backing: chain(index - 1) }),
+  })
+  const last = images.length - 1
+  const graphStack = stack.use(new AsyncDisposableStack())
+  const graph = open(graphStack)
+  const events: { event: string; data: Record<string, unknown> }[] = []
+  const emit = (event: string, data: object = {}) => void events.push({ event, data: data as Record<string, unknown> })
+  const turns = new Turns()
+  const jobs = new Jobs(emit, turns)
+  const context = chainContext({ graph, jobs, emit })
+  /** Writes to one image alone, with all behind it, as guests did when it was on top. */
+  const fill = async (index: number, write: (at: Guest) => Promise<void>) => {
+    await using own = new AsyncDisposableStack()
+    const before = open(own)
+    const node = await before.add({ driver: 'qcow2', 'node-name': 'filled', discard: 'unmap', file: file(index) })
+    await write(guestOf(before, node))
+  }
+  return {
+    graph,
+    jobs,
+    events,
+    context,
+    turns,
+    fill,
+    path,
+    async openTop() {
+      if (faults) await graph.add({ driver: 'inject-error', 'node-name': 'faulty', file: file(0), rules: faults })
+      return graph.add(chain(last))
+    },
+    close: () => graphStack.disposeAsync(),
+    /** What a new process would see. */
+    async reopened(index: number): Promise<Buffer> {
+      await using own = new AsyncDisposableStack()
+      const after = open(own)
+      const node = await after.add({
+        driver: 'qcow2',
+        'node-name': 'again',
+        'read-only': true,
+        file: { driver: 'file', filename: path(index) },
+      })
+      const content = Buffer.alloc(node.size)
+      await node.io.read(0, content)
+      return content
+    },
+    async check() {
+      const wrong = await Promise.all(images.map((_, index) => qemuCheck(path(index))))
+      return wrong.filter(Boolean)
+    },
+  }
+}
+
+const guestOf = (graph: Graph, node: GraphNode) =>
+  graph.attach(node, { description: 'a guest', perm: Permission.consistentRead | Permission.write, shared: ALL })
+type Guest = ReturnType<typeof guestOf>
+type Room = Awaited<ReturnType<typeof room>>
+
+const options: ChainJobOptions & { jobId: string } = { jobId: 'j', autoDismiss: false }
+
+const until = async (condition: () => boolean) => {
+  for (let count = 0; !condition(); count++) {
+    if (count > 2000) throw new Error('it did not come to that')
+    await sleep(5)
+  }
+}
+
+const start = async (
+  { graph, context, jobs, turns }: Room,
+  kind: 'stream' | 'stream-base' | 'commit' | 'active',
+  more: Partial<ChainJobOptions> = {},
+  last = 3,
+) => {
+  const at = (index: number) => graph.get(name(index))
+  const all = { ...options, ...more }
+  await turns.take(async () => {
+    if (kind === 'stream') await startStream(context, { ...all, node: at(last), bottom: undefined })
+    if (kind === 'stream-base') await startStream(context, { ...all, node: at(last), bottom: at(1) })
+    if (kind === 'commit') await startCommit(context, { ...all, top: at(last - 1), base: at(0) })
+    if (kind === 'active') await startActiveCommit(context, { ...all, top: at(last), base: at(0) })
+  })
+  return jobs.get('j')
+}
+
+const write = fc.record({
+  at: fc.nat(SIZE - 1),
+  length: fc.integer({ min: 1, max: 2 * GRANULE }),
+  zero: fc.boolean(),
+  seed: fc.nat(1000),
+})
+type Write = { at: number; length: number; zero: boolean; seed: number }
+
+const apply = async (guest: Guest, model: Buffer, { at, length, zero, seed }: Write) => {
+  const end = Math.min(at + length, guest.size)
+  if (end <= at) return
+  const data = zero ? Buffer.alloc(end - at) : randomBytes(end - at, seed)
+  if (zero) await guest.zero({ offset: at, length: end - at }, { unmap: true })
+  else await guest.write(at, data)
+  model.set(data, at)
+}
+
+t.test('whatever the images hold and guests write, the disk reads as it should, here and in the images', { skip }, async t => {
+  const image = fc.record({
+    clusterSize: fc.constantFrom(4096, GRANULE),
+    size: fc.constantFrom(SIZE, SIZE, SIZE / 2 + 4096),
+    writes: fc.array(write, { maxLength: 6 }),
+  })
+  await fc.assert(
+    fc.asyncProperty(
+      fc.tuple(image, image, image, image),
+      fc.constantFrom('stream' as const, 'stream-base' as const, 'commit' as const, 'active' as const),
+      fc.array(write, { maxLength: 12 }),
+      fc.nat(30),
+      fc.boolean(),
+      async (images, kind, during, when, cancelled) => {
+        await using stack = new AsyncDisposableStack()
+        const specs = images.map((spec, index) => (index === 3 ? { ...spec, size: SIZE } : spec))
+        const world = await room(stack, { images: specs })
+        for (const [index, { writes }] of specs.entries())
+          await world.fill(index, async guest => {
+            for (const one of writes) await apply(guest, Buffer.alloc(SIZE), one)
+          })
+        const top = await world.openTop()
+        const guest = guestOf(world.graph, top)
+        const model = Buffer.alloc(SIZE)
+        await guest.read(0, model)
+        const job = await start(world, kind)
+        const [early, late] = [during.slice(0, during.length / 2), during.slice(during.length / 2)]
+        for (const one of early) await apply(guest, model, one)
+        if (cancelled) {
+          for (let turns = when; turns > 0; turns--) await turn()
+          if (!job.isOver) await world.turns.take(async () => (job.isOver ? undefined : job.cancel()))
+        } else if (kind === 'active') {
+          await until(() => job.isReady || job.isOver)
+          job.complete()
+        }
+        for (const one of late) await apply(guest, model, one)
+        await job.over
+        if (job.error && !cancelled) throw job.error
+        const now = Buffer.alloc(SIZE)
+        await guest.read(0, now)
+        if (!now.equals(model)) throw new Error('the guest reads something else than it wrote')
+        const pivoted = kind === 'active' && !job.error
+        if (guest.node !== world.graph.get(pivoted ? 'c0' : 'c3')) throw new Error('the guest is elsewhere')
+        await world.close()
+        if (!(await world.reopened(pivoted ? 0 : 3)).subarray(0, SIZE).equals(model))
+          throw new Error('the images hold something else')
+        const wrong = await world.check()
+        if (wrong.length > 0) throw new Error(wrong.join('; '))
+      },
+    ),
+    { numRuns: 10 },
+  )
+  t.pass()
+})
+
+/** The picture: what each granule has been marked by. */
+const marks = (node: GraphNode, bitmap: string) =>
+  Array.from({ length: 8 }, (_, granule) => (node.bitmaps.get(bitmap).isDirty(granule * GRANULE) ? '1' : '-')).join('')
+
+const mark = (node: GraphNode, bitmap: string, granules: readonly number[], disabled = false) => {
+  const added = node.bitmaps.add({ name: bitmap, granularity: GRANULE })
+  for (const granule of granules) added.mark(granule * GRANULE, GRANULE)
+  if (disabled) node.bitmaps.disable(added)
+}
+
+const content = (letter: string) => Buffer.alloc(GRANULE, letter)
+
+/** A base with two checkpoints and an overlay with one, as drawn: `--11----` disabled, `----11--` enabled; `---1-11-` on top. */
+async function picture(stack: AsyncDisposableStack, faults?: readonly object[]) {
+  const world = await room(stack, { images: [{}, {}], ...(faults && { faults }) })
+  await world.fill(0, async guest => {
+    for (const [granule, letter] of 'AABBCC'.split('').entries()) await guest.write(granule * GRANULE, content(letter))
+  })
+  const top = await world.openTop()
+  const base = world.graph.get('c0')
+  await world.graph.setReadOnly(base, false)
+  mark(base, 'bitmap1', [2, 3], true)
+  mark(base, 'bitmap2', [4, 5])
+  mark(top, 'bitmap3', [])
+  const guest = guestOf(world.graph, top)
+  for (const granule of [3, 5, 6]) await guest.write(granule * GRANULE, content('D'))
+  await world.graph.setReadOnly(base, true)
+  return { world, base, top, guest }
+}
+
+const drawn = ({ base, top }: { base: GraphNode; top: GraphNode }) => ({
+  bitmap1: marks(base, 'bitmap1'),
+  bitmap2: marks(base, 'bitmap2'),
+  bitmap3: marks(top, 'bitmap3'),
+  recording: [base.bitmaps.get('bitmap1').recording, base.bitmaps.get('bitmap2').recording],
+})
+
+const before = { bitmap1: '--11----', bitmap2: '----11--', bitmap3: '---1-11-', recording: [false, true] }
+
+t.test(
+  'an active commit: what changed since each checkpoint reads the same, and writes after the pivot are recorded',
+  { skip },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const { world, base, top, guest } = await picture(stack)
+    t.same(drawn({ base, top }), before)
+    const job = await start(world, 'active', {}, 1)
+    await until(() => job.isReady)
+    t.same(drawn({ base, top }), before, 'what is copied is no change of the disk')
+    job.complete()
+    await job.over
+    t.equal(job.error, undefined)
+    t.equal(guest.node, base)
+    t.equal(marks(base, 'bitmap1'), '--11----')
+    t.equal(marks(base, 'bitmap2'), '---1111-', 'since the second checkpoint: bitmap2 + bitmap3')
+    t.ok(base.bitmaps.get('bitmap2').recording)
+    await guest.write(7 * GRANULE, content('E'))
+    t.equal(marks(base, 'bitmap2'), '---11111')
+    t.equal(marks(base, 'bitmap1'), '--11----')
+  },
+)
+
+t.test('to keep the instant of the snapshot, its bitmap is begun on the base before the commit', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { world, base, guest } = await picture(stack)
+  await world.graph.setReadOnly(base, false)
+  base.bitmaps.disable(base.bitmaps.get('bitmap2'))
+  base.bitmaps.add({ name: 'bitmap3', granularity: GRANULE })
+  const job = await start(world, 'active', {}, 1)
+  await until(() => job.isReady)
+  job.complete()
+  await job.over
+  t.equal(marks(base, 'bitmap2'), '----11--')
+  t.equal(marks(base, 'bitmap3'), '---1-11-')
+  await guest.write(0, content('E'))
+  t.equal(marks(base, 'bitmap3'), '1--1-11-')
+})
+
+t.test('an overlay that has no bitmaps: what it holds counts as changed', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { world, base, top } = await picture(stack)
+  top.bitmaps.remove(top.bitmaps.get('bitmap3'))
+  const job = await start(world, 'active', {}, 1)
+  await until(() => job.isReady)
+  job.complete()
+  await job.over
+  t.equal(marks(base, 'bitmap2'), '---1111-')
+})
+
+t.test('a commit that is cancelled, or fails, leaves all bitmaps as they were', { skip }, async t => {
+  for (const outcome of ['cancelled', 'left', 'failed'] as const) {
+    await using stack = new AsyncDisposableStack()
+    const faults = outcome === 'failed' ? [{ on: 'write', offset: 6 * GRANULE, length: 64 * GRANULE, skip: 1 }] : undefined
+    const { world, base, top, guest } = await picture(stack, faults)
+    const job = await start(world, 'active', {}, 1)
+    if (outcome !== 'failed') await until(() => job.isReady)
+    if (outcome === 'cancelled') await world.turns.take(() => job.cancel())
+    if (outcome === 'left') await world.turns.take(() => job.cancel({ force: false }))
+    await job.over
+    t.match(job.error?.message, outcome === 'left' ? undefined : outcome === 'failed' ? /./ : 'Operation canceled', outcome)
+    t.same(drawn({ base, top }), before, outcome)
+    t.equal(guest.node, top)
+    t.ok(base.readOnly, 'and the base is read-only again')
+  }
+})
+
+t.test('images that a stream takes out leave their bitmaps to the one that stays', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { world, base, top } = await picture(stack)
+  top.bitmaps.add({ name: 'bitmap1', granularity: GRANULE, disabled: true })
+  const job = await start(world, 'stream', {}, 1)
+  await job.over
+  t.equal(job.error, undefined)
+  t.equal(marks(top, 'bitmap1'), '--11----')
+  t.equal(marks(top, 'bitmap2'), '----11--')
+  t.notOk(top.bitmaps.get('bitmap2').recording)
+  t.equal(marks(top, 'bitmap3'), '---1-11-', 'what was copied is no change')
+  t.equal(world.graph.find(base.name), undefined)
+})
+
+const policies = [
+  ['report', 'concluded'],
+  ['stop', 'paused'],
+  ['ignore', 'concluded'],
+] as const
+for (const [onError, status] of policies) {
+  t.test(
+    `a base that cannot be read or written, on-error ${onError}: nothing is lost, and the chain stays`,
+    { skip },
+    async t => {
+      for (const kind of ['stream', 'commit'] as const) {
+        await using stack = new AsyncDisposableStack()
+        const on = kind === 'stream' ? 'read' : 'write'
+        const world = await room(stack, {
+          images: [{}, {}, {}],
+          faults: [{ on, offset: 5 * GRANULE, times: 1, length: 64 * GRANULE }],
+        })
+        await world.fill(0, guest => guest.write(0, randomBytes(SIZE, 1)))
+        await world.fill(1, guest => guest.write(GRANULE, randomBytes(GRANULE, 2)))
+        const top = await world.openTop()
+        const job = await start(world, kind, { onError, ...(kind === 'commit' && { backingFile: 'c0.qcow2' }) }, 2)
+        await until(() => job.status === status)
+        t.match(
+          world.events.find(({ event }) => event === 'BLOCK_JOB_ERROR'),
+          { data: { device: 'j', action: onError } },
+        )
+        if (onError === 'stop') job.resume()
+        await job.over
+        t.equal(job.error === undefined, onError === 'stop', `${kind}: ${job.error?.message}`)
+        const expected = randomBytes(SIZE, 1)
+        expected.set(randomBytes(GRANULE, 2), GRANULE)
+        const now = Buffer.alloc(SIZE)
+        await top.io.read(0, now)
+        t.ok(now.equals(expected))
+        await world.close()
+        t.ok((await world.reopened(2)).equals(expected))
+        t.same(await world.check(), [])
+      }
+    },
+  )
+}
+
+t.test('images that are named relative to each other are so afterwards', { skip }, async t => {
+  for (const [kind, named] of [
+    ['commit', 'c0.qcow2'],
+    ['stream-base', 'c0.qcow2'],
+    ['stream', undefined],
+  ] as const) {
+    await using stack = new AsyncDisposableStack()
+    const world = await room(stack, { images: [{}, {}, {}] })
+    await world.openTop()
+    const job = await start(world, kind, {}, 2)
+    await job.over
+    t.equal(job.error, undefined)
+    await world.close()
+    const info = JSON.parse(await qemuImg('info', '--output=json', world.path(2))) as Record<string, unknown>
+    t.equal(info['backing-filename'], named, kind)
+    t.equal(info['backing-filename-format'], named && 'qcow2')
+  }
+})
+
+t.test('while it runs nobody else may have the nodes', { skip }, async (t: Test) => {
+  await using stack = new AsyncDisposableStack()
+  const world = await room(stack, { images: [{}, {}, {}, {}] })
+  const top = await world.openTop()
+  for (const kind of ['stream', 'commit'] as const) {
+    const job = await start(world, kind, { autoFinalize: false })
+    await until(() => job.status === 'pending')
+    t.throws(() => world.graph.get('c1').checkNoJob(), { message: /^Node 'c1' is busy: block device is in use by block job: / })
+    await t.rejects(world.graph.delete('c1'))
+    await world.turns.take(() => job.cancel())
+    await job.over
+    job.dismiss()
+    t.equal(top.children.get('backing')?.node, world.graph.get('c2'))
+  }
+})
