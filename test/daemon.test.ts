@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -64,13 +64,19 @@ inFolder('it starts, serves, and stops in an orderly way on a signal', async (t,
 })
 
 inFolder(
-  'after kill -9 it starts over its own sockets and state, and checkpoints say that they are not usable',
+  'after kill -9 it starts over its own sockets and state with its checkpoints; those that something else has made useless say so',
   async (t, folder, stack) => {
     const first = await startDaemon(folder, stack)
     await cli(folder, 'checkpoint', 'create', 'db', 'one')
     first.child.kill('SIGKILL')
     await first.exited
     t.ok(existsSync(join(folder, 'control.sock')), 'a stale socket is left')
+    const second = await startDaemon(folder, stack)
+    t.match(JSON.parse(await cli(folder, 'checkpoint', 'list', 'db', '--json')), { name: 'one', usable: true })
+    second.child.kill('SIGTERM')
+    await second.exited
+    const later = new Date(Date.now() + 10_000)
+    utimesSync(join(folder, 'root.raw'), later, later) // as if it had been written to
     await startDaemon(folder, stack)
     t.match(JSON.parse(await cli(folder, 'checkpoint', 'list', 'db', '--json')), { name: 'one', usable: false })
     const { code, stderr } = await attempt(
@@ -168,7 +174,7 @@ inFolder(
     writeFileSync(join(folder, 'root.raw'), Buffer.concat([Buffer.from('QFI\xfb\0\0\0\x03', 'latin1'), Buffer.alloc(4096)]))
     const { code, stderr } = await daemon(folder)
     t.equal(code, 1)
-    t.match(stderr, /looks like a qcow or qcow2 image.*say format: raw/)
+    t.match(stderr, /looks like a qcow or qcow2 image.*say format: qcow2 .* or format: raw/)
     writeFileSync(join(folder, 's.yaml'), CONFIG.replace('root.raw', 'root.raw, format: raw'))
     await startDaemon(folder, stack)
     await cli(folder, 'disk', 'list')
