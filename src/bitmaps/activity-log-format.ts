@@ -24,8 +24,8 @@ export const LOG_BYTES = (1 + SECTORS) * SECTOR
 const SMALLEST_REGION = 1 << 20
 
 /** Bytes to a region: a power of two, so that a disk has no more regions than a log has bits. */
-export function regionSizeFor(diskSize: number) {
-  let size = SMALLEST_REGION
+export function regionSizeFor(diskSize: number, smallest = SMALLEST_REGION) {
+  let size = smallest
   while (diskSize / size > MOST_REGIONS) size *= 2
   return size
 }

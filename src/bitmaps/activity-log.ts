@@ -14,6 +14,8 @@ import type { Session } from './bitmap-store.ts'
 
 /** Where logs are kept. */
 export interface LogFolder {
+  /** No region of a disk is smaller, in bytes; a power of two. Default: 1 MiB. */
+  readonly smallestRegion?: number
   /** The file and its name are durable when it returns. */
   create(id: string, content: Buffer): Promise<LogFile>
   /** Undefined where there is none. */
@@ -35,8 +37,8 @@ export class InFlight {
   readonly counts: Uint32Array
   total = 0
 
-  constructor(diskSize: number) {
-    this.regionSize = regionSizeFor(diskSize)
+  constructor(diskSize: number, smallestRegion?: number) {
+    this.regionSize = regionSizeFor(diskSize, smallestRegion)
     this.counts = new Uint32Array(Math.max(1, Math.ceil(diskSize / this.regionSize)))
   }
 

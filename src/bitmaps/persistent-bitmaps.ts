@@ -69,7 +69,7 @@ export class PersistentBitmaps implements BitmapKeeper {
     private readonly store: BitmapStore,
     private readonly options: PersistenceOptions,
   ) {
-    this.#inFlight = new InFlight(set.size)
+    this.#inFlight = this.#newInFlight()
   }
 
   /** Loads all that are stored into the set, and keeps them from now on. */
@@ -146,6 +146,11 @@ export class PersistentBitmaps implements BitmapKeeper {
     }
   }
 
+  /** Stores all that is in memory, so that the log is short again. */
+  async storeNow() {
+    if (!this.options.readOnly && (this.#begun || this.#unsettled)) await this.#inTurn(() => this.#storeAll({ closing: false }))
+  }
+
   /** The disk is about to have another size, with nothing else in flight: what is stored will not fit it. */
   async beginResize() {
     await this.#inTurn(async () => {
@@ -157,7 +162,7 @@ export class PersistentBitmaps implements BitmapKeeper {
 
   /** It has the size that the set has. */
   async endResize() {
-    this.#inFlight = new InFlight(this.set.size)
+    this.#inFlight = this.#newInFlight()
     if (this.#kept.size === 0 && !this.#unsettled) return
     try {
       await this.#inTurn(() => this.#storeAll({ closing: true, all: true }))
@@ -218,7 +223,12 @@ export class PersistentBitmaps implements BitmapKeeper {
     if (this.#recoveredFrom !== undefined) await this.#attempt(() => this.#storeAll({ closing: true }))
     const log = this.#recoveredFrom === undefined ? await this.#newLog() : undefined
     const recording = [...this.#kept].flatMap(([name, { enabled }]) => (enabled ? [name] : []))
-    await this.store.markInUse(recording, log?.session)
+    try {
+      await this.store.markInUse(recording, log?.session)
+    } catch (error) {
+      await log?.close()
+      throw error
+    }
     this.#log = log
     this.#begun = true
     await this.#attempt(() => this.#reserve())
@@ -243,6 +253,7 @@ export class PersistentBitmaps implements BitmapKeeper {
 
   async #giveUpLog(reason: string) {
     if (this.#log && !this.#log.failed) await this.#logFailed(reason)
+    await this.#log?.close()
     this.#log = undefined
   }
 
@@ -253,7 +264,7 @@ export class PersistentBitmaps implements BitmapKeeper {
   async #storeAll({ closing, all = false }: { readonly closing: boolean; readonly all?: boolean }) {
     if (!closing && this.#recording && !this.#begun && this.#inFlight.total > 0) await this.#begin()
     const before = this.#log
-    if (before?.failed || (!before && this.#begun && !closing)) this.#log = await this.#newLog()
+    if (!closing && this.#begun && (!before || before.failed)) this.#log = await this.#newLog()
     const log = closing ? undefined : this.#log
 
     const inUse = !closing && this.#begun
@@ -290,6 +301,10 @@ export class PersistentBitmaps implements BitmapKeeper {
     if (before === this.#log) this.#log = undefined
     await before.close()
     await logs?.remove(before.id)
+  }
+
+  #newInFlight() {
+    return new InFlight(this.set.size, this.options.logs?.smallestRegion)
   }
 
   #reserve() {

@@ -111,6 +111,11 @@ export class GraphNode {
     return true
   }
 
+  /** Stores its persistent bitmaps as they are now, with writes going on. */
+  async storeBitmaps() {
+    await this.#persistence?.storeNow()
+  }
+
   /** How many regions of the disk the activity log has, and how often writes have waited for it. */
   get activity() {
     return this.#persistence?.activity

@@ -1,108 +1,25 @@
 // Persistent bitmaps: what a node keeps with its image while it is open, when it is closed and after a crash.
 
-import { existsSync, readdirSync } from 'node:fs'
-import { copyFile, mkdir } from 'node:fs/promises'
+import { readdirSync } from 'node:fs'
 import t from 'tap'
-import { ActivityFolder } from '../../src/bitmaps/activity-folder.ts'
-import { bitmapAdd, bitmapClear, bitmapDisable, bitmapEnable, bitmapMerge, bitmapRemove } from '../../src/bitmaps/actions.ts'
-import type { Action } from '../../src/block/action.ts'
+import { z } from 'zod'
+import { NoSpace } from '../../src/base/errors.ts'
+import { bitmapAdd, bitmapMerge } from '../../src/bitmaps/actions.ts'
+import type { AnyDriver } from '../../src/block/driver.ts'
 import { Graph } from '../../src/block/graph.ts'
-import { ALL, Permission } from '../../src/block/permissions.ts'
 import { drivers } from '../../src/drivers/index.ts'
+import { createImage } from '../../src/drivers/qcow2/create.ts'
 import { transact } from '../../src/transactions/transact.ts'
-import { missing, qemuCheck, qemuImg, qemuIo, scratchFolder } from '../helpers/qemu.ts'
-import { randomBytes } from '../helpers/random-bytes.ts'
+import { bitmapWorld, stateOf } from '../helpers/bitmap-world.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
+import { missing, qemuCheck, qemuImg, qemuIo } from '../helpers/qemu.ts'
 
 const skip = missing('qemu-img', 'qemu-io')
 const MiB = 1 << 20
 
-/** A daemon's graph over a folder, which `crash` leaves as a kill would. */
-async function world(stack: AsyncDisposableStack, { logged = true, size = '64M', options = '' } = {}) {
-  const folder = await scratchFolder(stack)
-  const image = `${folder}/image.qcow2`
-  await qemuImg('create', '-q', '-f', 'qcow2', ...(options ? ['-o', options] : []), image, size)
-  return new World(folder, image, logged)
-}
-
-class World {
-  #crashes = 0
-
-  constructor(
-    readonly folder: string,
-    public image: string,
-    private readonly logged: boolean,
-  ) {}
-
-  get logs() {
-    return `${this.folder}/activity`
-  }
-
-  async open(more: object = {}) {
-    const graph = new Graph(drivers, { logs: this.logged ? new ActivityFolder(this.logs) : undefined })
-    const events: string[] = []
-    graph.watch((_name, event) => void events.push(event.error.message))
-    const node = await graph.add({
-      driver: 'qcow2',
-      'node-name': 'disk',
-      discard: 'unmap',
-      ...more,
-      file: { driver: 'file', filename: this.image, discard: 'unmap', ...more },
-    })
-    const edge = node.readOnly
-      ? undefined
-      : graph.attach(node, { description: 'a guest', perm: Permission.write | Permission.resize, shared: ALL })
-    const bitmaps = () => node.bitmaps
-    return {
-      graph,
-      node,
-      events,
-      write: (offset: number, length: number, seed = 1) => edge!.write(offset, randomBytes(length, seed)),
-      do: (...actions: Action[]) => transact(actions, commits => graph.drained([node], commits)),
-      add: (name: string, granularity = 65536, disabled = false) =>
-        bitmapAdd(bitmaps, { name, granularity, persistent: true, disabled }),
-      clear: (name: string) => bitmapClear(bitmaps, name),
-      enable: (name: string) => bitmapEnable(bitmaps, name),
-      disable: (name: string) => bitmapDisable(bitmaps, name),
-      remove: (name: string) => bitmapRemove(bitmaps, name),
-      merge: (target: string, ...sources: string[]) =>
-        bitmapMerge(
-          bitmaps,
-          target,
-          sources.map(name => ({ name })),
-        ),
-      close: () => graph[Symbol.asyncDispose](),
-    }
-  }
-
-  /** What is in the files now is what the next daemon finds. The old one goes on with files that nobody sees. */
-  async crash() {
-    const folder = `${this.folder}/${++this.#crashes}`
-    await mkdir(folder)
-    await copyFile(this.image, `${folder}/image.qcow2`)
-    return new World(folder, `${folder}/image.qcow2`, this.logged).#withLogs(this.logs)
-  }
-
-  async #withLogs(from: string) {
-    if (!existsSync(from)) return this
-    await mkdir(this.logs)
-    for (const name of readdirSync(from)) await copyFile(`${from}/${name}`, `${this.logs}/${name}`)
-    return this
-  }
-}
-
-type Opened = Awaited<ReturnType<World['open']>>
-
-const stateOf = ({ node }: Opened) =>
-  Object.fromEntries(
-    Array.from(node.bitmaps, bitmap => [
-      bitmap.name,
-      bitmap.inconsistent ? 'inconsistent' : `${bitmap.recording ? 'on' : 'off'} ${bitmap.count / bitmap.granularity}`,
-    ]),
-  )
-
 t.test('an orderly end keeps them all, and leaves nothing in use and no log', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
-  const disk = await world(stack)
+  const disk = await bitmapWorld(stack)
   {
     const opened = await disk.open()
     await opened.do(opened.add('a'), opened.add('b', 4096), opened.add('off', 512, true))
@@ -136,10 +53,10 @@ t.test(
   async t => {
     for (const logged of [true, false]) {
       await using stack = new AsyncDisposableStack()
-      const disk = await world(stack, { logged })
+      const disk = await bitmapWorld(stack, { logged })
       const opened = await disk.open()
       await opened.do(opened.add('a'), opened.add('off', 65536, true))
-      t.same(stateOf(await (await disk.crash()).open()), { a: 'on 0', off: 'off 0' }, 'before the first write')
+      t.same(await disk.stateAfterCrash(), { a: 'on 0', off: 'off 0' }, 'before the first write')
       await opened.write(10 * MiB, 100)
       await opened.do(opened.merge('off', 'a'))
       await opened.write(20 * MiB, 100)
@@ -148,8 +65,100 @@ t.test(
       const found = await crashed.open()
       t.same(stateOf(found), logged ? { a: 'on 17', off: 'off 1' } : { a: 'inconsistent', off: 'off 1' })
       await found.close()
-      t.same(stateOf(await crashed.open()), logged ? { a: 'on 17', off: 'off 1' } : { a: 'inconsistent', off: 'off 1' })
+      const again = await crashed.open()
+      t.same(stateOf(again), logged ? { a: 'on 17', off: 'off 1' } : { a: 'inconsistent', off: 'off 1' })
       await opened.close()
     }
+  },
+)
+
+t.test('a bitmap for which there is no room is refused, and one that was added is stored when there is none left', async t => {
+  const disk = new MemoryNode(Buffer.alloc(0))
+  const resize = disk.resize.bind(disk)
+  await createImage(disk, { size: 64 * MiB, clusterSize: 4096 })
+  let room = disk.size + 8 * 4096
+  disk.resize = async size => {
+    if (size > Math.max(room, disk.size)) throw new NoSpace('the disk is full')
+    await resize(size)
+  }
+  const full: AnyDriver = { name: 'full', options: z.strictObject({}), children: {}, open: async () => disk }
+  const open = async () => {
+    const graph = new Graph([full, ...drivers])
+    const node = await graph.add({ driver: 'qcow2', 'node-name': 'disk', file: { driver: 'full' } })
+    const add = (name: string, granularity: number) =>
+      transact([bitmapAdd(() => node.bitmaps, { name, granularity, persistent: true })], async commits => commits())
+    return { graph, node, add }
+  }
+  {
+    const { graph, node, add } = await open()
+    await add('fine', 4096)
+    await t.rejects(add('finest', 512), NoSpace)
+    t.same(
+      [...node.bitmaps].map(({ name }) => name),
+      ['fine'],
+    )
+    room = 0
+    for (const [name, length] of [
+      ['low', 5 * MiB],
+      ['most', 64 * MiB - 5000],
+    ] as const) {
+      node.bitmaps.add({ name, granularity: 4096, disabled: true }).mark(0, length)
+      await transact([bitmapMerge(() => node.bitmaps, 'fine', [{ name }])], async commits => commits())
+    }
+    await t.rejects(add('more', 4096), NoSpace)
+    await graph[Symbol.asyncDispose]()
+  }
+  const { graph, node } = await open()
+  t.equal(node.bitmaps.get('fine').count, 64 * MiB - 4096)
+  t.notOk(node.bitmaps.get('fine').inconsistent)
+  await graph[Symbol.asyncDispose]()
+})
+
+t.test(
+  'a disk that grows keeps its bitmaps, its tail is dirty in those that record, and a crash loses neither',
+  { skip },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const disk = await bitmapWorld(stack)
+    const opened = await disk.open()
+    await opened.do(opened.add('on'), opened.add('off', 65536, true))
+    await opened.write(0, 100)
+    await opened.graph.resize(opened.node, 80 * MiB)
+    const grown = { on: 'on 257', off: 'off 0' }
+    t.same(stateOf(opened), grown)
+    t.same(await disk.stateAfterCrash(), grown)
+    await opened.write(79 * MiB, 100)
+    await opened.close()
+    t.same(opened.events, [])
+    t.equal(await qemuCheck(disk.image), '')
+    const info = JSON.parse(await qemuImg('info', '--output=json', disk.image))['format-specific'].data.bitmaps
+    t.notMatch(JSON.stringify(info), /in-use/)
+  },
+)
+
+t.test(
+  'a log that fails does not fail the guest: it is told, and a crash makes bitmaps inconsistent until they are stored',
+  { skip },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const disk = await bitmapWorld(stack)
+    const opened = await disk.open()
+    await opened.do(opened.add('a'))
+    await opened.write(0, 100)
+    const [name] = readdirSync(disk.logs)
+    opened.breakLogs()
+    await opened.write(30 * MiB, 100)
+    t.match(opened.events, [/not safe from a crash/])
+    await opened.write(50 * MiB, 100)
+    t.ok(readdirSync(disk.logs).includes(name!))
+    t.same(await disk.stateAfterCrash(), { a: 'inconsistent' })
+    opened.mendLogs()
+    await opened.node.storeBitmaps()
+    await opened.write(40 * MiB, 100)
+    t.match(await disk.stateAfterCrash(), { a: /^on/ })
+    await opened.close()
+    const again = await disk.open()
+    t.same(stateOf(again), { a: 'on 4' })
+    await again.close()
   },
 )

@@ -23,6 +23,14 @@ export class SimulatedDisk implements BlockNode {
   /** Called before each request that changes something, which may then never be done. */
   onChange: () => void = () => undefined
 
+  /** One on which this is durable. */
+  static holding(bytes: Buffer) {
+    const disk = new SimulatedDisk()
+    disk.#bytes = Buffer.from(bytes)
+    disk.#durable = Buffer.from(bytes)
+    return disk
+  }
+
   get size() {
     return this.#bytes.length
   }
@@ -58,9 +66,9 @@ export class SimulatedDisk implements BlockNode {
     const { length } = this.#pending
     const bytes = this.size
     await turn()
-    const pending = this.#pending.splice(0, length)
-    if (bytes !== this.#durable.length) this.#durable = applied(this.#durable, pending, bytes, () => true)
-    else for (const piece of pending) this.#durable.set(piece.data, piece.offset)
+    const written = this.#pending.splice(0, length)
+    if (bytes === this.#durable.length) for (const piece of written) put(this.#durable, piece)
+    else this.#durable = applied(this.#durable, written, bytes, () => true)
   }
 
   async *extents(range: Range): AsyncGenerator<Extent> {
@@ -91,6 +99,10 @@ export class SimulatedDisk implements BlockNode {
 
 function applied(base: Buffer, pending: readonly Pending[], size: number, keep: () => boolean): Buffer {
   const bytes = Buffer.concat([base.subarray(0, size), Buffer.alloc(Math.max(0, size - base.length))])
-  for (const piece of pending) if (keep() && endOf(piece) <= bytes.length) bytes.set(piece.data, piece.offset)
+  for (const piece of pending) if (keep()) put(bytes, piece)
   return bytes
+}
+
+function put(bytes: Buffer, piece: Pending) {
+  if (endOf(piece) <= bytes.length) bytes.set(piece.data, piece.offset)
 }

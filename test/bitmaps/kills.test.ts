@@ -1,0 +1,14 @@
+// The daemon is killed under load: every write that was answered is there, and every granule that has changed is marked.
+
+import t from 'tap'
+import { killRepeatedly } from '../helpers/kill-daemon.ts'
+import { missing } from '../helpers/tools.ts'
+
+t.test('a daemon that is killed loses no mark and no write', { skip: missing('qemu-img') }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const seed = Date.now() % 1e6
+  const { wrong, kills, answeredWrites, changed } = await killRepeatedly(stack, { kills: 10, seed })
+  t.same(wrong, [])
+  t.equal(kills, 10)
+  t.ok(answeredWrites > 0 && changed > 0, `${answeredWrites} writes were answered, and ${changed} granules had changed`)
+})
