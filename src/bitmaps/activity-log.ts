@@ -61,13 +61,16 @@ export class ActivityLog {
   #running: Promise<unknown> = Promise.resolve()
   #next: Promise<void> | undefined
   #failed = false
+  #reason = ''
+  #distrusted = false
+  #distrusting: Promise<void> | undefined
   #syncs = 0
 
   private constructor(
     readonly id: string,
     private readonly file: LogFile,
     private readonly inFlight: InFlight,
-    /** Called once when it cannot be written any more; until that returns, writes that are not in the log wait. */
+    /** Called when it cannot be written any more; until that returns, writes that are not in the log wait. */
     private readonly onFailure: (reason: string) => Promise<void>,
   ) {
     this.#logged = new Uint8Array(inFlight.counts.length)
@@ -114,7 +117,9 @@ export class ActivityLog {
       missing = true
       this.#missing.add(region)
     }
-    return missing && !this.#failed ? this.#sync() : undefined
+    if (!missing) return undefined
+    if (this.#failed) return this.#distrusted ? undefined : this.#distrust()
+    return this.#sync()
   }
 
   /** All bitmaps are copied at this very moment, to be stored as the next generation. */
@@ -212,8 +217,17 @@ export class ActivityLog {
       if (durably) await this.file.sync()
     } catch (error) {
       this.#failed = true
-      await this.onFailure(messageOf(error))
+      this.#reason = messageOf(error)
+      await this.#distrust()
     }
+  }
+
+  /** When it returns the image trusts the log no more. Where that fails, it is tried again with the next write. */
+  #distrust(): Promise<void> {
+    this.#distrusting ??= this.onFailure(this.#reason)
+      .then(() => void (this.#distrusted = true))
+      .finally(() => (this.#distrusting = undefined))
+    return this.#distrusting
   }
 
   #alone<T>(work: () => Promise<T>): Promise<T> {

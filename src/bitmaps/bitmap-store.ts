@@ -53,7 +53,7 @@ export interface BitmapsChange {
   /** New ones, and those that take the place of the ones of the same name. All others stay as they are. */
   readonly stored: readonly BitmapToStore[]
   readonly removed: readonly string[]
-  /** Undefined: what is in use means nothing to anybody. */
+  /** Undefined: what is in use means nothing to anybody. To be asked for at the last moment: a log may fail. */
   readonly session: Session | undefined
 }
 

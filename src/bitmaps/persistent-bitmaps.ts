@@ -43,7 +43,7 @@ type NamedBitmap = DirtyBitmap & { readonly name: string }
 
 /** What is stored of one: as it was at this revision of this bitmap. */
 interface Kept {
-  readonly bitmap: DirtyBitmap | undefined
+  readonly bitmap: DirtyBitmap
   readonly revision: number
   readonly enabled: boolean
 }
@@ -110,7 +110,7 @@ export class PersistentBitmaps implements BitmapKeeper {
   // For the set (BitmapKeeper).
 
   changed() {
-    this.#recording = !this.options.readOnly && [...this.set].some(bitmap => bitmap.persistent && bitmap.recording)
+    this.#updateRecording()
     if (!this.#closed) this.#later('settle')
   }
 
@@ -156,7 +156,7 @@ export class PersistentBitmaps implements BitmapKeeper {
     await this.#inTurn(async () => {
       if (this.#kept.size === 0) return
       if (!this.#begun) await this.#begin()
-      await this.store.markInUse([...this.#kept.keys()], this.#log?.session)
+      await this.store.markInUse([...this.#kept.keys()], this.#log?.failed ? undefined : this.#log?.session)
     })
   }
 
@@ -279,13 +279,22 @@ export class PersistentBitmaps implements BitmapKeeper {
 
     try {
       const session = await log?.announce()
-      await this.store.store({ stored: copies.map(({ stored }) => stored), removed, session })
+      const stored = copies.map(copy => copy.stored)
+      await this.store.store({
+        stored,
+        removed,
+        // Asked for when it is written: a log that has failed by then is not trusted again.
+        get session() {
+          return log?.failed ? undefined : session
+        },
+      })
     } catch (error) {
       log?.notStored()
       throw error
     }
     for (const name of removed) this.#kept.delete(name)
     for (const { bitmap, revision, stored } of copies) this.#kept.set(bitmap.name, { bitmap, revision, enabled: stored.enabled })
+    this.#updateRecording()
     if (closing) this.#begun = false
     await log?.stored()
     await this.#attempt(() => this.#forgetLogs(before))
@@ -301,6 +310,13 @@ export class PersistentBitmaps implements BitmapKeeper {
     if (before === this.#log) this.#log = undefined
     await before.close()
     await logs?.remove(before.id)
+  }
+
+  /** Also while one that no longer records, or is gone, is still stored as one that does: a crash would bring it back. */
+  #updateRecording() {
+    const { readOnly } = this.options
+    const stored = () => [...this.#kept.values()].some(({ bitmap, enabled }) => enabled && !bitmap.inconsistent)
+    this.#recording = !readOnly && ([...this.set].some(bitmap => bitmap.persistent && bitmap.recording) || stored())
   }
 
   #newInFlight() {

@@ -81,11 +81,12 @@ export class Qcow2BitmapStore implements BitmapStore {
     this.#trim()
   }
 
-  async store({ stored, removed, session }: BitmapsChange) {
+  async store(change: BitmapsChange) {
+    const { stored, removed } = change
     const clusters = await changeBitmaps(this.image, {
       stored: stored.map(contentOf),
       removed,
-      session: session && { ...session, size: this.image.size },
+      session: () => change.session && { ...change.session, size: this.image.size },
       spare: this.#spare,
     })
     for (const name of removed) {

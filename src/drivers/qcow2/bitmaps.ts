@@ -121,7 +121,8 @@ export interface BitmapsChange {
   readonly stored: readonly BitmapContent[]
   /** Also those that are damaged. */
   readonly removed?: readonly string[]
-  readonly session?: SessionExtension | undefined
+  /** Asked for when the header is written. */
+  readonly session?: (() => SessionExtension | undefined) | undefined
   /** Where clusters come from and go to, before the image is asked. */
   readonly spare?: SpareClusters | undefined
 }
@@ -335,7 +336,7 @@ const distrusted = (image: Image, entry: DirectoryEntry): NewEntry =>
 async function replaceDirectory(
   image: Image,
   entries: readonly NewEntry[],
-  session: SessionExtension | undefined,
+  session: BitmapsChange['session'],
   added: Run[],
   spare: SpareClusters | undefined,
 ) {
@@ -356,7 +357,7 @@ async function replaceDirectory(
     await image.writeback.flush()
     added.length = 0 // whatever happens from here on, the header may point to them
     const bitmaps = { count: entries.length, directorySize: bytes.length, directoryOffset: run.offset }
-    await image.updateHeader({ bitmaps, session, autoclear: image.header.autoclear | Autoclear.bitmaps })
+    await image.updateHeader({ bitmaps, session: session?.(), autoclear: image.header.autoclear | Autoclear.bitmaps })
   }
   if (old && old.directorySize > 0 && old.directoryOffset % clusterSize === 0 && old.directoryOffset > 0)
     await giveBackRange(image, old.directoryOffset, Math.ceil(old.directorySize / clusterSize), spare)
