@@ -11,6 +11,7 @@ import { fleecing } from './fleecing.ts'
 import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
+import { persistentBitmaps } from './persistent-bitmaps.ts'
 import { snapshots } from './snapshots.ts'
 
 export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
@@ -32,3 +33,6 @@ export const snapshotScenarios: Readonly<Record<string, readonly Scenario[]>> = 
 /** Those of jobs that change backing chains: likewise, a file for each kind. */
 export const streamScenarios: Readonly<Record<string, readonly Scenario[]>> = { streams }
 export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { commits }
+
+/** Those of bitmaps that are kept with images: a test file of their own. */
+export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
