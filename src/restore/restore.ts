@@ -4,8 +4,8 @@
 // holds is read and hashed first, and only what differs is fetched and written.
 
 import { InvalidParameter } from '../base/errors.ts'
-import type { Range } from '../base/ranges.ts'
-import type { BlockIo } from '../block/driver.ts'
+import { pieces, type Range } from '../base/ranges.ts'
+import type { BlockIo, Extent } from '../block/driver.ts'
 import { ChunkFetch } from '../repository/chunk-fetch.ts'
 import type { Damaged } from '../repository/faults.ts'
 import type { DiskManifest } from '../repository/manifest.ts'
@@ -20,8 +20,8 @@ export interface RestoreOptions {
   readonly sink: Pick<BlockIo, 'size' | 'write' | 'zero' | 'flush'>
   /** The sink reads as zeroes all over: holes need not be written. */
   readonly sinkIsZero?: boolean
-  /** Read the sink with this, and write only what differs. */
-  readonly inPlace?: Pick<BlockIo, 'read'>
+  /** Read the sink with this, and write only what differs. Where it says what reads as zeroes, that is not zeroed again. */
+  readonly inPlace?: Pick<BlockIo, 'read'> & Partial<Pick<BlockIo, 'extents'>>
   /** Told of each range that cannot be restored, which then is not written. Without it the restore fails at the first one. */
   readonly damaged?: (range: Range, error: Damaged) => void
   /** Bytes of requests in flight. */
@@ -75,11 +75,13 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
   const compare = inPlace && new InPlace(sealer, keys.idKey, inPlace, stop)
   const clear = async (from: number, to: number) => {
     if (sinkIsZero || from >= to) return
-    for (let at = from; at < to; at += ZERO_STEP) {
-      stop.throwIfAborted()
-      await sink.zero({ offset: at, length: Math.min(ZERO_STEP, to - at) }, { unmap: true })
-    }
-    progress.zeroed += to - from
+    const all = { offset: from, length: to - from }
+    for await (const range of inPlace?.extents ? notZero(inPlace.extents(all)) : [all])
+      for (const piece of pieces(range, ZERO_STEP)) {
+        stop.throwIfAborted()
+        await sink.zero(piece, { unmap: true })
+        progress.zeroed += piece.length
+      }
   }
   let told = 0
   try {
@@ -105,6 +107,10 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
     await compare?.drop()
     await fetch.drop()
   }
+}
+
+async function* notZero(extents: AsyncIterable<Extent>): AsyncGenerator<Range> {
+  for await (const { offset, length, zero } of extents) if (!zero) yield { offset, length }
 }
 
 interface Compared {

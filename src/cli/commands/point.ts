@@ -3,8 +3,9 @@
 import { formatSize } from '../../base/units.ts'
 import { verb, type Noun } from '../define.ts'
 import { clean, formatTime } from '../format.ts'
-import { configOption, pointKey, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
+import { configOption, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
 import { note, print, printJson } from '../output.ts'
+import { findPointKey, pointArgument } from '../point-name.ts'
 import { facts, table } from '../table.ts'
 import { checkRepository } from '../verify-repository.ts'
 import { Option } from 'commander'
@@ -43,7 +44,7 @@ interface Named {
   readonly repository: string
   readonly point: string
 }
-const pointArguments = { ...repositoryArgument, '<point>': 'as `point list` shows it: MACHINE/TIME-ID' }
+const pointArguments = { ...repositoryArgument, ...pointArgument }
 
 const show = verb<Named, ConfigOption>({
   name: 'show',
@@ -54,7 +55,7 @@ const show = verb<Named, ConfigOption>({
   examples: [['stillpoint point show offsite db/20261125T020000Z-1a2b3c4d', 'with what `point list` shows']],
   run: ({ args, options, json }) =>
     withRepository(args.repository, options, async repository => {
-      const { key, manifest } = await repository.point(pointKey(args.point))
+      const { key, manifest } = await repository.point(await findPointKey(repository, args.point))
       if (json) return printJson({ point: shortPoint(key), ...manifest })
       print(
         facts({
@@ -88,7 +89,7 @@ const verifyPoint = verb<Named, ConfigOption>({
   examples: [['stillpoint point verify offsite db/20261125T020000Z-1a2b3c4d', 'exits with 21 when something of it is damaged']],
   run: ({ args, options, json }) =>
     withRepository(args.repository, options, async repository => {
-      const { key } = await repository.point(pointKey(args.point))
+      const key = await findPointKey(repository, args.point)
       return checkRepository(repository, { level: 'deep', points: [key] }, json)
     }),
 })

@@ -1,0 +1,32 @@
+// Work that ends in an orderly way when the user has enough of it: the first signal asks it to stop, the second ends the program.
+
+import { Cancelled } from '../base/errors.ts'
+import { exitCodes } from './exit-codes.ts'
+
+const codes = { SIGINT: exitCodes.interrupted, SIGTERM: exitCodes.terminated } as const
+
+class Stopped extends Cancelled {
+  constructor(
+    signal: string,
+    override readonly exitCode: number,
+  ) {
+    super(`stopped by ${signal}`)
+  }
+}
+
+export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stop = new AbortController()
+  const listeners = Object.entries(codes).map(([name, code]) => {
+    const listener = () => stop.abort(new Stopped(name, code))
+    process.once(name, listener)
+    return () => process.off(name, listener)
+  })
+  try {
+    return await work(stop.signal)
+  } catch (error) {
+    // Whatever failed because of it: the reason is what the user did.
+    throw stop.signal.aborted ? stop.signal.reason : error
+  } finally {
+    for (const remove of listeners) remove()
+  }
+}
