@@ -17,7 +17,7 @@ export interface Parent {
   readonly description: string
   /** What the node is to it: `root`, `file`, `backing`, ... */
   readonly childName: string
-  /** Told when its edge leads elsewhere. */
+  /** Told when its edge leads elsewhere, or that of a node below it. */
   readonly moved?: (() => void) | undefined
   /** The node above; undefined for a root, and until that node is open. */
   node?: GraphNode
@@ -48,7 +48,7 @@ export class Edge implements BlockIo {
     this.child.parents.delete(this)
     this.child = node
     node.parents.add(this)
-    this.parent.moved?.()
+    tellRoots(this)
   }
 
   get size() {
@@ -144,4 +144,10 @@ function isEmpty(node: GraphNode, offset: number, length: number) {
   if (!(offset >= 0 && length >= 0 && offset + length <= size))
     throw new OutOfRange(`bytes ${offset}+${length} are outside of '${node.name}', which has ${size}`)
   return length === 0
+}
+
+/** What is below the roots above has changed. */
+export function tellRoots({ parent }: Edge) {
+  parent.moved?.()
+  for (const above of parent.node?.parents ?? []) tellRoots(above)
 }

@@ -8,7 +8,7 @@ import { InvalidParameter, NotFound } from '../base/errors.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { drained, reachable } from './drain.ts'
-import { Edge } from './edge.ts'
+import { Edge, tellRoots } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
 import { NodeOpener } from './node-opener.ts'
 import { Objects } from './objects.ts'
@@ -20,8 +20,8 @@ export interface RootUser extends Permissions {
   /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
   readonly description: string
   readonly childName?: string
-  /** Called when the node has been replaced. */
-  readonly moved?: () => void
+  /** Called when the node has been replaced, or one below it. Where that was while writes were held, they are until this is done, too. */
+  readonly moved?: () => void | Promise<void>
 }
 
 export type NodeWatcher = (nodeName: string, event: NodeEvent) => void
@@ -31,6 +31,8 @@ export const READER: Permissions = { perm: Permission.consistentRead, shared: AL
 
 export class Graph implements AsyncDisposable {
   readonly objects = new Objects()
+  /** What users of roots do because those were moved. Each sees to its own failures. */
+  readonly #following = new Set<Promise<void>>()
   /** By name, oldest first. */
   readonly #nodes = new Map<string, GraphNode>()
   readonly #roots = new Set<Edge>()
@@ -110,7 +112,7 @@ export class Graph implements AsyncDisposable {
   attach(node: GraphNode, { description, childName = 'root', moved, perm, shared }: RootUser): Edge {
     if (perm & (Permission.write | Permission.resize) && node.readOnly)
       throw new InvalidParameter(`Block node '${node.name}' is read-only`)
-    const edge = new Edge({ description, childName, moved }, node)
+    const edge = new Edge({ description, childName, moved: moved && (() => this.#follow(moved())) }, node)
     try {
       planPermissions({ moved: new Map(), asked: new Map([[edge, { perm, shared }]]) }).commit()
     } catch (error) {
@@ -182,6 +184,7 @@ export class Graph implements AsyncDisposable {
         if (to) edge.pointTo(to)
         else edge.node.parents.delete(edge)
         node.setBacking(to && edge)
+        if (!to) tellRoots(edge)
       },
       abort: () => plan.abort(),
     }
@@ -196,7 +199,7 @@ export class Graph implements AsyncDisposable {
   async reopen(changes: readonly Change[]) {
     const nodes = changes.map(({ node }) => node)
     const unused = new Set<GraphNode>()
-    await drained(this.#writers(nodes), async () => {
+    await this.drained(nodes, async () => {
       for (const node of await reopen(changes, this.#opener)) unused.add(node)
     })
     for (const node of nodes) await node.finished()
@@ -221,7 +224,19 @@ export class Graph implements AsyncDisposable {
 
   /** Calls `moment` while no write is under way on these nodes, or on any. `except`: a root by which `moment` itself writes. See drain.ts. */
   drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T | Promise<T>, except?: Edge): Promise<T> {
-    return drained(this.#writers(nodes, except), moment)
+    const followed = async () => {
+      const result = await moment()
+      await Promise.all(this.#following)
+      return result
+    }
+    return drained(this.#writers(nodes, except), followed)
+  }
+
+  /** What a user of a root does because it was moved. */
+  #follow(done: void | Promise<void>) {
+    if (!done) return
+    const following = done.finally(() => this.#following.delete(following))
+    this.#following.add(following)
   }
 
   /** The roots on which writes can come to these nodes, or to any. */

@@ -91,8 +91,11 @@ export class Machine implements AsyncDisposable {
     this.#places = text
   }
 
-  /** Filters of sessions and jobs come and go; what counts is the image. */
-  diskMoved() {
+  /**
+   * Filters of sessions and jobs come and go; what counts is the image. Guests wait for this where a job puts another image in its place, so that
+   * nothing is written there before a restart would find it.
+   */
+  diskMoved(): Promise<void> {
     this.#remembering = this.#remembering
       .then(() => this.rememberPlaces())
       .catch((error: unknown) =>
@@ -101,6 +104,7 @@ export class Machine implements AsyncDisposable {
           err: error,
         }),
       )
+    return this.#remembering
   }
 
   /** @throws NotFound */
