@@ -154,6 +154,12 @@ class Commit implements JobWork {
       signal,
     )
     if (ignored) throw asError(ignored)
+    // Behind the end of what is committed the disk reads zeroes, and not what the base has there.
+    if (to.size > from.size) {
+      const hidden = { offset: from.size, length: to.size - from.size }
+      await to.zero(hidden, { unmap: true, unchanged: true })
+      this.#copied.mark(hidden.offset, hidden.length)
+    }
     await to.flush()
   }
 
