@@ -77,7 +77,17 @@ export class Appliance implements AsyncDisposable {
     const configured = settings.nbd.length > 0 ? exports : undefined
     const onDemandServer = parts.use(new OnDemandServer(configured, nodeExports, { log, memory }))
     const backups = parts.use(
-      new Backups({ graph, scratch, exports, nodeExports, emit: events.emit, turns, log, expireMs: settings.sessions.expireMs }),
+      new Backups({
+        graph,
+        scratch,
+        exports,
+        nodeExports,
+        emit: events.emit,
+        turns,
+        log,
+        expireMs: settings.sessions.expireMs,
+        repositories: settings.repositories,
+      }),
     )
     const jobs = new Jobs(events.emit, turns)
     parts.defer(() => jobs.cancelAll())

@@ -3,9 +3,8 @@
 import { Option } from 'commander'
 import { NotFound } from '../base/errors.ts'
 import { nearest } from '../base/nearest.ts'
-import { readSecret } from '../base/secret-reference.ts'
+import type { Place } from '../push/open-place.ts'
 import type { Repository } from '../repository/repository.ts'
-import type { Target } from '../repository/target.ts'
 import { DEFAULT_FILE } from './commands/daemon.ts'
 import { Misuse } from './failure.ts'
 
@@ -17,22 +16,14 @@ export const configOption = () => new Option('--config <file>', `the configurati
 
 export const repositoryArgument = { '<repository>': 'its name in the configuration' }
 
-interface Place extends AsyncDisposable {
-  readonly target: Target
-  readonly passphrase: string | undefined
-}
-
 /** Its store, whether or not there is a repository yet. @throws NotFound where the configuration has no such name */
 export async function openPlace(name: string, { config = DEFAULT_FILE }: ConfigOption): Promise<Place> {
   const { loadSettings } = await import('../settings/load.ts')
   const { repositories } = await loadSettings(config)
   const settings = repositories[name]
   if (!settings) throw new NotFound(`${config} has no repository '${name}'${known(name, Object.keys(repositories))}`)
-  const [{ openTarget }, { createLog }] = await Promise.all([import('../push/target.ts'), import('../base/log.ts')])
-  const passphrase =
-    settings.key === undefined ? undefined : await readSecret(settings.key, `repositories.${name}.encryption.key`)
-  const target = await openTarget(settings.target, { log: createLog('warn') }, `repositories.${name}`)
-  return { target, passphrase, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
+  const [{ openPlace: open }, { createLog }] = await Promise.all([import('../push/open-place.ts'), import('../base/log.ts')])
+  return open(name, settings, createLog('warn'))
 }
 
 const known = (name: string, names: readonly string[]) => {
@@ -44,8 +35,8 @@ const known = (name: string, names: readonly string[]) => {
 /** Works on the repository, and closes its store afterwards. */
 export async function withRepository<T>(name: string, options: ConfigOption, work: (repository: Repository) => Promise<T>) {
   await using place = await openPlace(name, options)
-  const { Repository } = await import('../repository/repository.ts')
-  return await work(await Repository.open(place.target, { passphrase: place.passphrase }))
+  const { openRepository } = await import('../push/open-place.ts')
+  return await work(await openRepository(place))
 }
 
 /** As a restore point is called among people: without what all of them begin with. */

@@ -16,11 +16,12 @@ export class Progress implements Disposable {
     private readonly total: number,
   ) {}
 
-  at(done: number): void {
+  /** `total`: where it becomes known on the way; `more` stands behind it. */
+  at(done: number, total = this.total, more = ''): void {
     if (!this.#shows || performance.now() < this.#next) return
     this.#next = performance.now() + EVERY_MS
     this.#shown = true
-    process.stderr.write(`\r${this.what}: ${formatShare(done, this.total)}\x1b[K`)
+    process.stderr.write(`\r${this.what}: ${formatShare(done, total)}${more}\x1b[K`)
   }
 
   /** The line goes. */

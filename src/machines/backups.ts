@@ -2,31 +2,28 @@
 
 import { setTimeout, clearTimeout } from 'node:timers'
 import { InvalidParameter, NotFound } from '../base/errors.ts'
-import type { Emit } from '../base/events.ts'
-import type { Log } from '../base/log.ts'
 import { timeName } from '../base/time.ts'
-import type { Turns } from '../base/turns.ts'
-import type { Graph } from '../block/graph.ts'
-import type { Scratch } from '../block/scratch.ts'
 import { Exports } from '../nbd-server/exports.ts'
 import type { NodeExport, NodeExports } from '../nbd-server/node-exports.ts'
 import { NbdServer } from '../nbd-server/server.ts'
 import { Freeze } from '../transactions/freeze.ts'
-import { transact } from '../transactions/transact.ts'
 import type { Checkpoints } from './checkpoints.ts'
 import { CollectChanges } from './collect-changes.ts'
+import { takeInstant } from './instant.ts'
 import type { Machine } from './machine.ts'
 import { PullSession } from './pull-session.ts'
+import { PushSession } from './push-session.ts'
+import { Pushes, type BeginPush, type PushesContext } from './pushes.ts'
 
-export interface BackupsContext {
-  readonly graph: Graph
-  readonly scratch: Scratch
+export interface BackupsContext extends PushesContext {
   readonly exports: Exports
   readonly nodeExports: NodeExports
-  readonly emit: Emit
-  readonly turns: Turns
-  readonly log: Log
   readonly expireMs: number
+}
+
+export interface PushOptions extends Omit<BeginPush, 'name'> {
+  /** Default: the machine's name, the repository's and the time. */
+  readonly name?: string | undefined
 }
 
 export interface PullOptions {
@@ -50,15 +47,27 @@ export class Backups implements AsyncDisposable {
   readonly #sessions = new Map<string, PullSession>()
   readonly #timers = new Map<string, NodeJS.Timeout>()
 
-  constructor(private readonly context: BackupsContext) {}
+  private readonly pushes: Pushes
 
-  [Symbol.iterator](): Iterator<PullSession> {
-    return this.#sessions.values()
+  constructor(private readonly context: BackupsContext) {
+    this.pushes = new Pushes(context)
+  }
+
+  /** One instant over all disks, which is read into a repository while the guests go on. */
+  async beginPush({ name: wanted, ...options }: PushOptions): Promise<PushSession> {
+    const name = wanted ?? `${options.machine.name}-${options.repository}-${timeName()}`
+    this.#checkNewName(name)
+    return this.pushes.begin({ name, ...options })
+  }
+
+  *[Symbol.iterator](): Iterator<PullSession | PushSession> {
+    yield* this.#sessions.values()
+    yield* this.pushes
   }
 
   /** @throws NotFound */
-  get(name: string): PullSession {
-    const session = this.#sessions.get(name)
+  get(name: string): PullSession | PushSession {
+    const session = this.#sessions.get(name) ?? this.pushes.find(name)
     if (!session) throw new NotFound(`there is no backup session '${name}'; 'stillpoint backup list' shows those that are open`)
     return session
   }
@@ -69,7 +78,6 @@ export class Backups implements AsyncDisposable {
     const { graph, scratch, log } = this.context
     const name = options.name ?? `${machine.name}-${timeName()}`
     this.#checkName(name, options)
-    if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)
       const changes =
@@ -78,35 +86,10 @@ export class Backups implements AsyncDisposable {
           : new CollectChanges(() => freeze.view, `backup-${disk.name}`, checkpoints.changesSince(since, disk))
       return { disk, freeze, changes }
     })
-    const actions = [
-      ...disks.flatMap(({ freeze, changes }) => [freeze, ...(changes ? [changes] : [])]),
-      ...(checkpoint === undefined ? [] : checkpoints.createActions(checkpoint)),
-    ]
-    let time = new Date()
-    if (checkpoint !== undefined) await checkpoints.announce(checkpoint)
-    try {
-      await transact(actions, commits =>
-        graph.drained(
-          machine.disks.map(({ node }) => node),
-          () => {
-            commits()
-            time = new Date()
-          },
-        ),
-      )
-    } catch (error) {
-      for (const { freeze } of disks) await freeze[Symbol.asyncDispose]()
-      if (checkpoint !== undefined) await checkpoints.withdraw()
-      throw error
-    }
-
-    await using undo = new AsyncDisposableStack()
-    for (const { freeze } of disks) undo.use(freeze)
-    if (checkpoint !== undefined) {
-      undo.defer(() => checkpoints.withdraw())
-      await checkpoints.add({ name: checkpoint, description, time })
-      undo.defer(async () => void (await checkpoints.delete(checkpoint)))
-    }
+    const instant = disks.map(({ disk, freeze, changes }) => ({ disk, freeze, changes: changes ? [changes] : [] }))
+    const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description })
+    const { time } = taken
+    await using undo = taken.undo
     const exports = socket === undefined ? this.context.exports : new Exports()
     const exported: NodeExport[] = []
     for (const { disk, freeze, changes } of disks) {
@@ -151,6 +134,8 @@ export class Backups implements AsyncDisposable {
   /** The reader has what it wanted; the session's checkpoint stays. @throws InvalidParameter when the views are lost */
   async finish(name: string) {
     const session = this.get(name)
+    if (session instanceof PushSession)
+      throw new InvalidParameter(`session '${name}' pushes, and ends by itself; 'stillpoint backup abort ${name}' stops it`)
     if (session.broken)
       throw new InvalidParameter(
         `the backup is not whole: ${session.broken.message}; 'stillpoint backup abort ${name}' ends the session`,
@@ -161,6 +146,7 @@ export class Backups implements AsyncDisposable {
   /** What was read of it is not to be used; the checkpoint that came with it is taken back. */
   async abort(name: string, reason = 'aborted by the user') {
     const session = this.get(name)
+    if (session instanceof PushSession) return this.pushes.abort(session)
     const { checkpoints, checkpoint } = session.parts
     await this.#end(session, 'BACKUP_ABORTED', { reason })
     if (checkpoint !== undefined && checkpoints.list.some(({ name }) => name === checkpoint)) await checkpoints.delete(checkpoint)
@@ -168,7 +154,8 @@ export class Backups implements AsyncDisposable {
 
   /** The daemon stops: nobody can read on. */
   async [Symbol.asyncDispose]() {
-    for (const session of this) await this.abort(session.name, 'the daemon stopped')
+    await this.pushes[Symbol.asyncDispose]()
+    for (const session of this.#sessions.values()) await this.abort(session.name, 'the daemon stopped')
   }
 
   async #end(session: PullSession, event: string, data: object) {
@@ -196,13 +183,17 @@ export class Backups implements AsyncDisposable {
       .catch((error: unknown) => log.error('an expired backup session could not be ended', { session: session.name, err: error }))
   }
 
-  #checkName(name: string, { machine, socket }: PullOptions) {
+  #checkNewName(name: string) {
     if (!NAME.test(name))
       throw new InvalidParameter(
         `'${name}' cannot be the name of a session: it may have up to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit`,
       )
-    if (this.#sessions.has(name))
+    if (this.#sessions.has(name) || this.pushes.find(name)?.concluded === false)
       throw new InvalidParameter(`there is a backup session '${name}' already; finish or abort it, or choose another name`)
+  }
+
+  #checkName(name: string, { machine, socket }: PullOptions) {
+    this.#checkNewName(name)
     const taken = machine.disks.map(disk => `${name}/${disk.name}`).find(wanted => this.context.exports.find(wanted))
     if (taken !== undefined && socket === undefined)
       throw new InvalidParameter(`there is an export '${taken}' already; choose another name for the session`)

@@ -11,12 +11,18 @@ import { mistrusted } from './mistrusted.ts'
 import { pushDisk, type DiskProgress } from './push-disk.ts'
 import { PushPlan } from './push-plan.ts'
 
+/** What changed on a disk since a checkpoint. */
+export interface Changes {
+  readonly bitmap: BitmapReader
+  readonly since: string
+}
+
 export interface PushDisk {
   readonly name: string
   /** The disk as it was at the instant; it does not change while it is read. */
   readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
-  /** What changed since a checkpoint; or why there is no such bitmap. */
-  readonly changes?: { readonly bitmap: BitmapReader; readonly since: string } | { readonly missing: string } | undefined
+  /** What changed since a checkpoint, or since each of several, of which the first that the repository knows counts; or why there is none. */
+  readonly changes?: Changes | readonly Changes[] | { readonly missing: string } | undefined
   /** The checkpoint of this instant, for a later push to start from. */
   readonly checkpoint?: string | undefined
 }
@@ -35,6 +41,8 @@ export interface DiskStart {
   /** The key of the restore point it is compared with, and the disk there. */
   readonly parent: string | undefined
   readonly parentDisk: DiskManifest | undefined
+  /** Since the parent; of mode `bitmap`. */
+  readonly changes?: Changes | undefined
 }
 
 export interface OneDisk {
@@ -69,13 +77,13 @@ export async function* pushOne(one: OneDisk, progress: PushProgress): AsyncGener
 }
 
 async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: PushProgress): AsyncGenerator<PushProgress, Pushed> {
-  const { source, name, changes } = disk
-  const { chunkSize, parentDisk } = start
+  const { source, name } = disk
+  const { chunkSize, parentDisk, changes } = start
   let { mode, why } = start
   let liar: Pushed['liar']
   let plan = new PushPlan(source.size, chunkSize, mode !== 'bitmap')
   let touched = parentDisk ? await mistrusted(writer, parentDisk, plan) : []
-  if (mode === 'bitmap' && parentDisk && changes && 'bitmap' in changes) {
+  if (mode === 'bitmap' && parentDisk && changes) {
     addChanges(plan, changes.bitmap, parentDisk.size)
     const idKey = writer.repository.keys.idKey
     const changed = await findChangedChunk({ source, plan, parent: parentDisk, nodes: writer.nodes, sealer, idKey })

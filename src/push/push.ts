@@ -13,7 +13,7 @@ import { Sealer } from '../repository/sealer.ts'
 import { finishCommits, RepositoryWriter } from '../repository/writer.ts'
 import { pushOne, type DiskStart, type PushDisk, type PushProgress } from './push-one.ts'
 
-export type { PushDisk, PushProgress } from './push-one.ts'
+export type { Changes, PushDisk, PushProgress } from './push-one.ts'
 
 export interface PushOptions {
   readonly repository: Repository
@@ -153,12 +153,12 @@ function decide(disk: PushDisk, earlier: Earlier, chunkSize: number): DiskStart 
   const { changes } = disk
   if (!changes) return { ...newest, mode: 'compare', why: 'no bitmap was given' }
   if ('missing' in changes) return { ...newest, mode: 'compare', why: changes.missing }
-  const base = candidates.find(({ parentDisk }) => parentDisk.checkpoint === changes.since)
-  if (!base)
-    return {
-      ...newest,
-      mode: 'compare',
-      why: `the repository has no restore point of checkpoint '${changes.since}'${aside}`,
-    }
-  return { ...base, mode: 'bitmap', why: `the bitmap has what changed since checkpoint '${changes.since}'` }
+  const offered = 'bitmap' in changes ? [changes] : changes
+  for (const one of offered) {
+    const base = candidates.find(({ parentDisk }) => parentDisk.checkpoint === one.since)
+    const why = `the bitmap has what changed since checkpoint '${one.since}'`
+    if (base) return { ...base, mode: 'bitmap', why, changes: one }
+  }
+  const names = offered.map(({ since }) => `'${since}'`).join(', ')
+  return { ...newest, mode: 'compare', why: `the repository has no restore point of checkpoint ${names}${aside}` }
 }

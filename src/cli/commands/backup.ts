@@ -1,4 +1,4 @@
-// stillpoint backup: sessions in which backup programs read a machine's disks as they were at one instant.
+// stillpoint backup: sessions in which a machine's disks are read as they were at one instant, by backup programs or into a repository.
 
 import { resolve } from 'node:path'
 import { Option } from 'commander'
@@ -8,14 +8,18 @@ import { verb, type Noun } from '../define.ts'
 import { Misuse } from '../failure.ts'
 import { formatSpan, formatTime } from '../format.ts'
 import { note, print, printJson } from '../output.ts'
+import { checkPushed, progressOf, waitForPush } from '../push-text.ts'
 import type { Listener, SessionInfo } from '../replies.ts'
 import { describeSession, sessionForPrograms } from '../session-text.ts'
-import { table } from '../table.ts'
+import { table, type Column } from '../table.ts'
 
 const SESSION = 'the session'
 
 interface StartOptions {
   pull?: boolean
+  /** The repository. */
+  push?: string
+  async?: boolean
   name?: string
   since?: string
   checkpoint?: string
@@ -28,14 +32,19 @@ interface StartOptions {
 
 const start = verb<{ machine: string }, StartOptions>({
   name: 'start',
-  summary: 'open a session: a frozen view of each disk of a machine, over NBD',
+  summary: 'back up a machine: into a repository, or as a session that a backup program reads over NBD',
   details:
-    'Prints the address of each disk, for nbdcopy, qemu-img and whatever else speaks NBD. Guests go on writing; what they overwrite is kept in scratch space until the session is finished or aborted, or expires.',
+    'All disks are frozen at one instant, and guests go on writing; what they overwrite is kept in scratch space until the session ends. --push: the daemon reads what changed since the last push into the repository of its configuration; the command waits for it, and ^C leaves it to the daemon. --pull: prints the address of each disk, for nbdcopy, qemu-img and whatever else speaks NBD; the session stays until it is finished or aborted, or expires.',
   arguments: { '<machine>': 'the machine, as the configuration calls it' },
   options: [
-    new Option('--pull', 'a backup program connects and reads'),
+    new Option('--push <repository>', 'the daemon reads, and stores a restore point there'),
+    new Option('--async', 'with --push: do not wait for its end'),
+    new Option('--pull', 'a backup program connects and reads').conflicts('push'),
     new Option('--name <name>', 'what to call the session (default: the machine and the time)'),
-    new Option('--since <checkpoint>', 'an increment: also say what changed since then'),
+    new Option(
+      '--since <checkpoint>',
+      'an increment: also say what changed since then; with --push: auto (the default: since the last push), full (read everything), or a checkpoint',
+    ),
     new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
     new Option('--description <text>', 'a note to keep with the checkpoint'),
     new Option('--socket <path>', "a unix socket of the session's own, where its exports are called as the disks"),
@@ -43,14 +52,20 @@ const start = verb<{ machine: string }, StartOptions>({
   ],
   namesDaemon: false,
   examples: [
+    ['stillpoint backup start db --push offsite', 'a restore point in the repository, of what changed'],
     ['stillpoint backup start db --pull --name full --checkpoint full', 'a full backup, from which increments can follow'],
     ['stillpoint backup start db --pull --name more --since full --checkpoint more', 'an increment since then'],
     [`stillpoint backup start db --pull --json | jq -r '.disks[].uri'`, 'only the addresses'],
     ['stillpoint --socket ./control.sock backup start db --pull', "--socket before the noun is the daemon's"],
   ],
   async run({ args: { machine }, options, json, socket }) {
-    const { pull, name, since, checkpoint, description, socket: ownSocket, expire } = options
-    if (!pull) throw new Misuse('Say how the backup is read: --pull opens a session for a backup program that speaks NBD')
+    const { pull, push, async, name, since, checkpoint, description, socket: ownSocket, expire } = options
+    if (push !== undefined) return startPush(machine, push, options, { json, socket })
+    if (!pull)
+      throw new Misuse(
+        'Say how the backup is read: --push REPOSITORY stores it there, --pull opens a session for a backup program that speaks NBD',
+      )
+    if (async) throw new Misuse('--async is for --push: --pull waits for nothing')
     if (description !== undefined && checkpoint === undefined)
       throw new Misuse('--description is kept with a checkpoint: name it with --checkpoint')
     await using daemon = await connectDaemon(socket)
@@ -62,9 +77,26 @@ const start = verb<{ machine: string }, StartOptions>({
   },
 })
 
+async function startPush(
+  machine: string,
+  repository: string,
+  { async, name, since, description, checkpoint, socket: ownSocket, expire }: StartOptions,
+  { json, socket }: { readonly json: boolean; readonly socket: string },
+) {
+  if (checkpoint !== undefined || ownSocket !== undefined || expire !== undefined)
+    throw new Misuse(
+      '--checkpoint, --socket and --expire are for --pull; a push makes a checkpoint of its own, and ends by itself',
+    )
+  await using daemon = await connectDaemon(socket)
+  const begun = await daemon.ask('backup-begin', { machine, mode: 'push', repository, name, since, description })
+  const session = async ? begun : await waitForPush(daemon, begun)
+  if (json || session.status !== 'failed') tell(session, [], json)
+  checkPushed(session)
+}
+
 const list = verb({
   name: 'list',
-  summary: 'list the sessions that are open',
+  summary: 'list the sessions that are open, and the last push of each machine to each repository',
   examples: [['stillpoint backup list', 'what is open, and until when']],
   async run({ json, socket }) {
     await using daemon = await connectDaemon(socket)
@@ -78,6 +110,11 @@ const list = verb({
   },
 })
 
+const pushColumns: readonly Column<SessionInfo>[] = [
+  { title: 'PUSHED TO', of: ({ repository, point }) => point ?? repository },
+  { title: 'PROGRESS', of: progressOf },
+]
+
 /** Also for the status. */
 export const sessionTable = (sessions: readonly SessionInfo[]) =>
   table(sessions, [
@@ -87,13 +124,14 @@ export const sessionTable = (sessions: readonly SessionInfo[]) =>
     { title: 'SINCE', of: ({ since }) => since },
     { title: 'CHECKPOINT', of: ({ checkpoint }) => checkpoint },
     { title: 'INSTANT', of: ({ time }) => formatTime(time) },
-    { title: 'EXPIRES IN', of: ({ expires }) => formatSpan(Date.parse(expires) - Date.now()) },
+    { title: 'EXPIRES IN', of: ({ expires }) => expires && formatSpan(Date.parse(expires) - Date.now()) },
+    ...(sessions.some(({ mode }) => mode === 'push') ? pushColumns : []),
     { title: 'PROBLEM', of: ({ reason }) => reason },
   ])
 
 const show = verb<{ session: string }>({
   name: 'show',
-  summary: 'show a session with the addresses of its disks',
+  summary: 'show a session with the addresses of its disks, or how a push goes or went',
   arguments: { '<session>': SESSION },
   examples: [['stillpoint backup show full', 'the addresses again, and how much changed']],
   async run({ args: { session: name }, json, socket }) {
@@ -106,7 +144,7 @@ const show = verb<{ session: string }>({
 function tell(session: SessionInfo, nbd: readonly Listener[], json: boolean) {
   if (json) return printJson(sessionForPrograms(session, nbd))
   print(describeSession(session, nbd))
-  if (session.socket === undefined && nbd.length === 0)
+  if (session.mode === 'pull' && session.socket === undefined && nbd.length === 0)
     note('The daemon listens nowhere for NBD clients: add a place to "nbd" in its configuration, or give the session a --socket.')
 }
 
@@ -129,7 +167,7 @@ const finish = verb<{ session: string }>({
 const abort = verb<{ session: string }>({
   name: 'abort',
   summary: 'end a session that came to nothing',
-  details: 'A checkpoint that was made with it is taken back.',
+  details: 'A checkpoint that was made with it is taken back. A push that has ended is only forgotten: its restore point stays.',
   arguments: { '<session>': SESSION },
   examples: [['stillpoint backup abort full', 'what was read of it is not to be used']],
   async run({ args: { session: name }, json, socket }) {
@@ -141,6 +179,6 @@ const abort = verb<{ session: string }>({
 
 export const backup: Noun = {
   name: 'backup',
-  summary: 'point-in-time views of a machine for backup programs',
+  summary: 'back up machines: into repositories, or as views for backup programs',
   verbs: [start, list, show, finish, abort],
 }

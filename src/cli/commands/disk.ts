@@ -75,7 +75,7 @@ async function exportsOf(daemon: Daemon) {
   const [machines, sessions] = await Promise.all([daemon.ask('query-machines'), daemon.ask('query-backups')])
   const live = machines.flatMap(({ disks }) => disks.map(disk => ({ name: disk.export, export: disk.export, socket: undefined })))
   const frozen = sessions.flatMap(({ name, socket, disks }) =>
-    disks.map(disk => ({ name: `${name}/${disk.disk}`, export: disk.export, socket })),
+    disks.flatMap(disk => (disk.export === undefined ? [] : [{ name: `${name}/${disk.disk}`, export: disk.export, socket }])),
   )
   return [...live, ...frozen]
 }

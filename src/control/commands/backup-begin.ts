@@ -1,4 +1,4 @@
-// backup-begin: opens a pull session: frozen views of a machine's disks, as exports.
+// backup-begin: opens a pull session, frozen views of a machine's disks as exports; or pushes them into a repository.
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
@@ -11,24 +11,53 @@ const MAX_EXPIRE_SECONDS = Math.floor((2 ** 31 - 1) / 1000)
 
 export const backupBegin = command({
   name: 'backup-begin',
-  summary: 'Freezes a view of all disks of a machine at one instant and exports it, with what changed since a checkpoint.',
+  summary:
+    'Freezes a view of all disks of a machine at one instant, and exports it, with what changed since a checkpoint; or pushes it into a repository.',
   arguments: z.strictObject({
     machine: z.string(),
-    mode: z.enum(['pull']),
+    mode: z.enum(['pull', 'push']),
+    repository: z.string().optional().describe('Where to push to, as the configuration calls it'),
     name: z.string().optional().describe("The session's; by default the machine's and the time"),
-    since: z.string().optional().describe('A checkpoint: offer what changed since as the bitmap backup-DISK'),
+    since: z
+      .string()
+      .optional()
+      .describe(
+        'A checkpoint: offer what changed since as the bitmap backup-DISK. Of a push: read what changed since; auto (the default): since the last push that is in the repository; full: read everything',
+      ),
     checkpoint: z.string().optional().describe('Make the instant a checkpoint of this name'),
     description: z.string().optional().describe("The checkpoint's"),
     socket: z.string().optional().describe('A unix socket of its own, where the exports are called as the disks'),
     expire: uint64.optional().describe('Seconds after which the session ends by itself'),
   }),
   returns: sessionInfo,
-  async run({ machine: wanted, name, since, checkpoint, description, socket, expire }, { machines, backups }) {
+  async run({ machine: wanted, mode, repository, ...options }, { machines, backups }) {
+    const { machine, checkpoints } = machines.get(wanted)
+    if (mode === 'push') return (await backups.beginPush({ machine, checkpoints, ...pushOptions(repository, options) })).info()
+    if (repository !== undefined) throw new InvalidParameter("Parameter 'repository' is for mode 'push'")
+    const { expire, ...more } = options
     if (expire !== undefined && (expire < 1 || expire > MAX_EXPIRE_SECONDS))
       throw new InvalidParameter(`Parameter 'expire' expects 1 to ${MAX_EXPIRE_SECONDS} seconds`)
-    const { machine, checkpoints } = machines.get(wanted)
-    const expireMs = expire && expire * 1000
-    const session = await backups.beginPull({ machine, checkpoints, name, since, checkpoint, description, socket, expireMs })
+    const session = await backups.beginPull({ machine, checkpoints, ...more, expireMs: expire && expire * 1000 })
     return session.info()
   },
 })
+
+interface Given {
+  readonly name?: string | undefined
+  readonly since?: string | undefined
+  readonly checkpoint?: string | undefined
+  readonly description?: string | undefined
+  readonly socket?: string | undefined
+  readonly expire?: number | undefined
+}
+
+function pushOptions(repository: string | undefined, { name, since = 'auto', description, ...pullOnly }: Given) {
+  if (repository === undefined) throw new InvalidParameter("Parameter 'repository' is missing: where to push to")
+  const [extra] = Object.entries(pullOnly).find(([, value]) => value !== undefined) ?? []
+  if (extra === 'checkpoint')
+    throw new InvalidParameter(
+      "Parameter 'checkpoint' is for mode 'pull': a push makes one of its own, for the next push to begin from",
+    )
+  if (extra !== undefined) throw new InvalidParameter(`Parameter '${extra}' is for mode 'pull'`)
+  return { repository, name, since, description }
+}

@@ -1,0 +1,59 @@
+// One instant over all disks of a machine: a frozen view of each, what changed since earlier checkpoints, and a checkpoint of its own.
+
+import type { Action } from '../block/action.ts'
+import type { Graph } from '../block/graph.ts'
+import type { Freeze } from '../transactions/freeze.ts'
+import { transact } from '../transactions/transact.ts'
+import type { Checkpoints } from './checkpoints.ts'
+import type { CollectChanges } from './collect-changes.ts'
+import type { Disk, Machine } from './machine.ts'
+
+export interface InstantDisk {
+  readonly disk: Disk
+  readonly freeze: Freeze
+  readonly changes: readonly CollectChanges[]
+}
+
+export interface InstantOptions {
+  readonly graph: Graph
+  readonly machine: Machine
+  readonly checkpoints: Checkpoints
+  readonly disks: readonly InstantDisk[]
+  readonly checkpoint: string | undefined
+  readonly description?: string | undefined
+}
+
+/** When it was; and what takes all of it back, until that is moved elsewhere. All of it happens, or nothing. */
+export async function takeInstant(options: InstantOptions): Promise<{ time: Date; undo: AsyncDisposableStack }> {
+  const { graph, machine, checkpoints, disks, checkpoint, description } = options
+  if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
+  const actions: Action[] = [
+    ...disks.flatMap(({ freeze, changes }) => [freeze, ...changes]),
+    ...(checkpoint === undefined ? [] : checkpoints.createActions(checkpoint)),
+  ]
+  let time = new Date()
+  if (checkpoint !== undefined) await checkpoints.announce(checkpoint)
+  try {
+    await transact(actions, commits =>
+      graph.drained(
+        machine.disks.map(({ node }) => node),
+        () => {
+          commits()
+          time = new Date()
+        },
+      ),
+    )
+  } catch (error) {
+    for (const { freeze } of disks) await freeze[Symbol.asyncDispose]()
+    if (checkpoint !== undefined) await checkpoints.withdraw()
+    throw error
+  }
+  await using undo = new AsyncDisposableStack()
+  for (const { freeze } of disks) undo.use(freeze)
+  if (checkpoint !== undefined) {
+    undo.defer(() => checkpoints.withdraw())
+    await checkpoints.add({ name: checkpoint, description, time })
+    undo.defer(async () => void (await checkpoints.delete(checkpoint)))
+  }
+  return { time, undo: undo.move() }
+}

@@ -1,0 +1,128 @@
+// A push session: the frozen views of a machine's disks at one instant, on their way into a repository.
+//
+// It ends by itself, or is aborted. Its checkpoint stays when the restore point is committed, and never otherwise: so the last one that
+// stays is always one whose restore point is there.
+
+import { Cancelled, messageOf } from '../base/errors.ts'
+import type { Log } from '../base/log.ts'
+import { READER, type Graph } from '../block/graph.ts'
+import { openPlace, openRepository } from '../push/open-place.ts'
+import { push, type PushDisk, type PushProgress, type PushResult } from '../push/push.ts'
+import type { RepositorySettings } from '../settings/settings.ts'
+import type { Freeze } from '../transactions/freeze.ts'
+import type { Checkpoints } from './checkpoints.ts'
+import type { Disk, Machine } from './machine.ts'
+
+export interface PushedDisk {
+  readonly disk: Disk
+  readonly freeze: Freeze
+  readonly changes: PushDisk['changes']
+}
+
+export interface PushParts {
+  readonly name: string
+  readonly machine: Machine
+  readonly checkpoints: Checkpoints
+  readonly checkpoint: string
+  /** The instant. */
+  readonly time: Date
+  readonly repository: { readonly name: string; readonly settings: RepositorySettings }
+  readonly disks: readonly PushedDisk[]
+  readonly graph: Graph
+  readonly log: Log
+}
+
+const NONE: PushProgress = { disk: '', done: 0, total: 0, read: 0, dirty: 0, new: 0, stored: 0 }
+
+export class PushSession {
+  readonly mode = 'push' as const
+  readonly #stop = new AbortController()
+  readonly #begun = performance.now()
+  #ended: { readonly at: number; readonly result?: PushResult; readonly error?: unknown } | undefined
+  #progress = NONE
+  /** Done when the repository has the restore point or never will. Never rejects. */
+  readonly pushed: Promise<void>
+  /** The views are gone, and what it came to is seen to. */
+  concluded = false
+
+  constructor(readonly parts: PushParts) {
+    for (const { freeze } of parts.disks) {
+      freeze.onBroken = error => this.stop(error)
+      if (freeze.broken) this.stop(freeze.broken) // as early as that
+    }
+    this.pushed = this.#run().then(
+      result => void (this.#ended = { at: performance.now(), result }),
+      (error: unknown) => void (this.#ended = { at: performance.now(), error: this.#reasonOf(error) }),
+    )
+  }
+
+  get name() {
+    return this.parts.name
+  }
+
+  /** The restore point, once it is there. */
+  get result() {
+    return this.#ended?.result
+  }
+
+  /** Why there is no restore point, once there will be none. */
+  get error() {
+    return this.#ended?.error
+  }
+
+  stop(reason: Error = new Cancelled('aborted by the user')) {
+    this.#stop.abort(reason)
+  }
+
+  /** In the shape of `query-backups`; sizes are bytes. */
+  info() {
+    const { name, machine, checkpoint, time, disks, repository } = this.parts
+    const { done, total, read, stored, new: fresh } = this.#progress
+    const { result } = this
+    const ms = Math.max(1, (this.#ended?.at ?? performance.now()) - this.#begun)
+    return {
+      name,
+      machine: machine.name,
+      mode: this.mode,
+      status: !this.#ended || !this.concluded ? ('running' as const) : result ? ('finished' as const) : ('failed' as const),
+      ...(this.concluded && !result && { reason: messageOf(this.error) }),
+      ...(this.concluded && result?.unfinished !== undefined && { reason: result.unfinished }),
+      repository: repository.name,
+      ...(result && { point: result.key.replace(/^points\//, '') }),
+      checkpoint,
+      time: time.toISOString(),
+      progress: { done, total, read, new: fresh, stored, rate: Math.round((done / ms) * 1000) },
+      disks: disks.map(({ disk }) => {
+        const pushed = result?.manifest.disks.find(({ name }) => name === disk.name)
+        return {
+          disk: disk.name,
+          size: pushed?.size ?? disk.node.size,
+          ...(pushed && { read: pushed.read.mode, why: pushed.read.why, changed: pushed.dirty, stored: pushed.stored }),
+        }
+      }),
+    }
+  }
+
+  async #run(): Promise<PushResult> {
+    const { machine, time, disks, checkpoint, repository: wanted, graph, log } = this.parts
+    const { signal } = this.#stop
+    signal.throwIfAborted()
+    await using edges = new AsyncDisposableStack()
+    const sources = disks.map(({ disk, freeze, changes }): PushDisk => {
+      const source = graph.attach(freeze.view, { description: `backup session '${this.name}'`, ...READER })
+      edges.defer(() => graph.detach(source))
+      return { name: disk.name, source, changes, checkpoint }
+    })
+    await using place = await openPlace(wanted.name, wanted.settings, log)
+    const repository = await openRepository(place, signal)
+    const work = push({ repository, machine: machine.name, time, disks: sources, signal })
+    let step = await work.next()
+    for (; !step.done; step = await work.next()) this.#progress = step.value
+    return step.value
+  }
+
+  /** Whatever failed because it was stopped: the reason is why it was. */
+  #reasonOf(error: unknown) {
+    return this.#stop.signal.aborted ? (this.#stop.signal.reason as unknown) : error
+  }
+}

@@ -1,0 +1,196 @@
+// The push sessions: how they begin, what follows their end, and what is remembered of the last ones.
+
+import { Busy, CheckpointInconsistent, NotFound } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
+import type { Log } from '../base/log.ts'
+import { timeName } from '../base/time.ts'
+import type { Turns } from '../base/turns.ts'
+import type { Graph } from '../block/graph.ts'
+import type { Scratch } from '../block/scratch.ts'
+import type { PushDisk } from '../push/push.ts'
+import type { RepositorySettings } from '../settings/settings.ts'
+import { Freeze } from '../transactions/freeze.ts'
+import type { Checkpoints } from './checkpoints.ts'
+import { CollectChanges } from './collect-changes.ts'
+import { takeInstant, type InstantDisk } from './instant.ts'
+import type { Machine } from './machine.ts'
+import { PushSession } from './push-session.ts'
+
+export interface PushesContext {
+  readonly graph: Graph
+  readonly scratch: Scratch
+  readonly emit: Emit
+  readonly turns: Turns
+  readonly log: Log
+  readonly repositories: Readonly<Record<string, RepositorySettings>>
+}
+
+export interface BeginPush {
+  readonly name: string
+  readonly machine: Machine
+  readonly checkpoints: Checkpoints
+  readonly repository: string
+  /** `auto`: the newest checkpoint whose restore point the repository has; `full`: read everything; or the name of a checkpoint. */
+  readonly since: string
+  readonly description?: string | undefined
+}
+
+/** As its checkpoints begin, by which those of one repository are told. */
+const prefixOf = (repository: string) => `push-${repository}-`
+
+export class Pushes implements AsyncDisposable {
+  /** By name; those that have ended stay until the next one of the same machine to the same repository begins. */
+  readonly #sessions = new Map<string, PushSession>()
+
+  constructor(private readonly context: PushesContext) {}
+
+  [Symbol.iterator](): Iterator<PushSession> {
+    return this.#sessions.values()
+  }
+
+  find(name: string): PushSession | undefined {
+    return this.#sessions.get(name)
+  }
+
+  /** One instant over all disks; the rest goes on by itself. */
+  async begin({ name, machine, checkpoints, repository: wanted, since, description }: BeginPush): Promise<PushSession> {
+    const { graph, scratch, log, emit } = this.context
+    const settings = this.#settingsOf(wanted)
+    const before = [...this].filter(({ parts }) => parts.machine === machine && parts.repository.name === wanted)
+    const running = before.find(({ concluded }) => !concluded)
+    if (running)
+      throw new Busy(
+        `machine '${machine.name}' is being pushed to '${wanted}' already, by session '${running.name}'; wait for it, or abort it`,
+      )
+    const checkpoint = this.#newName(checkpoints, wanted)
+    const disks = machine.disks.map(disk => {
+      const freeze = new Freeze(graph, disk.node, scratch)
+      return { disk, freeze, ...changesOf(disk, freeze, checkpoints, candidates(checkpoints, wanted, since)) }
+    })
+    const instant: InstantDisk[] = disks.map(({ disk, freeze, collected }) => ({
+      disk,
+      freeze,
+      changes: collected.map(({ changes }) => changes),
+    }))
+    const { time, undo } = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description })
+    undo.move()
+    const session = new PushSession({
+      name,
+      machine,
+      checkpoints,
+      checkpoint,
+      time,
+      repository: { name: wanted, settings },
+      disks: disks.map(({ disk, freeze, collected, missing }) => ({ disk, freeze, changes: offered(collected, missing) })),
+      graph,
+      log,
+    })
+    for (const { name } of before) this.#sessions.delete(name)
+    this.#sessions.set(name, session)
+    emit('BACKUP_BEGUN', { machine: machine.name, session: name })
+    void session.pushed
+      .then(() => this.context.turns.take(() => this.#conclude(session)))
+      .catch((error: unknown) => log.error('the end of a push could not be seen to', { session: name, err: error }))
+    return session
+  }
+
+  /** Ends one that runs, or forgets one that has ended. */
+  async abort(session: PushSession, reason?: Error) {
+    if (session.concluded) return void this.#sessions.delete(session.name)
+    session.stop(reason)
+    await session.pushed
+    await this.#conclude(session)
+  }
+
+  /** The daemon stops: what is not committed is not. */
+  async [Symbol.asyncDispose]() {
+    for (const session of this) if (!session.concluded) await this.abort(session, new Busy('the daemon stopped'))
+  }
+
+  /** In a turn. The views go, and either the new checkpoint or those that it replaces. */
+  async #conclude(session: PushSession) {
+    if (session.concluded) return
+    session.concluded = true
+    const { log, emit } = this.context
+    const { name, machine, checkpoint, checkpoints, repository, disks } = session.parts
+    const { result, error } = session
+    const told = { machine: machine.name, session: name }
+    for (const { freeze } of disks) {
+      freeze.onBroken = () => undefined
+      await freeze[Symbol.asyncDispose]()
+    }
+    const ours = checkpoints.list.filter(one => one.name.startsWith(prefixOf(repository.name)))
+    const gone = ours.filter(one => (result ? one.name !== checkpoint : one.name === checkpoint))
+    for (const one of gone) {
+      try {
+        await checkpoints.delete(one.name)
+      } catch (failure) {
+        // It does no harm: no restore point is of it, or an older one than the last.
+        log.warn('a checkpoint of a push could not be taken away', { ...told, checkpoint: one.name, err: failure })
+      }
+    }
+    if (!result) {
+      log.error('a push has failed; the last restore point, and its checkpoint, are as they were', { ...told, err: error })
+      return emit('BACKUP_ABORTED', { ...told, reason: (error as Error).message })
+    }
+    for (const { disk, checkpoint: since, why } of result.broken)
+      log.error('a bitmap did not tell the truth, and the disk was compared instead', { ...told, disk, checkpoint: since, why })
+    if (result.unfinished !== undefined)
+      log.warn('a push has left something to the next one', { ...told, reason: result.unfinished })
+    log.info('a push has ended', { ...told, repository: repository.name, point: result.key })
+    emit('BACKUP_FINISHED', told)
+  }
+
+  #settingsOf(name: string): RepositorySettings {
+    const { repositories } = this.context
+    if (Object.hasOwn(repositories, name)) return repositories[name]!
+    const known = Object.keys(repositories).map(one => `'${one}'`)
+    throw new NotFound(`there is no repository '${name}'; the configuration has ${known.join(', ') || 'none'}`)
+  }
+
+  /** Two in one second get names of their own. */
+  #newName(checkpoints: Checkpoints, repository: string) {
+    const name = `${prefixOf(repository)}${timeName()}`
+    const taken = new Set(checkpoints.list.map(one => one.name))
+    for (let count = 2; ; count++) {
+      const next = taken.has(name) ? `${name}-${count}` : name
+      if (!taken.has(next)) return next
+    }
+  }
+}
+
+/** The checkpoints from which it may be known what changed, newest first; or why none is wanted. */
+function candidates(checkpoints: Checkpoints, repository: string, since: string): readonly string[] | string {
+  if (since === 'full') return 'a full read was asked for'
+  if (since !== 'auto') return [checkpoints.get(since).name]
+  const names = checkpoints.list.map(({ name }) => name).filter(name => name.startsWith(prefixOf(repository)))
+  return names.length > 0 ? names.toReversed() : 'there is no checkpoint of an earlier push to this repository'
+}
+
+interface Collected {
+  readonly since: string
+  readonly changes: CollectChanges
+}
+
+function changesOf(disk: Machine['disks'][number], freeze: Freeze, checkpoints: Checkpoints, names: readonly string[] | string) {
+  const collected: Collected[] = []
+  if (typeof names === 'string') return { collected, missing: names }
+  let missing: string | undefined
+  for (const since of names) {
+    try {
+      const bitmaps = checkpoints.changesSince(since, disk)
+      if (bitmaps) collected.push({ since, changes: new CollectChanges(() => freeze.view, `since-${since}`, bitmaps) })
+      else missing ??= `checkpoint '${since}' does not know this disk`
+    } catch (error) {
+      // A bitmap only saves reading: without it the disk is compared, and the restore point says why.
+      if (!(error instanceof CheckpointInconsistent)) throw error
+      missing ??= error.message
+    }
+  }
+  return { collected, missing }
+}
+
+function offered(collected: readonly Collected[], missing: string | undefined): PushDisk['changes'] {
+  if (collected.length === 0) return { missing: missing ?? 'there is no bitmap' }
+  return collected.map(({ since, changes }) => ({ since, bitmap: changes.bitmap! }))
+}

@@ -1,0 +1,23 @@
+// Where a repository of the configuration is: its store, opened, and its key.
+
+import type { Log } from '../base/log.ts'
+import { readSecret } from '../base/secret-reference.ts'
+import { Repository } from '../repository/repository.ts'
+import type { Target } from '../repository/target.ts'
+import type { RepositorySettings } from '../settings/settings.ts'
+import { openTarget } from './target.ts'
+
+export interface Place extends AsyncDisposable {
+  readonly target: Target
+  readonly passphrase: string | undefined
+}
+
+/** Whether or not there is a repository yet. */
+export async function openPlace(name: string, { target: settings, key }: RepositorySettings, log: Log): Promise<Place> {
+  const passphrase = key === undefined ? undefined : await readSecret(key, `repositories.${name}.encryption.key`)
+  const target = await openTarget(settings, { log }, `repositories.${name}`)
+  return { target, passphrase, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
+}
+
+export const openRepository = ({ target, passphrase }: Place, signal?: AbortSignal) =>
+  Repository.open(target, { passphrase, ...(signal && { signal }) })
