@@ -5,12 +5,16 @@
  * taken away any more. Then, with all nodes drained, every commit runs in list order in one turn of the event loop; none of them can
  * fail. `abort` undoes a successful prepare; the actions are aborted in reverse order.
  *
+ * What takes longer and has to be done at that very moment is done right before the commits (`atInstant`), with writes held: it may wait and fail,
+ * and then nothing is committed, and `abort` undoes it too.
+ *
  * What has happened then becomes durable, before anybody is told of it, with writes going on: first what was taken over from elsewhere
  * (`secure`), then everything (`settle`). These may wait, and may fail; what has happened stays all the same.
  */
 export interface Action {
   /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
   prepare(transaction: object): Promise<void> | void
+  atInstant?(): Promise<void>
   commit(): void
   secure?(): Promise<void> | undefined
   settle?(): Promise<void> | undefined

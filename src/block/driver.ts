@@ -7,7 +7,7 @@
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
-import type { NodeInfo } from './node-info.ts'
+import type { NodeInfo, SnapshotInfo } from './node-info.ts'
 import type { PermissionChange, Permissions } from './permissions.ts'
 
 /** What reading a range finds, in the terms of NBD's base:allocation. */
@@ -100,6 +100,8 @@ export interface BlockNode extends BlockIo, AsyncDisposable {
   reopen?(context: Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>): Promise<Reopened>
   /** Writes the name of the image behind it into its header, durably; undefined: none. */
   changeBackingFile?(filename: string | undefined, format: string | undefined): Promise<void>
+  /** Where the format has them. */
+  readonly snapshots?: InternalSnapshots
   /** What else is known of it. Where it has no such method, what is known of the file below (GraphNode.info). */
   info?(): Promise<NodeInfo>
 }
@@ -110,6 +112,14 @@ export interface Reopened {
   closeOld(): Promise<void>
   undo(): void
   closeNew(): Promise<void>
+}
+
+/** Instants that an image keeps inside of itself. They are made and deleted while no write is in flight. */
+export interface InternalSnapshots {
+  /** Oldest first. */
+  list(): Promise<readonly SnapshotInfo[]>
+  create(name: string, date: Date): Promise<SnapshotInfo>
+  delete(id: string): Promise<void>
 }
 
 /** How a driver uses a node below it. */

@@ -14,6 +14,7 @@ import type {
   AnyDriver,
   BlockIo,
   BlockNode,
+  InternalSnapshots,
   NodeEvent,
   NodeOptions,
   OpenContext,
@@ -160,6 +161,13 @@ export class GraphNode {
   /** Whether what is discarded, or zeroed so that it may, becomes a hole. */
   get unmaps() {
     return this.generic.discard === 'unmap'
+  }
+
+  /** Internal snapshots of the image, or of the one that it filters. */
+  get snapshots(): InternalSnapshots | undefined {
+    return (
+      this.#node.snapshots ?? (this.driver.children['file']?.role === 'filtered' ? this.filteredOrBacking?.snapshots : undefined)
+    )
   }
 
   /** What it is made of: its own file, or that of the first node below that has one. */

@@ -46,7 +46,7 @@ export function actionCommand<Schema extends z.ZodType>({
       if (transaction?.isOpen)
         return transaction.add({ type: name, disks: disks(args), make: group => action(args, context, group) })
       await transact([action(args, context)], async commits =>
-        drainsAlone ? drainDisks(context.graph, disks(args), commits) : commits(),
+        drainsAlone ? drainDisks(context.graph, disks(args), commits) : await commits(),
       )
     },
   })

@@ -25,6 +25,17 @@ const formatSpecific = z.discriminatedUnion('type', [
   }),
 ])
 
+export const snapshotInfo = z.strictObject({
+  id: z.string(),
+  name: z.string(),
+  'vm-state-size': int64,
+  'date-sec': int64,
+  'date-nsec': int64,
+  'vm-clock-sec': int64,
+  'vm-clock-nsec': int64,
+  icount: int64.optional(),
+})
+
 const imageMembers = z.strictObject({
   filename: z.string(),
   format: z.string(),
@@ -37,6 +48,7 @@ const imageMembers = z.strictObject({
   'backing-filename': z.string().optional(),
   'full-backing-filename': z.string().optional(),
   'backing-filename-format': z.string().optional(),
+  snapshots: z.array(snapshotInfo).optional(),
   'format-specific': formatSpecific.optional(),
 })
 
@@ -107,7 +119,7 @@ export async function describeNode(
 
 async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo> {
   const behind = node.filteredOrBacking
-  const { allocated, dirty, clusterSize, encrypted, compressed, backing, formatSpecific } = await node.info()
+  const { allocated, dirty, clusterSize, encrypted, compressed, backing, snapshots, formatSpecific } = await node.info()
   return {
     filename: await filenameOf(node),
     format: node.driver.name,
@@ -120,6 +132,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
     'backing-filename': backing?.filename,
     'full-backing-filename': backing && backingPath(node, backing),
     'backing-filename-format': backing?.format,
+    snapshots: snapshots && [...snapshots],
     'format-specific': formatSpecific as ImageInfo['format-specific'],
     'backing-image': behind && !flat ? await describeImage(behind, flat) : undefined,
   }

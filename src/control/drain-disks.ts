@@ -3,7 +3,7 @@
 import type { Graph } from '../block/graph.ts'
 
 /** Those that are gone by now are nobody's disks. */
-export const drainDisks = (graph: Graph, names: readonly string[], moment: () => void) =>
+export const drainDisks = (graph: Graph, names: readonly string[], moment: () => void | Promise<void>) =>
   graph.drained(
     names.flatMap(name => graph.find(name) ?? []),
     moment,

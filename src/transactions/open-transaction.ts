@@ -64,7 +64,7 @@ export class OpenTransaction {
    * All steps happen at one instant, or none does, and then the error says why. Either way the transaction is over.
    * @throws InvalidParameter where a step has failed before
    */
-  async commit(drained: (disks: readonly string[], commits: () => void) => ReturnType<Drained>): Promise<void> {
+  async commit(drained: (disks: readonly string[], commits: () => void | Promise<void>) => ReturnType<Drained>): Promise<void> {
     const steps = this.#prepared.map(({ step }) => step)
     await this.rollBack()
     const failed = this.#states.find(({ status }) => status === 'failed')

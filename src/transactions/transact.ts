@@ -4,8 +4,8 @@ import { strict as assert } from 'node:assert'
 import { InvalidParameter, messageOf } from '../base/errors.ts'
 import type { Action } from '../block/action.ts'
 
-/** Calls `commits` once while nothing is in flight, or fails without having called it. */
-export type Drained = (commits: () => void) => Promise<void>
+/** Calls `commits` once while nothing is in flight, and waits for it, or fails without having called it. */
+export type Drained = (commits: () => void | Promise<void>) => Promise<void>
 
 /**
  * Prepares all in order, then commits all in order, in one turn of the event loop. When one cannot be prepared, or the nodes cannot be
@@ -22,17 +22,24 @@ export async function transact(actions: readonly Action[], drained: Drained): Pr
       await action.prepare(transaction)
       prepared.unshift(action)
     }
-    await drained(() => {
+    const commits = () => {
       assert(!begun)
       begun = true
       commitAll(actions)
-    })
+    }
+    const slow = actions.filter(action => 'atInstant' in action)
+    await drained(slow.length === 0 ? commits : () => inTurn(slow, commits))
     assert(begun)
   } catch (error) {
     // What has happened stays: it cannot be undone, and what fails after it is no reason to.
     throw begun ? error : await abortAll(prepared, error)
   }
   await settleAll(actions)
+}
+
+async function inTurn(slow: readonly Action[], commits: () => void) {
+  for (const action of slow) await action.atInstant?.()
+  commits()
 }
 
 async function settleAll(actions: readonly Action[]) {

@@ -29,6 +29,8 @@ import { blockdevDel } from './blockdev-del.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
 import { blockdevReopen } from './blockdev-reopen.ts'
 import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
+import { blockdevSnapshotDeleteInternalSync } from './blockdev-snapshot-delete-internal-sync.ts'
+import { blockdevSnapshotInternalSync } from './blockdev-snapshot-internal-sync.ts'
 import { blockdevSnapshot } from './blockdev-snapshot.ts'
 import { changeBackingFile } from './change-backing-file.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
@@ -96,6 +98,8 @@ export const commands: readonly AnyCommand[] = [
   blockdevMirror,
   blockdevReopen,
   blockdevSnapshot,
+  blockdevSnapshotDeleteInternalSync,
+  blockdevSnapshotInternalSync,
   blockdevSnapshotSync,
   changeBackingFile,
   checkpointCreate,

@@ -14,6 +14,7 @@ import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
 import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
 import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevSnapshotInternalSync } from './blockdev-snapshot-internal-sync.ts'
 import { blockdevSnapshot } from './blockdev-snapshot.ts'
 import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
@@ -27,6 +28,7 @@ const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapRemove,
   blockdevBackup,
   blockdevSnapshot,
+  blockdevSnapshotInternalSync,
   blockdevSnapshotSync,
   blockdevMirror,
 ]

@@ -5,6 +5,7 @@ import type { SnapshotInfo } from '../../block/node-info.ts'
 import { Autoclear, Compatible, CompressionType, Incompatible } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
+import type { SnapshotEntry } from './snapshot-table.ts'
 import { listSnapshots } from './snapshots.ts'
 
 export interface Qcow2Info {
@@ -51,17 +52,19 @@ const SECOND = 1_000_000_000n
 export async function snapshotInfo(image: Image): Promise<readonly SnapshotInfo[] | undefined> {
   if (image.header.snapshotCount === 0) return undefined
   const snapshots = await listSnapshots(image)
-  return snapshots.map(snapshot => ({
-    id: snapshot.id,
-    name: snapshot.name,
-    'vm-state-size': snapshot.vmStateSize,
-    'date-sec': snapshot.dateSeconds,
-    'date-nsec': snapshot.dateNanoseconds,
-    'vm-clock-sec': Number(snapshot.vmClockNanoseconds / SECOND),
-    'vm-clock-nsec': Number(snapshot.vmClockNanoseconds % SECOND),
-    ...icountOf(snapshot.extra),
-  }))
+  return snapshots.map(describeSnapshot)
 }
+
+export const describeSnapshot = (snapshot: SnapshotEntry): SnapshotInfo => ({
+  id: snapshot.id,
+  name: snapshot.name,
+  'vm-state-size': snapshot.vmStateSize,
+  'date-sec': snapshot.dateSeconds,
+  'date-nsec': snapshot.dateNanoseconds,
+  'vm-clock-sec': Number(snapshot.vmClockNanoseconds / SECOND),
+  'vm-clock-nsec': Number(snapshot.vmClockNanoseconds % SECOND),
+  ...icountOf(snapshot.extra),
+})
 
 /** -1 stands for none. */
 function icountOf(extra: Buffer) {

@@ -1,7 +1,7 @@
 // An opened qcow2 image as a node of the graph.
 
 import type { Range } from '../../base/ranges.ts'
-import type { BlockIo, BlockNode, Extent, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import type { BlockIo, BlockNode, Extent, InternalSnapshots, WriteFlags, ZeroFlags } from '../../block/driver.ts'
 import type { NodeInfo } from '../../block/node-info.ts'
 import type { BitmapStore } from '../../bitmaps/bitmap-store.ts'
 import { Qcow2BitmapStore } from './bitmap-store.ts'
@@ -12,7 +12,8 @@ import { writeGuest } from './guest-file.ts'
 import { Incompatible } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
-import { qcow2Info, snapshotInfo } from './info.ts'
+import { describeSnapshot, qcow2Info, snapshotInfo } from './info.ts'
+import { createSnapshot, deleteSnapshot } from './snapshots.ts'
 import { L2Tables } from './l2-tables.ts'
 import { Kind } from './mapping.ts'
 import { Reader } from './reader.ts'
@@ -147,6 +148,18 @@ export class Qcow2Node implements BlockNode {
       formatSpecific: { type: 'qcow2', data: { ...(await qcow2Info(this.image)) } },
       snapshots: await snapshotInfo(this.image),
     }
+  }
+
+  readonly snapshots: InternalSnapshots = {
+    list: async () => (await snapshotInfo(this.image)) ?? [],
+    create: async (name, date) => {
+      this.image.checkUndamaged()
+      return describeSnapshot(await createSnapshot(this.image, { name, date }))
+    },
+    delete: async id => {
+      this.image.checkUndamaged()
+      await deleteSnapshot(this.image, id)
+    },
   }
 
   /** New bitmaps are as fine as the clusters. */

@@ -23,7 +23,95 @@ const nodes = qmp('query-named-block-nodes', {}, { ignoring: ['virtual-size'] })
 const info = (image: string) =>
   ({ kind: 'tool', tool: 'sh', args: ['-c', `qemu-img info -U --output=json $D/${image} | grep -v actual-size`] }) as const
 
+const CLOCKS = ['date-sec', 'date-nsec', 'vm-clock-sec', 'vm-clock-nsec', 'virtual-size', 'actual-size']
+const keep = (device: string, name: string) => qmp('blockdev-snapshot-internal-sync', { device, name })
+const drop = (device: string, which: object) =>
+  qmp('blockdev-snapshot-delete-internal-sync', { device, ...which }, { ignoring: CLOCKS })
+const kept = qmp('query-named-block-nodes', { flat: true }, { ignoring: CLOCKS })
+/** What an internal snapshot holds, and whether the image is as it should be. */
+const inside = (image: string, name: string) =>
+  ({
+    kind: 'tool',
+    tool: 'sh',
+    args: [
+      '-c',
+      `qemu-img check -q -U $D/${image} && qemu-img convert -U -l snapshot.name=${name} -O raw $D/${image} $D/out && sha256sum < $D/out`,
+    ],
+  }) as const
+
 export const snapshots: readonly Scenario[] = [
+  {
+    title: 'what is wrong with an internal snapshot is told in order',
+    images,
+    steps: [
+      open('disk', 'disk.raw'),
+      open('base', 'base.qcow2'),
+      keep('nope', 'one'),
+      keep('disk', 'one'),
+      keep('base', ''),
+      keep('base', 'one'),
+      keep('base', 'one'),
+      kept,
+      drop('nope', { name: 'one' }),
+      drop('disk', { name: 'one' }),
+      drop('base', {}),
+      drop('base', { name: 'two' }),
+      drop('base', { id: '7' }),
+      drop('base', { id: '1', name: 'two' }),
+      drop('base', { name: '' }),
+      qmp('object-add', { 'qom-type': 'throttle-group', id: 'g' }),
+      qmp('blockdev-add', { driver: 'throttle', 'node-name': 'filter', 'throttle-group': 'g', file: 'base' }),
+      keep('base', 'two'),
+      keep('filter', 'two'),
+      drop('base', { name: 'one' }),
+      drop('filter', { name: 'one' }),
+      qmp('blockdev-del', { 'node-name': 'filter' }),
+      drop('base', { id: '2', name: 'two' }),
+      kept,
+      qmp('blockdev-del', { 'node-name': 'base' }),
+      open('top', 'top.qcow2', { 'read-only': true }),
+      keep('top', 'one'),
+      drop('top', { name: 'one' }),
+    ],
+  },
+  {
+    title: 'internal snapshots keep the instant while a guest writes on, alone and with others, or not at all',
+    images,
+    steps: [
+      open('base', 'base.qcow2'),
+      overlay('over', 'over.qcow2'),
+      startServer,
+      exportDisk('base'),
+      exportDisk('over'),
+      guest('base', 'write -P 1 1M 64k'),
+      keep('base', 'one'),
+      guest('base', 'write -P 2 1M 64k', 'write -P 3 2M 64k'),
+      inside('base.qcow2', 'one'),
+      transaction([['blockdev-snapshot-internal-sync', { device: 'base', name: 'two' }], ['abort']]),
+      transaction([
+        ['blockdev-snapshot-internal-sync', { device: 'base', name: 'two' }],
+        ['blockdev-snapshot-internal-sync', { device: 'base', name: 'two' }],
+      ]),
+      transaction([
+        ['block-dirty-bitmap-add', { node: 'base', name: 'b' }],
+        ['blockdev-snapshot-internal-sync', { device: 'base', name: 'two' }],
+        ['blockdev-snapshot-internal-sync', { device: 'over', name: 'two' }],
+      ]),
+      guest('base', 'write -P 4 2M 64k'),
+      guest('over', 'write -P 5 0 64k'),
+      qmp('query-named-block-nodes', { flat: true }, { ignoring: CLOCKS }),
+      content('base'),
+      drop('base', { name: 'one' }),
+      guest('base', 'write -P 6 4M 64k'),
+      content('base'),
+      qmp('block-export-del', { id: 'base' }),
+      qmp('block-export-del', { id: 'over' }),
+      qmp('blockdev-del', { 'node-name': 'base' }),
+      qmp('blockdev-del', { 'node-name': 'over' }),
+      inside('base.qcow2', 'two'),
+      inside('over.qcow2', 'two'),
+    ],
+  },
   {
     title: 'what is wrong with a snapshot is told in order',
     images,

@@ -1,0 +1,58 @@
+// Keeps the instant of a transaction inside of the image itself, where its format can (QMP's blockdev-snapshot-internal-sync).
+
+import { InvalidParameter, ReadOnly } from '../base/errors.ts'
+import type { Action } from '../block/action.ts'
+import type { Graph } from '../block/graph.ts'
+import type { GraphNode } from '../block/graph-node.ts'
+
+export class InternalSnapshot implements Action {
+  #node: GraphNode | undefined
+  #made: string | undefined
+
+  /** The node is asked for when it is prepared. */
+  constructor(
+    private readonly graph: Graph,
+    private readonly nodeOf: () => GraphNode,
+    private readonly name: string,
+  ) {}
+
+  async prepare() {
+    const node = rootNode(this.nodeOf())
+    node.checkNoJob()
+    if (node.readOnly) throw new ReadOnly(`Device '${node.name}' is read only`)
+    if (!node.snapshots)
+      throw new InvalidParameter(
+        `Block format '${node.driver.name}' used by device '${node.name}' does not support internal snapshots`,
+      )
+    if (this.name === '') throw new InvalidParameter('Name is empty')
+    await this.#checkFree(node)
+    this.#node = node
+  }
+
+  /** It takes as long as the image's tables are long. */
+  async atInstant() {
+    const node = this.#node!
+    await this.#checkFree(node) // another action of the same transaction may have taken it
+    const { id } = await node.snapshots!.create(this.name, new Date())
+    this.#made = id
+  }
+
+  commit() {}
+
+  async abort() {
+    const [node, made] = [this.#node!, this.#made]
+    if (made !== undefined) await this.graph.drained([node], () => node.snapshots!.delete(made))
+  }
+
+  async #checkFree(node: GraphNode) {
+    const snapshots = await node.snapshots!.list()
+    if (snapshots.some(({ name }) => name === this.name))
+      throw new InvalidParameter(`Snapshot with name '${this.name}' already exists on device '${node.name}'`)
+  }
+}
+
+/** @throws InvalidParameter where other nodes use it: a snapshot below them would not be what they show (QEMU's qmp_get_root_bs) */
+export function rootNode(node: GraphNode): GraphNode {
+  if ([...node.parents].some(({ parent }) => parent.node)) throw new InvalidParameter('Need a root block node')
+  return node
+}
