@@ -17,6 +17,7 @@ import { drivers } from './drivers/index.ts'
 import { filters } from './filters/index.ts'
 import { Jobs } from './jobs/jobs.ts'
 import { Backups } from './machines/backups.ts'
+import { DiskJobs } from './machines/disk-jobs.ts'
 import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
 import { Exports } from './nbd-server/exports.ts'
@@ -91,6 +92,7 @@ export class Appliance implements AsyncDisposable {
     )
     const jobs = new Jobs(events.emit, turns)
     parts.defer(() => jobs.cancelAll())
+    const diskJobs = new DiskJobs(jobs, turns)
 
     const { socket } = settings.control
     const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket }]
@@ -106,6 +108,7 @@ export class Appliance implements AsyncDisposable {
       onDemandServer,
       machines,
       backups,
+      diskJobs,
       quit: quit.resolve,
       describeDaemon: () => ({
         version,

@@ -19,6 +19,8 @@ export abstract class Fault extends Error {
   readonly nbdError: NbdErrorName = 'EIO'
   /** What the command line exits with, where it is not simply "failed" (see docs/command-line.md). */
   readonly exitCode: number = 1
+  /** What the control socket says beside that, for programs. */
+  readonly details: Readonly<Record<string, number | string>> = {}
 }
 
 /** Someone asked for something that makes no sense. */

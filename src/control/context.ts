@@ -5,6 +5,7 @@ import type { Turns } from '../base/turns.ts'
 import type { Graph } from '../block/graph.ts'
 import type { Scratch } from '../block/scratch.ts'
 import type { Jobs } from '../jobs/jobs.ts'
+import type { DiskJobs } from '../machines/disk-jobs.ts'
 import type { Backups } from '../machines/backups.ts'
 import type { Machines } from '../machines/machines.ts'
 import type { Exports } from '../nbd-server/exports.ts'
@@ -31,6 +32,7 @@ export interface CommandContext {
   readonly onDemandServer: OnDemandServer
   readonly machines: Machines
   readonly backups: Backups
+  readonly diskJobs: DiskJobs
   describeDaemon(): DaemonInfo
   /** Ends the appliance in an orderly way, after the command that asked for it has been answered. */
   quit(): void

@@ -153,8 +153,8 @@ export class QmpSession implements Session, AsyncDisposable {
 
   #errorOf(error: unknown, request: Json) {
     if (error instanceof Fault) {
-      const data = error.exitCode === 1 ? undefined : { 'exit-code': error.exitCode }
-      return { class: error.qmpClass, desc: error.message, data }
+      const data = { ...(error.exitCode !== 1 && { 'exit-code': error.exitCode }), ...error.details }
+      return { class: error.qmpClass, desc: error.message, data: Object.keys(data).length > 0 ? data : undefined }
     }
     const command = isJsonObject(request) ? request['execute'] : undefined
     this.log.error('a command failed by a bug', { err: error, command })

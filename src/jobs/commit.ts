@@ -15,6 +15,7 @@ import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import { mergeIntoBase } from './chain-bitmaps.ts'
 import { copyLayers, copyPart } from './copy-layers.ts'
+import type { PivotHooks } from './mirror-options.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import { commitTop } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
@@ -40,10 +41,11 @@ export async function startCommit(context: ChainContext, options: CommitOptions)
 
 export async function startActiveCommit(context: ChainContext, options: CommitOptions): Promise<void> {
   const { graph, jobs } = context
-  const { jobId, top, base, onError, ...rest } = options
+  const { jobId, top, base, onError, carry, ...rest } = options
   jobs.check(jobId)
   const image = withoutFilters(base)
   const wasReadOnly = image.readOnly
+  const carried = carry?.(top, image)
   const layers = layersOf(top, base)
   const chain = chainFrom(top)
   if (wasReadOnly) await graph.setReadOnly(image, false)
@@ -55,8 +57,13 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
     copyMode: 'background',
     first: extent => isInLayers(extent, layers, 1),
     targetIsBehind: true,
-    atPivot: copied => mergeIntoBase(image, layers.images, copied),
+    beforePivot: async () => carried?.before(),
+    atPivot(copied) {
+      mergeIntoBase(image, layers.images, copied!)
+      carried?.at()
+    },
     async afterwards(pivoted) {
+      await carried?.after(pivoted)
       if (pivoted) await image.bitmaps.keeper?.settle()
       else if (wasReadOnly) await graph.setReadOnly(image, true)
     },
@@ -82,6 +89,7 @@ class Commit implements JobWork {
   readonly #copied: DirtyBitmap
   readonly #held: Disposable[] = []
   readonly #wasReadOnly: boolean
+  readonly #carried: PivotHooks | undefined
   #filter: GraphNode | undefined
   #hold: Edge | undefined
   #from: Edge | undefined
@@ -100,8 +108,9 @@ class Commit implements JobWork {
     private readonly context: ChainContext,
     private readonly options: CommitOptions,
   ) {
-    const { top, base } = options
+    const { top, base, carry } = options
     this.#base = withoutFilters(base)
+    this.#carried = carry?.(top, this.#base)
     this.#layers = layersOf(top, base)
     this.#wasReadOnly = this.#base.readOnly
     this.#copied = new DirtyBitmap({ size: Math.max(top.size, base.size), granularity: this.#base.clusterSize ?? 65536 })
@@ -168,6 +177,7 @@ class Commit implements JobWork {
     const { graph, backingName } = this.context
     const { base, backingFile } = this.options
     const overlays = this.#overlays()
+    await this.#carried?.before()
     this.#relinks = overlays.map(overlay => graph.planBacking(overlay, base))
     for (const overlay of overlays) {
       if (overlay.readOnly) {
@@ -186,6 +196,7 @@ class Commit implements JobWork {
     this.#renamed.splice(0)
     for (const overlay of this.#overlays()) graph.planBacking(overlay, this.options.base).commit()
     mergeIntoBase(this.#base, this.#layers.images, this.#copied)
+    this.#carried?.at()
     this.#taken = true
   }
 
@@ -204,6 +215,7 @@ class Commit implements JobWork {
     if (to) await graph.detach(to)
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
     // What the removed images' bitmaps said is durable before the images are closed.
+    await this.#carried?.after(this.#taken)
     if (this.#taken) await this.#base.bitmaps.keeper?.settle()
     if (hold) await graph.detach(hold)
     if (from) await graph.detach(from)

@@ -23,6 +23,8 @@ export interface CopyOptions {
   readonly onSourceError?: ErrorPolicy | undefined
   readonly onTargetError?: ErrorPolicy | undefined
   readonly filterNodeName?: string | undefined
+  /** Comes to its end by itself as soon as it is ready, as if it had been told to then. */
+  readonly atReady?: 'complete' | 'leave' | undefined
   readonly autoFinalize?: boolean | undefined
   readonly autoDismiss?: boolean | undefined
 }
@@ -32,6 +34,17 @@ export interface MirrorOptions extends CopyOptions {
   readonly copyMode?: CopyMode | undefined
   /** The node in whose place the target is put at the end; by default the source. */
   readonly replaces?: string | undefined
+  /** What else belongs to the disk, and goes with it. */
+  readonly pivot?: PivotHooks | undefined
+}
+
+export interface PivotHooks {
+  /** While writes are held, and the target has all. What it throws keeps the disk where it is. */
+  before(): Promise<void>
+  /** In the turn in which the target is put in the source's place. */
+  at(): void
+  /** When the job has let go of everything, whatever came of it. */
+  after(pivoted: boolean): Promise<void>
 }
 
 const GRANULARITY = { least: 512, most: 64 << 20, fromClusters: [4096, 65536] } as const

@@ -55,8 +55,10 @@ export interface MirrorPlan {
   readonly first: 'all' | 'data' | 'none' | ((extent: Extent) => boolean)
   /** The target is behind the source: what is copied to it changes nothing that anybody sees. */
   readonly targetIsBehind?: boolean
+  /** While writes are held, and the target has all. */
+  beforePivot?(): Promise<void>
   /** In the turn in which the target is put in its place. `copied` has all that the job has, where the target is behind the source. */
-  atPivot?(copied: DirtyBitmap): void
+  atPivot?(copied: DirtyBitmap | undefined): void
   /** When it has let go of everything, whatever came of it. */
   afterwards?(pivoted: boolean): Promise<void>
 }
@@ -174,6 +176,7 @@ export class MirrorWork implements JobWork {
         await this.#flush(job)
         yield copy.progress
         job.becomeReady()
+        if (this.plan.options.atReady) this.#end(this.plan.options.atReady)
       } else if (this.#wish) break
       job.idle = true
       await Promise.race([sleep(LOOK_AGAIN_MS), this.#woken.promise])
@@ -202,7 +205,9 @@ export class MirrorWork implements JobWork {
     }
     await within(PATIENCE_MS, this.#catchUp(tooLate.signal), late)
     this.#job!.progress = this.#copy!.progress
-    if (this.#wish === 'complete') this.#changing = this.#planPivot()
+    if (this.#wish !== 'complete') return
+    this.#changing = this.#planPivot()
+    await this.plan.beforePivot?.()
   }
 
   commit() {
@@ -210,7 +215,7 @@ export class MirrorWork implements JobWork {
       this.#planPivot().commit()
       this.#changing = undefined
       this.#pivoted = true
-      if (this.#copied) this.plan.atPivot?.(this.#copied)
+      this.plan.atPivot?.(this.#copied)
     }
     this.#letGo()
   }
@@ -378,6 +383,11 @@ export class MirrorWork implements JobWork {
 
   /** Who uses the source, or the node that is to be replaced, will use the target; who is behind the target stays where he is. */
   #planPivot(): PermissionChange {
+    assert(this.#target)
+    return this.context.graph.planMoves(this.#moves(), { asked: new Map([[this.#target, { perm: 0, shared: ALL }]]) })
+  }
+
+  #moves(): Map<Edge, GraphNode> {
     const { graph } = this.context
     const { replaced, options } = this.plan
     const { source, target } = options
@@ -389,8 +399,7 @@ export class MirrorWork implements JobWork {
       if (edge !== this.#hold) moved.set(edge, isBehind || replaced !== source ? source : target)
     }
     for (const edge of graph.movable(replaced, target)) if (edge.parent.node !== filter) moved.set(edge, target)
-    assert(this.#target)
-    return graph.planMoves(moved, { asked: new Map([[this.#target, { perm: 0, shared: ALL }]]) })
+    return moved
   }
 }
 

@@ -27,7 +27,13 @@ export class MirrorAction implements Action {
     const replaced = checkMirror(graph, this.options)
     jobs.check(id)
     const first = sync === 'none' ? 'none' : sync === 'top' && backingOf(source) ? isOnTop : 'data'
-    const work = new MirrorWork(this.context, { type: 'mirror', options: this.options, replaced, copyMode, first })
+    const { pivot } = this.options
+    const hooks = pivot && {
+      beforePivot: () => pivot.before(),
+      atPivot: () => pivot.at(),
+      afterwards: (pivoted: boolean) => pivot.after(pivoted),
+    }
+    const work = new MirrorWork(this.context, { type: 'mirror', options: this.options, replaced, copyMode, first, ...hooks })
     await work.prepareInstant()
     this.#work = work
     this.#job = jobs.create({ id, type: 'mirror', work, autoFinalize, autoDismiss, speed, group: this.group })

@@ -16,6 +16,7 @@ import { copyLayers, Operation } from './copy-layers.ts'
 import type { ErrorPolicy } from './error-policy.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import type { Jobs } from './jobs.ts'
+import type { PivotHooks } from './mirror-options.ts'
 import { streamTop, type StreamFilter } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
 
@@ -34,6 +35,10 @@ export interface ChainJobOptions {
   readonly speed?: number | undefined
   readonly onError?: ErrorPolicy | undefined
   readonly filterNodeName?: string | undefined
+  /** Of the commit of an active image: it is completed by itself when it is ready. */
+  readonly atReady?: 'complete' | undefined
+  /** Of a commit: what goes from the topmost image to the base with the data. */
+  readonly carry?: ((from: GraphNode, to: GraphNode) => PivotHooks) | undefined
   readonly autoFinalize?: boolean | undefined
   readonly autoDismiss?: boolean | undefined
 }

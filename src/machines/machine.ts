@@ -107,6 +107,15 @@ export class Machine implements AsyncDisposable {
     return this.#remembering
   }
 
+  /** @throws InvalidParameter where a disk that moves to this node could not be found there after a restart */
+  checkFindable(disk: Disk, node: GraphNode) {
+    if (chainOptions(withoutFilters(node))) return
+    const id = `${this.name}/${disk.name}`
+    throw new InvalidParameter(
+      `'${node.name}' is made of more than files, so a restart of the daemon would not find disk '${id}' there: it stays where it is`,
+    )
+  }
+
   /** @throws NotFound */
   disk(name: string): Disk {
     const disk = this.disks.find(disk => disk.name === name)

@@ -71,7 +71,7 @@ export class Snapshot implements Action {
 
 export interface NewOverlay {
   readonly filename: string
-  readonly nodeName: string
+  readonly nodeName?: string
   /** A qcow2 image that is there, instead of a new one. */
   readonly existing: boolean
   /** As the image is to name the one behind it. */
@@ -84,7 +84,7 @@ export async function openOverlay(graph: Graph, node: GraphNode, { filename, nod
   const { discard, cache } = node.generic
   const overlay = await graph.open({
     driver: 'qcow2',
-    'node-name': nodeName,
+    ...(nodeName !== undefined && { 'node-name': nodeName }),
     'read-only': node.readOnly,
     discard,
     cache,

@@ -36,7 +36,7 @@ t.test('each argument of our own commands is named', async t => {
   const section = text.slice(text.indexOf("## Stillpoint's commands"), text.indexOf('## Events'))
   const own = new Set([...section.replaceAll(/```[^]*?```/g, '').matchAll(/`([^`]+)`/g)].map(([, word]) => word))
   for (const command of commands.filter(({ name }) =>
-    /^(checkpoint|backup)-|^query-(backups|checkpoints|daemon|machines)$/.test(name),
+    /^(checkpoint|backup|disk)-|^query-(backups|checkpoints|daemon|disk-jobs|machines)$/.test(name),
   )) {
     const shape = (command.arguments as { shape?: Record<string, unknown> }).shape ?? {}
     for (const argument of Object.keys(shape)) t.ok(own.has(argument), `${command.name} ${argument}`)

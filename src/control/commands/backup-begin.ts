@@ -30,8 +30,9 @@ export const backupBegin = command({
     expire: uint64.optional().describe('Seconds after which the session ends by itself'),
   }),
   returns: sessionInfo,
-  async run({ machine: wanted, mode, repository, ...options }, { machines, backups }) {
+  async run({ machine: wanted, mode, repository, ...options }, { machines, backups, diskJobs }) {
     const { machine, checkpoints } = machines.get(wanted)
+    for (const disk of machine.disks) diskJobs.checkCopy(machine, disk)
     if (mode === 'push') return (await backups.beginPush({ machine, checkpoints, ...pushOptions(repository, options) })).info()
     if (repository !== undefined) throw new InvalidParameter("Parameter 'repository' is for mode 'push'")
     const { expire, ...more } = options

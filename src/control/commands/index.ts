@@ -36,6 +36,12 @@ import { changeBackingFile } from './change-backing-file.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
 import { checkpointRepair } from './checkpoint-repair.ts'
+import { diskAbort } from './disk-abort.ts'
+import { diskCommit } from './disk-commit.ts'
+import { diskCopy } from './disk-copy.ts'
+import { diskPivot } from './disk-pivot.ts'
+import { diskPull } from './disk-pull.ts'
+import { diskSnapshot } from './disk-snapshot.ts'
 import { jobCancel } from './job-cancel.ts'
 import { jobComplete } from './job-complete.ts'
 import { jobDismiss } from './job-dismiss.ts'
@@ -56,6 +62,7 @@ import { queryBlockJobs } from './query-block-jobs.ts'
 import { queryCheckpoints } from './query-checkpoints.ts'
 import { queryCommands } from './query-commands.ts'
 import { queryDaemon } from './query-daemon.ts'
+import { queryDiskJobs } from './query-disk-jobs.ts'
 import { queryJobs } from './query-jobs.ts'
 import { queryMachines } from './query-machines.ts'
 import { queryNamedBlockNodes } from './query-named-block-nodes.ts'
@@ -105,6 +112,12 @@ export const commands: readonly AnyCommand[] = [
   checkpointCreate,
   checkpointDelete,
   checkpointRepair,
+  diskAbort,
+  diskCommit,
+  diskCopy,
+  diskPivot,
+  diskPull,
+  diskSnapshot,
   jobCancel,
   jobComplete,
   jobDismiss,
@@ -125,6 +138,7 @@ export const commands: readonly AnyCommand[] = [
   queryCheckpoints,
   queryCommands,
   queryDaemon,
+  queryDiskJobs,
   queryJobs,
   queryMachines,
   queryNamedBlockNodes,
