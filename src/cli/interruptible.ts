@@ -30,3 +30,22 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
     for (const remove of listeners) remove()
   }
 }
+
+/** Until a signal, which ends the work well, or until what is waited for fails. */
+export async function untilStopped(failed: AbortSignal): Promise<void> {
+  const stopped = Promise.withResolvers<void>()
+  const fail = () => stopped.reject(failed.reason as Error)
+  const stop = () => stopped.resolve()
+  // A socket that nobody uses and timers that let go would end the program.
+  const alive = setInterval(() => undefined, 1 << 30)
+  for (const name of Object.keys(codes)) process.once(name, stop)
+  failed.addEventListener('abort', fail, { once: true })
+  try {
+    if (failed.aborted) fail()
+    await stopped.promise
+  } finally {
+    clearInterval(alive)
+    for (const name of Object.keys(codes)) process.off(name, stop)
+    failed.removeEventListener('abort', fail)
+  }
+}

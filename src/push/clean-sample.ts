@@ -8,7 +8,7 @@ import type { BlockIo } from '../block/driver.ts'
 import type { NodeReader } from '../repository/node-reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { FAN_OUT, leavesOf, rootLevel } from '../repository/tree-node.ts'
-import type { DiskShape } from '../repository/walk.ts'
+import { idOf, type DiskShape } from '../repository/walk.ts'
 import type { PushPlan } from './push-plan.ts'
 
 export const SAMPLE = 32
@@ -41,7 +41,7 @@ export async function findChangedChunk({
   for (let pick = 0; pick < count * PICKS && clean.size < count; pick++) {
     const chunk = pick % 2 === 0 ? await dataChunk(nodes, parent, random) : random(Math.max(1, plan.chunks))
     if (chunk !== undefined && chunk < plan.chunks && !plan.has(chunk) && !clean.has(chunk))
-      clean.set(chunk, await placeOf(nodes, parent, chunk))
+      clean.set(chunk, await idOf(nodes, parent, chunk))
   }
   const differs = async (chunk: number, id: Buffer | undefined) => {
     using slot = await sealer.take()
@@ -70,16 +70,4 @@ async function dataChunk(
     id = places[place]
   }
   return id && chunk
-}
-
-async function placeOf(nodes: Pick<NodeReader, 'node'>, { root, size, chunkSize }: DiskShape, chunk: number) {
-  let id: Buffer | undefined = root === null ? undefined : Buffer.from(root, 'hex')
-  const leaf = Math.floor(chunk / FAN_OUT)
-  if (leaf >= leavesOf(rootLevel(size, chunkSize))) return undefined
-  for (let level = rootLevel(size, chunkSize); id; level--) {
-    const { places } = await nodes.node(id, level)
-    if (level === 0) return places[chunk % FAN_OUT]
-    id = places[Math.floor(leaf / leavesOf(level - 1)) % FAN_OUT]
-  }
-  return undefined
 }

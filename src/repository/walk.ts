@@ -58,3 +58,16 @@ export async function* walkChunks(
     }
   }
 }
+
+/** The id of a chunk; undefined where it is a hole, or behind the end. */
+export async function idOf(nodes: Pick<NodeReader, 'node'>, disk: DiskShape, chunk: number): Promise<Buffer | undefined> {
+  const { root, size, chunkSize } = disk
+  if (chunk >= leavesOf(rootLevel(size, chunkSize) + 1)) return undefined
+  let id: Buffer | undefined = root === null ? undefined : Buffer.from(root, 'hex')
+  for (let level = rootLevel(size, chunkSize); id; level--) {
+    const { places } = await nodes.node(id, level)
+    id = places[Math.floor(chunk / leavesOf(level)) % FAN_OUT]
+    if (level === 0) return id
+  }
+  return undefined
+}

@@ -74,7 +74,7 @@ t.test('a repository is made, filled, looked at, checked, pruned and collected',
   t.match(await call('point show local vm/none'), { code: 1, err: /there is no restore point/ })
 
   t.match(await call('repo stats local'), {
-    out: /encrypted +no\nwriters +any host\nholds .* packs?, \d+ chunks\nat work +nobody\n\nMACHINE +POINTS[^]*vm +2/,
+    out: /encrypted +no\nwriters +any host\nholds .* packs?, \d+ chunks\nstands for +5 MiB of disks.*\nat work +nobody\n\nMACHINE +POINTS +SIZE +STORED[^]*vm +2 +2.5 MiB/,
   })
   t.match(JSON.parse((await call('repo stats local --json')).out), {
     cas: true,
@@ -83,6 +83,17 @@ t.test('a repository is made, filled, looked at, checked, pruned and collected',
   })
   t.match(await call('repo check local --level scrub'), { code: 0, out: /^scrub: .*all is well\n$/ })
   t.match(await call(`point verify local ${first}`), { code: 0, out: /^deep: .*all is well\n$/ })
+
+  t.match(await call(`point diff local ${first} vm/latest`), { code: 0, out: /^DISK +SIZE[^]*\nroot +2.5 MiB +256 KiB +1\n$/ })
+  t.match(await call(`point diff local ${first} ${second} root --ranges`), { out: /\nroot 262144 262144\n$/ })
+  t.match(JSON.parse((await call(`point diff local ${second} ${second} --json`)).out), { disk: 'root', changed: 0 })
+  t.match(await call(`point diff local ${first} ${second} swap`), { code: 1, err: /has no disk 'swap'; it has 'root'/ })
+  t.match(await call(`point pin local ${first} --reason upgrade`), { code: 0, out: '' })
+  t.match(await call('point list local'), { out: new RegExp(`${first} .* crash, pinned\n${second} .* crash\n`) })
+  t.match(await call(`point forget local ${first}`), { code: 11, err: /is pinned/ })
+  t.match(await call('repo prune local vm --keep-last 1 --dry-run'), { out: new RegExp(`${first} +kept +pinned`) })
+  t.match(await call(`point unpin local ${first}`), { code: 0 })
+  t.match(await call(`point forget local ${second}`), { code: 11, err: /newest complete restore point of 'vm'; say --force/ })
 
   t.match(await call('repo prune local vm'), { code: 1, err: /./ }, 'no rule at all is no policy')
   const plan = await call('repo prune local vm --keep-last 1 --dry-run')

@@ -12,10 +12,24 @@ import { point } from './point.ts'
 import { qmp } from './qmp.ts'
 import { repo } from './repo.ts'
 import { restore } from './restore.ts'
+import { serve } from './serve.ts'
 import { status } from './status.ts'
 
 export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
-  const all: (Noun | Verb)[] = [daemon(runDaemon), status, disk, checkpoint, backup, restore, point, repo, image, qmp, doctor]
+  const all: (Noun | Verb)[] = [
+    daemon(runDaemon),
+    status,
+    disk,
+    checkpoint,
+    backup,
+    restore,
+    serve,
+    point,
+    repo,
+    image,
+    qmp,
+    doctor,
+  ]
   all.push(completion(all))
   return all
 }

@@ -1,8 +1,10 @@
 // stillpoint point: the restore points of a repository.
 
+import { Busy } from '../../base/errors.ts'
 import { formatSize } from '../../base/units.ts'
 import { verb, type Noun } from '../define.ts'
 import { clean, formatTime } from '../format.ts'
+import { interruptible } from '../interruptible.ts'
 import { configOption, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
 import { note, print, printJson } from '../output.ts'
 import { findPointKey, pointArgument } from '../point-name.ts'
@@ -12,6 +14,9 @@ import { Option } from 'commander'
 import type { Manifest } from '../../repository/manifest.ts'
 
 const sum = (manifest: Manifest, of: 'size' | 'dirty' | 'stored') => manifest.disks.reduce((total, disk) => total + disk[of], 0)
+
+const stateOf = ({ complete, consistency }: Manifest, pinned: boolean) =>
+  `${complete ? consistency : 'incomplete'}${pinned ? ', pinned' : ''}`
 
 const list = verb<{ repository: string }, ConfigOption & { machine?: string }>({
   name: 'list',
@@ -23,8 +28,11 @@ const list = verb<{ repository: string }, ConfigOption & { machine?: string }>({
   examples: [['stillpoint point list offsite --machine db', 'what db can be restored to']],
   run: ({ args: { repository: name }, options, json }) =>
     withRepository(name, options, async repository => {
+      const { pinnedPoints } = await import('../../repository/points.ts')
       const points = await Array.fromAsync(repository.points(options.machine))
-      if (json) return points.forEach(({ key, manifest }) => printJson({ point: shortPoint(key), ...manifest }))
+      const pinned = await pinnedPoints(repository)
+      if (json)
+        return points.forEach(({ key, manifest }) => printJson({ point: shortPoint(key), pinned: pinned.has(key), ...manifest }))
       if (points.length === 0) note('No restore points.')
       print(
         table(points, [
@@ -34,7 +42,7 @@ const list = verb<{ repository: string }, ConfigOption & { machine?: string }>({
           { title: 'SIZE', right: true, of: ({ manifest }) => formatSize(sum(manifest, 'size')) },
           { title: 'CHANGED', right: true, of: ({ manifest }) => formatSize(sum(manifest, 'dirty')) },
           { title: 'STORED', right: true, of: ({ manifest }) => formatSize(sum(manifest, 'stored')) },
-          { title: 'STATE', of: ({ manifest }) => (manifest.complete ? manifest.consistency : 'incomplete') },
+          { title: 'STATE', of: ({ key, manifest }) => stateOf(manifest, pinned.has(key)) },
         ]),
       )
     }),
@@ -94,8 +102,103 @@ const verifyPoint = verb<Named, ConfigOption>({
     }),
 })
 
+const changed = verb<{ repository: string; older: string; newer: string; disk?: string }, ConfigOption & { ranges?: boolean }>({
+  name: 'diff',
+  summary: 'say what changed on the disks between two restore points',
+  details: 'Only what differs is looked at, and no data is read, so it takes a moment whatever the size of the disks.',
+  arguments: {
+    ...repositoryArgument,
+    '<older>': pointArgument['<point>'],
+    '<newer>': 'another one of the same machine',
+    '[disk]': 'only this disk',
+  },
+  options: [configOption(), new Option('--ranges', 'list the ranges, by offset and length in bytes')],
+  namesDaemon: false,
+  examples: [
+    ['stillpoint point diff offsite db/20261124 db/latest', 'how much changed since the 24th'],
+    ['stillpoint point diff offsite db/20261124 db/latest root --ranges', 'and where'],
+  ],
+  run: ({ args, options, json }) =>
+    withRepository(args.repository, options, repository =>
+      interruptible(async signal => {
+        const keys = [await findPointKey(repository, args.older), await findPointKey(repository, args.newer)] as const
+        const { diffPoints } = await import('../diff-points.ts')
+        const disks = await diffPoints(repository, keys, { disk: args.disk, signal })
+        if (json) return disks.forEach(({ ranges, ...disk }) => printJson({ ...disk, ...(options.ranges && { ranges }) }))
+        print(
+          table(disks, [
+            { title: 'DISK', of: ({ disk }) => disk },
+            { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
+            { title: 'CHANGED', right: true, of: ({ changed }) => formatSize(changed) },
+            { title: 'IN PLACES', right: true, of: ({ ranges }) => ranges.length },
+          ]),
+        )
+        if (!options.ranges) return
+        for (const { disk, ranges } of disks)
+          for (const { offset, length } of ranges) print(`${clean(disk)} ${offset} ${length}\n`)
+      }),
+    ),
+})
+
+const pinPoint = verb<Named, ConfigOption & { reason?: string }>({
+  name: 'pin',
+  summary: 'keep a restore point: neither `repo prune` nor `point forget` takes it away',
+  arguments: pointArguments,
+  options: [configOption(), new Option('--reason <text>', 'why, for people')],
+  namesDaemon: false,
+  examples: [["stillpoint point pin offsite db/20261125T020000 --reason 'before the upgrade'", 'until it is unpinned']],
+  run: ({ args, options, json }) =>
+    withRepository(args.repository, options, async repository => {
+      const key = await findPointKey(repository, args.point)
+      const { pin } = await import('../../repository/points.ts')
+      await pin(repository, key, options.reason)
+      if (json) printJson({ point: shortPoint(key), pinned: true })
+    }),
+})
+
+const unpinPoint = verb<Named, ConfigOption>({
+  name: 'unpin',
+  summary: 'let retention decide about a restore point again',
+  arguments: pointArguments,
+  options: [configOption()],
+  namesDaemon: false,
+  examples: [['stillpoint point unpin offsite db/20261125T020000', 'it may go with the others']],
+  run: ({ args, options, json }) =>
+    withRepository(args.repository, options, async repository => {
+      const key = await findPointKey(repository, args.point)
+      const { unpin } = await import('../../repository/points.ts')
+      await unpin(repository, key)
+      if (json) printJson({ point: shortPoint(key), pinned: false })
+    }),
+})
+
+const forgetPoint = verb<Named, ConfigOption & { force?: boolean }>({
+  name: 'forget',
+  summary: 'give up a restore point',
+  details:
+    'It cannot be restored any more; what only it needed is deleted by `repo gc`. One that is pinned, or that somebody reads, stays; so does the newest complete one of its machine, but for --force.',
+  arguments: pointArguments,
+  options: [configOption(), new Option('--force', 'also the newest complete one')],
+  namesDaemon: false,
+  examples: [['stillpoint point forget offsite db/20261125T020000', 'gone, and its space with the next `repo gc`']],
+  run: ({ args, options, json }) =>
+    withRepository(args.repository, options, async repository => {
+      const key = await findPointKey(repository, args.point)
+      const { machine } = (await repository.point(key)).manifest
+      const points = await Array.fromAsync(repository.points(machine))
+      const newest = points.findLast(({ manifest }) => manifest.complete)
+      if (newest?.key === key && !options.force)
+        throw new Busy(
+          `${shortPoint(key)} is the newest complete restore point of '${clean(machine)}'; say --force if it shall go all the same`,
+        )
+      const { forget } = await import('../../repository/points.ts')
+      await forget(repository, key)
+      if (json) printJson({ point: shortPoint(key), forgotten: true })
+    }),
+})
+
 export const point: Noun = {
   name: 'point',
-  summary: 'restore points: list, show and verify them',
-  verbs: [list, show, verifyPoint],
+  summary: 'restore points: list, show, compare, verify, pin and forget them',
+  verbs: [list, show, changed, verifyPoint, pinPoint, unpinPoint, forgetPoint],
 }

@@ -3,6 +3,7 @@
 
 import { Option } from 'commander'
 import { formatSize, parseDuration, parseSize } from '../../base/units.ts'
+import type { Manifest } from '../../repository/manifest.ts'
 import { verb, type Noun } from '../define.ts'
 import { Misuse } from '../failure.ts'
 import { formatTime, plural } from '../format.ts'
@@ -74,6 +75,33 @@ const check = verb<Named, ConfigOption & CheckOptions>({
     withRepository(name, options, repository => checkRepository(repository, options, json)),
 })
 
+interface MachineStats {
+  readonly points: number
+  readonly oldest: string
+  readonly newest: string
+  /** Bytes of the disks of the newest, and of all. */
+  readonly size: number
+  readonly total: number
+  /** What its restore points took when they were made. */
+  readonly stored: number
+}
+
+function addPoint(machines: Map<string, MachineStats>, { machine, time, disks }: Manifest) {
+  const size = disks.reduce((sum, disk) => sum + disk.size, 0)
+  const stored = disks.reduce((sum, disk) => sum + disk.stored, 0)
+  const before = machines.get(machine)
+  if (!before) return machines.set(machine, { points: 1, oldest: time, newest: time, size, total: size, stored })
+  const isNewest = time > before.newest
+  return machines.set(machine, {
+    points: before.points + 1,
+    oldest: time < before.oldest ? time : before.oldest,
+    newest: isNewest ? time : before.newest,
+    size: isNewest ? size : before.size,
+    total: before.total + size,
+    stored: before.stored + stored,
+  })
+}
+
 const stats = verb<Named, ConfigOption>({
   ...shared,
   name: 'stats',
@@ -90,11 +118,8 @@ const stats = verb<Named, ConfigOption>({
       const { target, file } = repository
       const { index, state } = await loadIndex(target, repository.id)
       const sizes = [...index.packs().values()]
-      const machines = new Map<string, { points: number; newest: string }>()
-      for await (const { manifest } of repository.points()) {
-        const { points = 0, newest = '' } = machines.get(manifest.machine) ?? {}
-        machines.set(manifest.machine, { points: points + 1, newest: manifest.time > newest ? manifest.time : newest })
-      }
+      const machines = new Map<string, MachineStats>()
+      for await (const { manifest } of repository.points()) addPoint(machines, manifest)
       const sessions = await Array.fromAsync(listSessions(target))
       const owner = await ownerOf(repository)
       const all = {
@@ -114,6 +139,7 @@ const stats = verb<Named, ConfigOption>({
         collecting: state.plan?.phase,
         machines: [...machines].map(([machine, rest]) => ({ machine, ...rest })),
       }
+      const shown = all.machines.reduce((sum, { total }) => sum + total, 0)
       if (json) return printJson(all)
       print(
         facts({
@@ -122,12 +148,16 @@ const stats = verb<Named, ConfigOption>({
           encrypted: all.encrypted ? 'yes' : 'no',
           writers: all.cas ? 'any host' : (all.owner ?? 'one host, none yet'),
           holds: `${formatSize(all.bytes)} in ${plural(all.packs, 'pack')}, ${plural(all.chunks, 'chunk')}`,
+          'stands for': shown > 0 ? `${formatSize(shown)} of disks, in all restore points` : undefined,
           'at work': all.sessions.map(({ kind, host }) => `${kind} on ${host}`).join(', ') || 'nobody',
         }),
       )
       const rows = table(all.machines, [
         { title: 'MACHINE', of: ({ machine }) => machine },
         { title: 'POINTS', right: true, of: ({ points }) => points },
+        { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
+        { title: 'STORED', right: true, of: ({ stored }) => formatSize(stored) },
+        { title: 'OLDEST', of: ({ oldest }) => formatTime(oldest) },
         { title: 'NEWEST', of: ({ newest }) => formatTime(newest) },
       ])
       print(rows === '' ? '' : `\n${rows}`)

@@ -1,0 +1,218 @@
+// A disk of a restore point as a node of the block graph, read-only: chunks are fetched when they are read, neighbours in one request, and
+// what comes next is fetched ahead for whoever reads in order.
+
+import { z } from 'zod'
+import { Budget } from '../base/budget.ts'
+import { ReadOnly } from '../base/errors.ts'
+import { endOf, intersect, type Range } from '../base/ranges.ts'
+import type { BlockDriver, BlockNode, Extent } from '../block/driver.ts'
+import { ChunkFetch, type WantedChunk } from '../repository/chunk-fetch.ts'
+import { compareTrees } from '../repository/compare-trees.ts'
+import type { DiskManifest } from '../repository/manifest.ts'
+import type { RepositoryReader } from '../repository/reader.ts'
+import type { Sealer } from '../repository/sealer.ts'
+import { idOf } from '../repository/walk.ts'
+
+/** Bytes of chunks that are kept for who reads them again. */
+const CACHE = 64 << 20
+/** Bytes that are fetched at once for one request, and for all. */
+const FETCH = 8 << 20
+const ALL_FETCHES = 64 << 20
+/** Bytes that are fetched ahead. */
+const AHEAD = 4 << 20
+
+export interface PointDiskOptions {
+  readonly reader: RepositoryReader
+  readonly disk: DiskManifest
+  readonly sealer: Sealer
+}
+
+/** Has one node only: for whoever made it. */
+export const pointDisk = (options: PointDiskOptions): BlockDriver<Record<string, never>> => ({
+  name: 'restore-point',
+  options: z.strictObject({}),
+  children: {},
+  open: async () => new PointDisk(options),
+})
+
+class PointDisk implements BlockNode {
+  /** By chunk, the one that was used last at the end. */
+  readonly #cache = new Map<number, Buffer>()
+  readonly #coming = new Map<number, Promise<Buffer | undefined>>()
+  readonly #fetching = new Set<Promise<unknown>>()
+  readonly #budget = new Budget(ALL_FETCHES)
+  /** Where the last read ended. */
+  #next = -1
+
+  constructor(private readonly options: PointDiskOptions) {}
+
+  get size() {
+    return this.options.disk.size
+  }
+
+  get filename() {
+    const { reader, disk } = this.options
+    return `${reader.repository.target.location}: ${disk.name}`
+  }
+
+  async read(offset: number, into: Buffer) {
+    const { chunkSize, size } = this.options.disk
+    const from = Math.floor(offset / chunkSize)
+    const to = Math.ceil((offset + into.length) / chunkSize)
+    const inOrder = offset === this.#next
+    this.#next = offset + into.length
+    for (let first = from; first < to;) {
+      // Piece by piece, so that no read keeps more in memory than that.
+      const end = Math.min(to, first + Math.max(1, Math.floor(FETCH / chunkSize)))
+      const chunks = this.#load(first, end)
+      if (end === to && inOrder) this.#load(end, Math.min(Math.ceil(size / chunkSize), end + Math.ceil(AHEAD / chunkSize)))
+      for (const [chunk, loaded] of chunks) {
+        const bytes = await loaded
+        const { offset: at, length } = intersect(
+          { offset: chunk * chunkSize, length: chunkSize },
+          { offset, length: into.length },
+        )!
+        const part = into.subarray(at - offset, at - offset + length)
+        if (bytes) part.set(bytes.subarray(at - chunk * chunkSize, at - chunk * chunkSize + length))
+        else part.fill(0)
+      }
+      first = end
+    }
+  }
+
+  async *extents(range: Range): AsyncGenerator<Extent> {
+    for await (const { first, count, differs } of this.#runs(range)) {
+      const { chunkSize } = this.options.disk
+      const part = intersect({ offset: first * chunkSize, length: count * chunkSize }, range)
+      if (part) yield { ...part, allocated: differs, zero: !differs }
+    }
+  }
+
+  async info() {
+    return { clusterSize: this.options.disk.chunkSize }
+  }
+
+  async write() {
+    throw new ReadOnly('a restore point cannot be written')
+  }
+
+  async zero() {
+    throw new ReadOnly('a restore point cannot be written')
+  }
+
+  async discard() {
+    throw new ReadOnly('a restore point cannot be written')
+  }
+
+  async resize() {
+    throw new ReadOnly('a restore point keeps its size')
+  }
+
+  async flush() {}
+
+  async [Symbol.asyncDispose]() {
+    await Promise.all(this.#fetching)
+  }
+
+  /** Where it holds data: where it differs from a disk without any. */
+  #runs({ offset, length }: Range) {
+    const { reader, disk } = this.options
+    const range = { from: Math.floor(offset / disk.chunkSize), to: Math.ceil((offset + length) / disk.chunkSize) }
+    return compareTrees(reader.nodes, disk, { ...disk, root: null }, range)
+  }
+
+  /** Each chunk with its bytes, or undefined for a hole; what is not there and not on its way is fetched. */
+  #load(from: number, to: number): [chunk: number, bytes: Promise<Buffer | undefined>][] {
+    const all: [number, Promise<Buffer | undefined>][] = []
+    const missing: [number, PromiseWithResolvers<Buffer | undefined>][] = []
+    for (let chunk = from; chunk < to; chunk++) {
+      const cached = this.#cache.get(chunk)
+      if (cached) {
+        this.#cache.delete(chunk)
+        this.#cache.set(chunk, cached)
+      }
+      let bytes = cached ? Promise.resolve(cached) : this.#coming.get(chunk)
+      if (!bytes) {
+        const coming = Promise.withResolvers<Buffer | undefined>()
+        missing.push([chunk, coming])
+        bytes = coming.promise
+        bytes.catch(() => 'it is told to whoever reads it')
+        this.#coming.set(chunk, bytes)
+      }
+      all.push([chunk, bytes])
+    }
+    if (missing.length > 0) this.#start(new Map(missing))
+    return all
+  }
+
+  #start(missing: ReadonlyMap<number, PromiseWithResolvers<Buffer | undefined>>) {
+    const fetching = this.#fetch(missing)
+      .catch((error: unknown) => missing.forEach(({ reject }) => reject(error)))
+      .finally(() => {
+        for (const chunk of missing.keys()) this.#coming.delete(chunk)
+        this.#fetching.delete(fetching)
+      })
+    this.#fetching.add(fetching)
+  }
+
+  async #fetch(missing: ReadonlyMap<number, PromiseWithResolvers<Buffer | undefined>>) {
+    const { reader, disk, sealer } = this.options
+    const { repository, index, sessions, signal } = reader
+    using _share = await this.#budget.take(missing.size * disk.chunkSize, signal)
+    const fetch = new ChunkFetch(
+      { target: repository.target, keys: repository.keys, index, sessions, sealer, memory: FETCH, signal },
+      async ({ chunk }, plain) => {
+        const bytes = Buffer.from(plain)
+        this.#keep(chunk, bytes)
+        missing.get(chunk)!.resolve(bytes)
+      },
+      // The others of the request are none the worse for it.
+      async ({ chunk }, error) => missing.get(chunk)!.reject(error),
+    )
+    try {
+      for (const wanted of await this.#wanted([...missing.keys()]))
+        if ('id' in wanted) await fetch.add(wanted)
+        else missing.get(wanted.chunk)!.resolve(undefined)
+      await fetch.finish()
+    } finally {
+      await fetch.drop()
+    }
+  }
+
+  async #wanted(chunks: readonly number[]): Promise<(WantedChunk | { readonly chunk: number })[]> {
+    const { reader, disk } = this.options
+    const wanted = []
+    for (const chunk of chunks) {
+      const id = await idOf(reader.nodes, disk, chunk)
+      const length = Math.min(disk.chunkSize, disk.size - chunk * disk.chunkSize)
+      wanted.push(id ? { chunk, id, length } : { chunk })
+    }
+    return wanted
+  }
+
+  #keep(chunk: number, bytes: Buffer) {
+    this.#cache.set(chunk, bytes)
+    const most = Math.max(1, Math.floor(CACHE / this.options.disk.chunkSize))
+    if (this.#cache.size > most) this.#cache.delete(this.#cache.keys().next().value!)
+  }
+}
+
+/** What differs from an older state of the same disk, and everything behind that one's end: for incremental readers. */
+export async function* changedSince(reader: RepositoryReader, disk: DiskManifest, older: DiskManifest, range: Range) {
+  const { chunkSize } = disk
+  const known = Math.floor(Math.min(older.size, disk.size) / chunkSize)
+  const from = Math.floor(range.offset / chunkSize)
+  for await (const { first, count, differs } of compareTrees(reader.nodes, disk, older, {
+    from,
+    to: Math.ceil(endOf(range) / chunkSize),
+  })) {
+    const same = differs || older.size === disk.size ? count : Math.max(0, Math.min(count, known - first))
+    for (const [at, length, changed] of [
+      [first, same, differs],
+      [first + same, count - same, true],
+    ] as const) {
+      const part = intersect({ offset: at * chunkSize, length: length * chunkSize }, range)
+      if (part) yield { ...part, changed }
+    }
+  }
+}
