@@ -10,6 +10,13 @@ import type { checkpointRepair } from '../control/commands/checkpoint-repair.ts'
 import type { queryBackups } from '../control/commands/query-backups.ts'
 import type { queryCheckpoints } from '../control/commands/query-checkpoints.ts'
 import type { queryDaemon } from '../control/commands/query-daemon.ts'
+import type { diskAbort } from '../control/commands/disk-abort.ts'
+import type { diskCommit } from '../control/commands/disk-commit.ts'
+import type { diskCopy } from '../control/commands/disk-copy.ts'
+import type { diskPivot } from '../control/commands/disk-pivot.ts'
+import type { diskPull } from '../control/commands/disk-pull.ts'
+import type { diskSnapshot } from '../control/commands/disk-snapshot.ts'
+import type { queryDiskJobs } from '../control/commands/query-disk-jobs.ts'
 import type { queryJobs } from '../control/commands/query-jobs.ts'
 import type { queryMachines } from '../control/commands/query-machines.ts'
 
@@ -22,6 +29,13 @@ export interface Replies {
   'query-machines': ReplyOf<typeof queryMachines>
   'query-checkpoints': ReplyOf<typeof queryCheckpoints>
   'query-backups': ReplyOf<typeof queryBackups>
+  'disk-abort': ReplyOf<typeof diskAbort>
+  'disk-commit': ReplyOf<typeof diskCommit>
+  'disk-copy': ReplyOf<typeof diskCopy>
+  'disk-pivot': ReplyOf<typeof diskPivot>
+  'disk-pull': ReplyOf<typeof diskPull>
+  'disk-snapshot': ReplyOf<typeof diskSnapshot>
+  'query-disk-jobs': ReplyOf<typeof queryDiskJobs>
   'query-jobs': ReplyOf<typeof queryJobs>
   'checkpoint-create': ReplyOf<typeof checkpointCreate>
   'checkpoint-delete': ReplyOf<typeof checkpointDelete>
@@ -34,6 +48,7 @@ export interface Replies {
 export type DaemonInfo = Replies['query-daemon']
 export type JobInfo = Replies['query-jobs'][number]
 export type Listener = DaemonInfo['nbd'][number]
+export type DiskJobInfo = Replies['disk-copy']
 export type MachineInfo = Replies['query-machines'][number]
 export type CheckpointInfo = Replies['checkpoint-create']
 export type SessionInfo = Replies['backup-begin']

@@ -1,41 +1,14 @@
-// stillpoint disk: the disks of machines, and what is where in them.
+// stillpoint disk map: what is where in a disk.
 
 import { Option } from 'commander'
-import { InvalidParameter, NotFound } from '../../base/errors.ts'
-import { nearest } from '../../base/nearest.ts'
-import { formatSize } from '../../base/units.ts'
-import { connectDaemon } from '../connect.ts'
-import type { Daemon } from '../daemon-client.ts'
-import { verb, type Noun } from '../define.ts'
-import { sessionUris } from '../export-uri.ts'
-import { note, print, printJson } from '../output.ts'
-import { table } from '../table.ts'
+import { InvalidParameter, NotFound } from '../../../base/errors.ts'
+import { nearest } from '../../../base/nearest.ts'
+import { connectDaemon } from '../../connect.ts'
+import type { Daemon } from '../../daemon-client.ts'
+import { verb } from '../../define.ts'
+import { sessionUris } from '../../export-uri.ts'
 
-const list = verb({
-  name: 'list',
-  summary: 'list the disks of all machines',
-  details: 'DISK is the name of the NBD export; NODE is what QMP commands call it.',
-  examples: [['stillpoint disk list', 'sizes, clients and images']],
-  async run({ json, socket }) {
-    await using daemon = await connectDaemon(socket)
-    const machines = await daemon.ask('query-machines')
-    const disks = machines.flatMap(({ name: machine, disks }) => disks.map(disk => ({ machine, ...disk })))
-    if (json) return disks.forEach(printJson)
-    if (disks.length === 0) note('No disks: the configuration has no machines.')
-    print(
-      table(disks, [
-        { title: 'DISK', of: disk => disk.export },
-        { title: 'NODE', of: disk => disk.node },
-        { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
-        { title: 'MODE', of: disk => (disk['read-only'] ? 'read-only' : 'writable') },
-        { title: 'CLIENTS', right: true, of: ({ clients }) => clients },
-        { title: 'IMAGE', of: ({ image }) => image },
-      ]),
-    )
-  },
-})
-
-const map = verb<{ disk: string }, { bitmap?: string }>({
+export const map = verb<{ disk: string }, { bitmap?: string }>({
   name: 'map',
   summary: 'show what is where in a disk: data, zeroes, holes, and what a bitmap says changed',
   details:
@@ -49,7 +22,7 @@ const map = verb<{ disk: string }, { bitmap?: string }>({
   ],
   async run({ args: { disk: name }, options: { bitmap }, json, socket }) {
     const uri = await uriOf(name, socket)
-    const { writeMap } = await import('../disk-map/write-map.ts')
+    const { writeMap } = await import('../../disk-map/write-map.ts')
     await writeMap(uri, name, { bitmap, json })
   },
 })
@@ -78,10 +51,4 @@ async function exportsOf(daemon: Daemon) {
     disks.flatMap(disk => (disk.export === undefined ? [] : [{ name: `${name}/${disk.disk}`, export: disk.export, socket }])),
   )
   return [...live, ...frozen]
-}
-
-export const disk: Noun = {
-  name: 'disk',
-  summary: 'the disks of machines',
-  verbs: [list, map],
 }
