@@ -4,13 +4,15 @@ import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import { openTarget, type TargetSettings } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
 import { pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { settingsFor, silent } from '../helpers/s3.ts'
 import { ScriptedS3 } from '../helpers/scripted-s3.ts'
-import { stillpointInThread } from '../helpers/stillpoint.ts'
 
-process.env['TZ'] = 'UTC'
+const worker = new CliWorker()
+t.teardown(() => worker[Symbol.asyncDispose]())
+
 async function world(t: Test) {
   const folder = t.testdir({ key: 'correct horse\n', wrong: 'x' })
   const store = await ScriptedS3.listen({ create: 'ignored', swap: 'ignored' })
@@ -26,7 +28,7 @@ async function world(t: Test) {
   }
   writeFileSync(config, JSON.stringify({ repositories })) // JSON is YAML
   const call = async (args: string, ...more: string[]) => {
-    const { code, stdout, stderr } = await stillpointInThread([...args.split(' '), ...more, '--config', config])
+    const { code, stdout, stderr } = await worker.run(...args.split(' '), ...more, '--config', config)
     return { code, out: stdout, err: stderr }
   }
   return {
@@ -142,7 +144,7 @@ t.test('what is wrong with the call or the configuration is said, with an exit c
   t.match(await call('repo init sealed'), { code: 0, out: /and encrypted: keep a copy of its key elsewhere/ })
   t.match(await call('repo init sealed'), { code: 1, err: /there is a repository already/ })
   t.match(await call('repo stats wrong-key'), { code: 12, err: /the key does not open this repository/ })
-  t.match(await stillpointInThread(['repo', 'stats', 'x', '--config', `${folder}/none.yaml`]), {
+  t.match(await worker.run('repo', 'stats', 'x', '--config', `${folder}/none.yaml`), {
     code: 2,
     stderr: /cannot read the configuration/,
   })
