@@ -139,7 +139,9 @@ function chainOptions(node: GraphNode): NodeOptions | undefined {
     const below = node.children.get(child)?.node
     return below?.driver.name === 'file' ? { driver: 'file', filename: below.filename } : undefined
   }
-  const behind = node.children.get('backing')?.node
+  // A job's filter may be between: without it the chain reads the same.
+  const below = node.children.get('backing')?.node
+  const behind = below && withoutFilters(below)
   const backing = behind && chainOptions(behind)
   const [file, bitmaps] = [pathOf('file'), pathOf('bitmaps')]
   if (!file || (behind && !backing)) return undefined
