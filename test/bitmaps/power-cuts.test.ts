@@ -1,6 +1,7 @@
 // Power cuts and kills: at every moment of a history of writes and verbs, whatever part of the unflushed sectors of the image and of the
 // activity log is left, the bitmaps are those from before a verb or from behind it, and have every granule that changed since.
 
+import { setImmediate } from 'node:timers/promises'
 import fc from 'fast-check'
 import t from 'tap'
 import { z } from 'zod'
@@ -69,6 +70,8 @@ class History {
   readonly cuts: Cut[] = []
   readonly #model = Buffer.alloc(SIZE)
   #states: State[] = [new Map()]
+  /** Whether a write that is told of now was over before a verb that waits for nobody. */
+  #isUnsure = false
   #changes = 0
   #names = 0
 
@@ -116,11 +119,17 @@ class History {
         const data = randomBytes(granules.length * GRANULARITY, seed)
         await edge.write(granule * GRANULARITY, data)
         this.#model.set(data, granule * GRANULARITY)
-        for (const state of this.#states)
-          for (const { enabled, must } of state.values()) if (enabled) for (const one of granules) must.add(one)
+        for (const [index, state] of this.#states.entries())
+          if (index > 0 || !this.#isUnsure)
+            for (const { enabled, must } of state.values()) if (enabled) for (const one of granules) must.add(one)
       }),
     )
     await graph.detach(edge)
+  }
+
+  /** Whoever's write has ended knows it: nothing is between the two but turns of our own. */
+  async #answered() {
+    await setImmediate()
   }
 
   flush() {
@@ -179,7 +188,7 @@ class History {
       return
     }
     const { graph, node } = this.opened
-    const instant = (commits: () => void) => {
+    const instant = (commits: () => unknown) => {
       commits()
       // What was answered while it was prepared.
       for (const [name, known] of this.#now) {
@@ -190,7 +199,15 @@ class History {
       this.#states = [after, this.#now]
       guest = this.guest(meanwhile)
     }
-    await transact(actions, async commits => (drained ? graph.drained([node], () => instant(commits)) : instant(commits)))
+    await transact(actions, async commits => {
+      if (drained) await graph.drained([node], () => this.#answered().then(() => instant(commits)))
+      else {
+        instant(commits)
+        this.#isUnsure = true
+        await this.#answered()
+        this.#isUnsure = false
+      }
+    })
     this.#states = [after]
     await guest
   }

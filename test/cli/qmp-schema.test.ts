@@ -21,7 +21,7 @@ t.test('Tab offers commands, arguments that are not given yet, and words', async
   t.same(await complete('backup-begin ma', names, async () => ours), [['machine='], 'ma'])
   t.notOk((await offered('backup-begin machine=db ')).includes('machine'))
   t.ok((await offered('backup-begin machine=db ')).includes('since'))
-  t.same(await complete('backup-begin mode=p', names, async () => ours), [['mode=pull '], 'mode=p'])
+  t.same(await complete('backup-begin mode=pul', names, async () => ours), [['mode=pull '], 'mode=pul'])
   t.same(await offered('checkpoint-delete children='), ['children=true', 'children=false'])
   t.same(await offered('backup-begin {"ma'), [])
   t.same(await offered('unknown x'), [])
@@ -30,7 +30,7 @@ t.test('Tab offers commands, arguments that are not given yet, and words', async
 
 t.test('help of a command lists what it takes', async t => {
   const text = ours.describe('backup-begin')!
-  t.match(text, /^backup-begin\n  machine: str\n  mode: pull\n  name: str, optional\n/)
+  t.match(text, /^backup-begin\n  machine: str\n  mode: pull \| push\n  repository: str, optional\n  name: str, optional\n/)
   t.match(text, '\n  expire: int, optional\n')
   t.equal(ours.describe('query-commands'), 'query-commands\n')
   t.equal(ours.describe('unknown'), undefined)
