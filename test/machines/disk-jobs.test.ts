@@ -108,6 +108,17 @@ t.test('a copy that fails leaves the guest where it is, and says why', options, 
     await writer.atLeast(3)
     await daemon.execute('blockdev-del', { 'node-name': name })
   }
+  await daemon.execute('blockdev-add', {
+    driver: 'raw',
+    'node-name': 'nowhere',
+    file: { driver: 'inject-error', rules: [], file: { driver: 'file', filename: `${folder}/copy` } },
+  })
+  await daemon.execute('disk-copy', { ...DB, 'node-name': 'nowhere' })
+  await daemon.ready()
+  const unfindable = /a restart of the daemon would not find disk 'db\/root' there/
+  await t.rejects(daemon.execute('disk-pivot', DB), { message: unfindable })
+  t.match(await daemon.over(), { error: unfindable })
+  await writer.atLeast(3)
   await writer.stop()
   t.match((await daemon.disks())[0].image, /disk\.raw$/)
   await daemon.stop()
