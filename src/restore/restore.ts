@@ -5,7 +5,8 @@
 
 import { InvalidParameter } from '../base/errors.ts'
 import { pieces, type Range } from '../base/ranges.ts'
-import type { BlockIo, Extent } from '../block/driver.ts'
+import { isZero } from '../base/zeroes.ts'
+import type { BlockIo } from '../block/driver.ts'
 import { ChunkFetch } from '../repository/chunk-fetch.ts'
 import type { Damaged } from '../repository/faults.ts'
 import type { DiskManifest } from '../repository/manifest.ts'
@@ -20,7 +21,7 @@ export interface RestoreOptions {
   readonly sink: Pick<BlockIo, 'size' | 'write' | 'zero' | 'flush'>
   /** The sink reads as zeroes all over: holes need not be written. */
   readonly sinkIsZero?: boolean
-  /** Read the sink with this, and write only what differs. Where it says what reads as zeroes, that is not zeroed again. */
+  /** Read the sink with this, and write only what differs. What reads as zeroes is not zeroed again. */
   readonly inPlace?: Pick<BlockIo, 'read'> & Partial<Pick<BlockIo, 'extents'>>
   /** Told of each range that cannot be restored, which then is not written. Without it the restore fails at the first one. */
   readonly damaged?: (range: Range, error: Damaged) => void
@@ -42,6 +43,8 @@ export interface RestoreProgress {
 const TELL_MS = 100
 /** The longest range that is zeroed at once. */
 const ZERO_STEP = 1 << 30
+/** What is read at once to see whether it is zero already. */
+const READ_STEP = 1 << 20
 
 /** Yields progress. The sink is flushed when it returns; when it ends early, the sink is partly written. */
 export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreProgress, RestoreProgress> {
@@ -76,7 +79,7 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
   const clear = async (from: number, to: number) => {
     if (sinkIsZero || from >= to) return
     const all = { offset: from, length: to - from }
-    for await (const range of inPlace?.extents ? notZero(inPlace.extents(all)) : [all])
+    for await (const range of inPlace ? notZero(inPlace, all) : [all])
       for (const piece of pieces(range, ZERO_STEP)) {
         stop.throwIfAborted()
         await sink.zero(piece, { unmap: true })
@@ -109,8 +112,18 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
   }
 }
 
-async function* notZero(extents: AsyncIterable<Extent>): AsyncGenerator<Range> {
-  for await (const { offset, length, zero } of extents) if (!zero) yield { offset, length }
+/** What of a range does not read as zeroes; it is read where the sink cannot tell, as no block device can. */
+async function* notZero(sink: NonNullable<RestoreOptions['inPlace']>, range: Range): AsyncGenerator<Range> {
+  let bytes: Buffer | undefined
+  for await (const extent of sink.extents?.(range) ?? [{ ...range, zero: false }]) {
+    if (extent.zero) continue
+    for (const piece of pieces(extent, READ_STEP)) {
+      bytes ??= Buffer.allocUnsafeSlow(Math.min(READ_STEP, range.length))
+      const read = bytes.subarray(0, piece.length)
+      await sink.read(piece.offset, read)
+      if (!isZero(read)) yield piece
+    }
+  }
 }
 
 interface Compared {

@@ -132,7 +132,8 @@ t.test('in place only what differs is written: to raw, to qcow2', { skip }, asyn
     t.match(JSON.parse((await restore(`${second} root ${path(name)} --in-place --json`)).stdout), { written: CHUNK })
     t.match(await same(path(name), path('newer')), { code: 0 })
   }
-  t.match(JSON.parse((await restore(`${second} root ${path('back.raw')} --in-place --json`)).stdout), { written: 0, zeroed: 0 })
+  writeFileSync(path('full.raw'), newer.root) // without holes, as a block device shows itself
+  t.match(JSON.parse((await restore(`${second} root ${path('full.raw')} --in-place --json`)).stdout), { written: 0, zeroed: 0 })
   t.match(await restore(`${first} root ${path('none')} --in-place`), { code: 1, stderr: /no '.*none' to be restored in place/ })
   writeFileSync(path('odd'), Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), Buffer.alloc(newer.root.length)]))
   t.match(await restore(`${first} root ${path('odd')} --in-place`), { code: 1, stderr: /looks like qcow2: say --format/ })
