@@ -72,7 +72,7 @@ t.test('a server that answers all but one request is left too', async t => {
     t.match(error, { name: 'NbdTimeoutError' })
   }
   await over
-  t.ok(served > 5, `${served} others were served meanwhile`)
+  t.ok(served > 0, `${served} others were served meanwhile`)
 })
 
 t.test('a server that is slow, and answers in time what is due, is not left', async t => {
