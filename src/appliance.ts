@@ -15,6 +15,7 @@ import { Events } from './control/events.ts'
 import { QmpServer, type Monitor } from './control/qmp-server.ts'
 import { drivers } from './drivers/index.ts'
 import { filters } from './filters/index.ts'
+import { JobRecords } from './jobs/job-records.ts'
 import { Jobs } from './jobs/jobs.ts'
 import { Backups } from './machines/backups.ts'
 import { DiskJobs } from './machines/disk-jobs.ts'
@@ -90,7 +91,7 @@ export class Appliance implements AsyncDisposable {
         repositories: settings.repositories,
       }),
     )
-    const jobs = new Jobs(events.emit, turns)
+    const jobs = new Jobs(events.emit, turns, state && (await JobRecords.open(state, log)))
     parts.defer(() => jobs.cancelAll())
     const diskJobs = new DiskJobs(jobs, turns)
 

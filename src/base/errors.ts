@@ -75,6 +75,9 @@ export class ShuttingDown extends Fault {
 /** Work was stopped because someone asked for it. */
 export class Cancelled extends Fault {}
 
+/** Work ended with the daemon that did it. */
+export class Interrupted extends Fault {}
+
 export class CheckpointInconsistent extends Fault {
   override readonly exitCode = 20
 }

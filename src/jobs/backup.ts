@@ -58,6 +58,10 @@ export class BackupAction implements Action {
     this.#job!.start()
   }
 
+  async settle() {
+    await this.context.jobs.recorded()
+  }
+
   async abort() {
     await this.#job!.abandon()
   }

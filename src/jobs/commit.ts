@@ -37,6 +37,7 @@ export async function startCommit(context: ChainContext, options: CommitOptions)
   const work = new Commit(context, options)
   await work.begin()
   context.jobs.create({ id, type: 'commit', work, speed, autoFinalize, autoDismiss }).start()
+  await context.jobs.recorded()
 }
 
 export async function startActiveCommit(context: ChainContext, options: CommitOptions): Promise<void> {
@@ -73,6 +74,7 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
   const job = jobs.create({ id: jobId, type: 'commit', work, speed, autoFinalize, autoDismiss })
   await graph.drained([top], () => work.atInstant())
   job.start()
+  await jobs.recorded()
 }
 
 function layersOf(top: GraphNode, base: GraphNode): Layers {

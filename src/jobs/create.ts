@@ -15,8 +15,9 @@ export interface CreateContext {
 }
 
 /** `options` are those of the driver's `creation`, with its files. */
-export function startCreate({ graph, jobs, turns }: CreateContext, id: string, driver: AnyDriver, options: NodeOptions) {
+export async function startCreate({ graph, jobs, turns }: CreateContext, id: string, driver: AnyDriver, options: NodeOptions) {
   jobs.create({ id, type: 'create', work: new Create(graph, turns, driver, options), autoDismiss: false }).start()
+  await jobs.recorded()
 }
 
 class Create implements JobWork {

@@ -9,6 +9,7 @@ import { Cancelled, InvalidParameter } from '../base/errors.ts'
 import type { Turns } from '../base/turns.ts'
 import { accepted, following, type JobStatus, type JobVerb } from './job-states.ts'
 import { JobGroup } from './job-group.ts'
+import type { JobRecords } from './job-records.ts'
 import { SpeedLimit } from './speed-limit.ts'
 
 /** QMP's JobType. */
@@ -50,6 +51,8 @@ export interface JobOptions {
   readonly events: JobEvents
   /** What a group of jobs did takes effect in a turn. */
   readonly turns: Turns
+  /** Where it is written down that it runs. */
+  readonly records?: JobRecords | undefined
 }
 
 /** Told as it happens, in the order it happens. */
@@ -83,6 +86,7 @@ export class Job {
   readonly #group: JobGroup
   readonly #events: JobEvents
   readonly #turns: Turns
+  readonly #records: JobRecords | undefined
   readonly #stop = new AbortController()
   readonly #over = Promise.withResolvers<void>()
   #ran = false
@@ -99,6 +103,7 @@ export class Job {
     group = new JobGroup(),
     events,
     turns,
+    records,
   }: JobOptions) {
     this.id = id
     this.type = type
@@ -109,6 +114,7 @@ export class Job {
     this.#group = group
     this.#events = events
     this.#turns = turns
+    this.#records = records
     group.add(this)
   }
 
@@ -121,6 +127,15 @@ export class Job {
     return this.status === 'concluded' || this.status === 'null'
   }
 
+  /** A job of an earlier daemon, which is over. */
+  static ofBefore(options: JobOptions, error: Error): Job {
+    const job = new Job(options)
+    job.status = 'concluded'
+    job.error = error
+    job.#over.resolve()
+    return job
+  }
+
   /** For `query-jobs`: when it is first seen. */
   announce() {
     this.#events.statusChanged(this)
@@ -128,16 +143,17 @@ export class Job {
 
   start() {
     this.enter('running')
-    const running = this.#run()
+    const running = this.#run(this.#records?.began(this))
     running.catch((error: unknown) => {
       throw error // the group has caught what the work threw: this is a bug, and must be seen
     })
   }
 
-  async #run() {
+  async #run(recorded: Promise<void> | undefined) {
     try {
       // Never in the same turn: whoever starts several does so at one instant.
       await Promise.resolve()
+      await recorded
       await this.#pausePoint()
       for await (const progress of this.#work.run(this, this.#stop.signal)) {
         this.progress = progress
@@ -287,6 +303,8 @@ export class Job {
     } catch (error) {
       this.error ??= asError(error)
     }
+    this.#records?.forget(this.id)
+    await this.#records?.settled()
     if (this.#ran) this.#events.ended(this)
     this.enter('concluded')
     this.#over.resolve()

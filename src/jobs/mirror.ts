@@ -44,6 +44,10 @@ export class MirrorAction implements Action {
     this.#job!.start()
   }
 
+  async settle() {
+    await this.context.jobs.recorded()
+  }
+
   async abort() {
     await this.#job!.abandon()
   }

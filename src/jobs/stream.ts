@@ -55,6 +55,7 @@ export async function startStream(context: ChainContext, options: StreamOptions)
   const work = new Stream(context, options)
   await work.begin()
   context.jobs.create({ id, type: 'stream', work, speed, autoFinalize, autoDismiss }).start()
+  await context.jobs.recorded()
 }
 
 class Stream implements JobWork {

@@ -7,5 +7,5 @@ export const blockJobDismiss = command({
   name: 'block-job-dismiss',
   summary: 'Forgets a job that is over, as job-dismiss does.',
   arguments: z.strictObject({ id: z.string() }),
-  run: ({ id }, { jobs }) => jobs.getBlockJob(id).dismiss(),
+  run: ({ id }, { jobs }) => jobs.dismiss(jobs.getBlockJob(id)),
 })

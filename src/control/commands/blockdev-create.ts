@@ -10,8 +10,8 @@ export const blockdevCreate = command({
   summary:
     'Starts a job that makes a new image, or a new file. It stays until it is dismissed: whether it went well is told there.',
   arguments: z.strictObject({ 'job-id': z.string(), options: blockdevCreateOptions }),
-  run({ 'job-id': id, options }, context) {
+  async run({ 'job-id': id, options }, context) {
     const driver = context.graph.drivers.find(({ name }) => name === options.driver)
-    if (driver) startCreate(context, id, driver, options)
+    if (driver) await startCreate(context, id, driver, options)
   },
 })

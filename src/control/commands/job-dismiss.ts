@@ -7,5 +7,5 @@ export const jobDismiss = command({
   name: 'job-dismiss',
   summary: 'Forgets a job that is over.',
   arguments: z.strictObject({ id: z.string() }),
-  run: ({ id }, { jobs }) => jobs.get(id).dismiss(),
+  run: ({ id }, { jobs }) => jobs.dismiss(jobs.get(id)),
 })
