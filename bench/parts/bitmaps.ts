@@ -218,9 +218,9 @@ async function checkpoints(add: Add) {
     const actions = disks.map(disk => bitmapAdd(() => disk.bitmaps, { name: `checkpoint${round}` }))
     await transact(actions, async commits => {
       let begun: number | undefined
-      await graph.drained(disks, () => {
+      await graph.drained(disks, async () => {
         begun = performance.now() // nothing is in flight any more
-        commits()
+        await commits()
       })
       assert(begun !== undefined)
       held.push(performance.now() - begun)

@@ -354,8 +354,8 @@ export class Checkpoints {
     await transact(actions, commits =>
       this.graph.drained(
         this.machine.disks.map(({ node }) => node),
-        () => {
-          commits()
+        async () => {
+          await commits()
           time = new Date()
         },
       ),

@@ -37,8 +37,8 @@ export async function takeInstant(options: InstantOptions): Promise<{ time: Date
     await transact(actions, commits =>
       graph.drained(
         machine.disks.map(({ node }) => node),
-        () => {
-          commits()
+        async () => {
+          await commits()
           time = new Date()
         },
       ),

@@ -46,8 +46,8 @@ async function room(stack: AsyncDisposableStack, folder: string, { limit = 2 ** 
     )
     let started: Job[] = []
     await transact(actions, commits =>
-      graph.drained(undefined, () => {
-        commits()
+      graph.drained(undefined, async () => {
+        await commits()
         started = all.map(({ jobId = 'j' }) => jobs.get(jobId))
       }),
     )

@@ -34,7 +34,7 @@ function append(
 
 const noRequests: Drained = async commits => commits()
 const stuckAfter: Drained = async commits => {
-  commits()
+  await commits()
   throw new IoError('the nodes do not go on')
 }
 
@@ -51,8 +51,9 @@ t.test('all happens, in order and in one turn, or nothing does and the first err
         if (drain === 'drain fails') throw new IoError('a node does not drain')
         if (drain !== 'drains') await setImmediate()
         if (drain === 'drain fails later') throw new IoError('a node does not drain')
-        commits()
+        const done = commits()
         if (log.length !== actions.length) throw new Error('the commits are not done when they return')
+        await done
       }
 
       const firstFailing = plans.findIndex(({ fails }) => fails)
@@ -117,4 +118,32 @@ t.test('a drain that ends badly after the commits does not undo them', async t =
   const one = append(log, new Set(), 'one', { waits: false, fails: false })
   await t.rejects(transact([one], stuckAfter), { message: 'the nodes do not go on' })
   t.same(log, ['one'])
+})
+
+t.test('what takes time at the instant is done before the commits, and where it fails nothing is committed', async t => {
+  for (const failing of [undefined, 0, 1]) {
+    const done: string[] = []
+    const slow = (index: number): Action => ({
+      prepare: () => void done.push(`prepare ${index}`),
+      async atInstant() {
+        await setImmediate()
+        if (index === failing) throw new IoError(`${index} is too late`)
+        done.push(`instant ${index}`)
+      },
+      commit: () => void done.push(`commit ${index}`),
+      abort: () => void done.push(`abort ${index}`),
+    })
+    const work = transact([slow(0), slow(1)], async commits => {
+      await commits()
+      done.push('go on')
+    })
+    if (failing === undefined) {
+      await work
+      t.same(done, ['prepare 0', 'prepare 1', 'instant 0', 'instant 1', 'commit 0', 'commit 1', 'go on'])
+    } else {
+      await t.rejects(work, { message: `${failing} is too late` })
+      t.same(done.slice(-2), ['abort 1', 'abort 0'])
+      t.notOk(done.some(what => what.startsWith('commit')))
+    }
+  }
 })
