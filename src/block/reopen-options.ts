@@ -11,15 +11,21 @@ import { inlineChildren, type Change } from './reopen.ts'
 const FIXED = new Set(['filename', 'server', 'export', 'size'])
 
 export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] {
-  const changes = all.flatMap(options => {
+  const named = all.map(options => {
     const name = options['node-name'] as string | undefined
     if (name === undefined) throw new InvalidParameter('node-name not specified')
     const node = graph.find(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
-    return changesOf(graph, node, options)
+    return { node, options }
   })
-  // What is said of a node itself counts more than what follows from its parent.
-  return [...new Map(changes.map(change => [change.node, change])).values()]
+  const changes = new Map<GraphNode, Change>()
+  for (const { node, options } of named)
+    for (const change of changesOf(graph, node, options)) {
+      // What is said of a node itself counts more than what follows from its parent.
+      const follows = change.node !== node && named.some(other => other.node === change.node)
+      if (!follows) changes.set(change.node, change)
+    }
+  return [...changes.values()]
 }
 
 function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix = ''): Change[] {
