@@ -72,6 +72,8 @@ class History {
   #states: State[] = [new Map()]
   /** Whether a write that is told of now was over before a verb that waits for nobody. */
   #isUnsure = false
+  /** Granules that are being written, whoever writes them. */
+  readonly #underWay = new Set<number>()
   #changes = 0
   #names = 0
 
@@ -110,15 +112,16 @@ class History {
   async guest(writes: Writes) {
     const { node, graph } = this.opened
     const edge = graph.attach(node, { description: 'a guest', perm: Permission.write, shared: ALL })
-    const taken = new Set<number>()
     await Promise.all(
       writes.map(async ([granule, length, seed]) => {
         const granules = Array.from({ length: Math.min(length, GRANULES - granule) }, (_, index) => granule + index)
-        if (granules.some(one => taken.has(one))) return
-        for (const one of granules) taken.add(one)
+        // Two that overlap may land in any order, and nobody would know what is there then.
+        if (granules.some(one => this.#underWay.has(one))) return
+        for (const one of granules) this.#underWay.add(one)
         const data = randomBytes(granules.length * GRANULARITY, seed)
         await edge.write(granule * GRANULARITY, data)
         this.#model.set(data, granule * GRANULARITY)
+        for (const one of granules) this.#underWay.delete(one)
         for (const [index, state] of this.#states.entries())
           if (index > 0 || !this.#isUnsure)
             for (const { enabled, must } of state.values()) if (enabled) for (const one of granules) must.add(one)
