@@ -30,6 +30,13 @@ export class BitSet {
     return this.#chunks[index >>> 15]!.has(index % CHUNK)
   }
 
+  /** Whether it has all from `from` up to `to`, exclusive; looked at only where they are of one word, and not none. */
+  hasAllOfOneWord(from: number, to: number) {
+    const at = from >>> 15
+    const start = at * CHUNK
+    return from < to && to - start <= CHUNK && this.#chunks[at]!.hasAllOfOneWord(from - start, to - start)
+  }
+
   /** Puts all from `from` up to `to`, exclusive, in the set, or takes them out of it. */
   set(from: number, to: number, member = true) {
     for (let index = from; index < to;) {

@@ -100,6 +100,10 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
 
   /** For every write, zero and discard, before it goes down. */
   mark(offset: number, length: number) {
+    // Asked of all before one is changed: so the processor fetches the bits of all at once, and most writes find them set already.
+    let known = true
+    for (const bitmap of this.#recorders) known = bitmap.hasMarked(offset, length) && known
+    if (known) return
     for (const bitmap of this.#recorders) bitmap.mark(offset, length)
   }
 

@@ -125,6 +125,12 @@ export class DirtyBitmap implements BitmapReader {
     this.#bits.set(Math.floor(offset / this.granularity), end)
   }
 
+  /** Whether a mark of the range would change nothing; it is looked at only where that is cheap, and else it is said that it would. */
+  hasMarked(offset: number, length: number) {
+    const end = Math.min(this.#granules(offset + length), this.#bits.length)
+    return this.#bits.hasAllOfOneWord(Math.floor(offset / this.granularity), end)
+  }
+
   /** Every granule that lies wholly in the range is clean. */
   reset(offset: number, length: number) {
     const end = offset + length >= this.#size ? this.#bits.length : Math.floor((offset + length) / this.granularity)
