@@ -1,18 +1,26 @@
-// A small file that is always whole: what a crash leaves is either the old content or the new.
+// A file that is always whole: what a crash leaves under its name is either the old content or the new.
 
 import { open, readFile, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
-/** Durable when it returns. The name must not be written by two at once. */
+/** Of a small file. Durable when it returns. The name must not be written by two at once. */
 export async function writeFileAtomic(path: string, content: string) {
   const fresh = `${path}.new`
   {
     await using file = await open(fresh, 'w', 0o600)
     await file.writeFile(content)
+  }
+  await renameDurably(fresh, path)
+}
+
+/** Gives what has been written to a file the name by which others look for it. Durable when it returns. */
+export async function renameDurably(path: string, name: string) {
+  {
+    await using file = await open(path, 'r')
     await file.sync()
   }
-  await rename(fresh, path)
-  await using folder = await open(dirname(path), 'r')
+  await rename(path, name)
+  await using folder = await open(dirname(name), 'r')
   await folder.sync()
 }
 

@@ -1,12 +1,11 @@
 // The image that a disk is copied to: made, or used as it is, by the flags of libvirt's block copy (SHALLOW, REUSE_EXT, COPY_RAW).
 
-import { open as openFile, rm, stat } from 'node:fs/promises'
+import { rm, stat } from 'node:fs/promises'
 import { InvalidParameter, NotFound, strerror } from '../base/errors.ts'
 import { backingOf, withoutFilters } from '../block/chain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
-import { ALL, Permission } from '../block/permissions.ts'
-import { createImage } from '../drivers/qcow2/create.ts'
+import { makeImage } from '../transactions/new-image.ts'
 import { formatSize } from '../base/units.ts'
 import { foreignFormatOf } from './foreign-format.ts'
 
@@ -58,9 +57,10 @@ export async function openCopyTarget(
 
   await using undo = new AsyncDisposableStack()
   if (!there) {
-    await makeFile(filename)
+    const image = shallow ? withoutFilters(behind) : undefined
+    const backing = image && { file: fileBehind(image), format: image.driver.name }
+    await makeImage(graph, { filename, format, size: source.size, backing, replace: false })
     undo.defer(() => rm(filename, { force: true }))
-    await fill(graph, filename, { format, size: source.size, backing: shallow ? withoutFilters(behind) : undefined })
   }
   const file = { driver: 'file', filename }
   if (reuse && format === 'raw' && options.format === undefined) await refuseForeign(graph, filename)
@@ -109,45 +109,6 @@ async function kindOf(filename: string): Promise<'file' | 'device' | undefined> 
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
     throw new InvalidParameter(`Could not open '${filename}': ${strerror(error)}`, { cause: error })
-  }
-}
-
-/** Nobody else's: it is not there yet. */
-async function makeFile(filename: string) {
-  try {
-    await (await openFile(filename, 'wx', 0o644)).close()
-  } catch (error) {
-    throw new InvalidParameter(`Could not create '${filename}': ${strerror(error)}`, { cause: error })
-  }
-}
-
-interface NewImage {
-  readonly format: 'raw' | 'qcow2'
-  readonly size: number
-  readonly backing: GraphNode | undefined
-}
-
-async function fill(graph: Graph, filename: string, { format, size, backing }: NewImage) {
-  const file = await graph.open({ driver: 'file', filename })
-  const { write, resize, consistentRead } = Permission
-  try {
-    const edge = graph.attach(file, {
-      description: 'a new copy',
-      perm: write | resize | consistentRead,
-      shared: ALL & ~(write | resize),
-    })
-    try {
-      if (format === 'raw') await edge.resize(size)
-      else
-        await createImage(edge, {
-          size,
-          ...(backing && { backingFile: fileBehind(backing), backingFormat: backing.driver.name }),
-        })
-    } finally {
-      await graph.detach(edge)
-    }
-  } finally {
-    await graph.delete(file.name)
   }
 }
 

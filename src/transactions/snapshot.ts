@@ -1,14 +1,13 @@
 // Takes a snapshot of a disk outside of its image: from an instant on what is written goes to an overlay, with the image behind it.
 
 import assert from 'node:assert/strict'
-import { open as openFile } from 'node:fs/promises'
-import { InvalidParameter, strerror } from '../base/errors.ts'
+import { InvalidParameter } from '../base/errors.ts'
 import { alignUp } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
-import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
-import { createImage } from '../drivers/qcow2/create.ts'
+import type { PermissionChange } from '../block/permissions.ts'
+import { makeImage } from './new-image.ts'
 
 /** The image is read-only afterwards, as far as nobody but its overlay uses it. */
 export class Snapshot implements Action {
@@ -80,7 +79,10 @@ export interface NewOverlay {
 
 /** Opens an overlay for a disk; a new image is made for it. */
 export async function openOverlay(graph: Graph, node: GraphNode, { filename, nodeName, existing, backingFile }: NewOverlay) {
-  if (!existing) await createOverlay(graph, filename, node, backingFile)
+  if (!existing) {
+    const backing = { file: backingFile, format: node.driver.name }
+    await makeImage(graph, { filename, format: 'qcow2', size: alignUp(node.size, 512), backing, replace: true })
+  }
   const { discard, cache } = node.generic
   const overlay = await graph.open({
     driver: 'qcow2',
@@ -93,28 +95,4 @@ export async function openOverlay(graph: Graph, node: GraphNode, { filename, nod
   })
   overlay.owned = false
   return overlay
-}
-
-async function createOverlay(graph: Graph, filename: string, node: GraphNode, backingFile: string) {
-  try {
-    await (await openFile(filename, 'a', 0o644)).close()
-  } catch (error) {
-    throw new InvalidParameter(`Could not create '${filename}': ${strerror(error)}`, { cause: error })
-  }
-  const file = await graph.open({ driver: 'file', filename })
-  const { write, resize, consistentRead } = Permission
-  try {
-    const edge = graph.attach(file, {
-      description: 'a new overlay',
-      perm: write | resize | consistentRead,
-      shared: ALL & ~(write | resize),
-    })
-    try {
-      await createImage(edge, { size: alignUp(node.size, 512), backingFile, backingFormat: node.driver.name })
-    } finally {
-      await graph.detach(edge)
-    }
-  } finally {
-    await graph.delete(file.name)
-  }
 }

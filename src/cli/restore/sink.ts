@@ -4,8 +4,8 @@
 // A new file has another name until all of it is there, so what bears the name that was asked for is never a part of a disk.
 
 import { constants, type Stats } from 'node:fs'
-import { open, realpath, rename, rm, stat } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { open, realpath, rm, stat } from 'node:fs/promises'
+import { renameDurably } from '../../base/atomic-file.ts'
 import { Busy, InvalidParameter, NotFound } from '../../base/errors.ts'
 import { systemFault } from '../../base/system-fault.ts'
 import { isZero } from '../../base/zeroes.ts'
@@ -117,13 +117,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
 /** Durable when it returns. */
 async function putInPlace(partial: string, path: string) {
   try {
-    {
-      await using file = await open(partial, 'r')
-      await file.sync()
-    }
-    await rename(partial, path)
-    await using folder = await open(dirname(path), 'r')
-    await folder.sync()
+    await renameDurably(partial, path)
   } catch (error) {
     throw systemFault(`'${partial}' is whole, and could not be renamed to '${path}'`, error)
   }
