@@ -1,9 +1,12 @@
 // A world in which several writers, a collector and a reader work on one store, one request at a time, in any order that the chooser
 // likes, and in which any of them may be stopped for ever or for a long while at any request.
 //
-// The people in it run the product's own code. The choices come from a list of numbers, so that a history can be repeated and shrunk.
+// The people in it run the product's own code. The choices come from a list of numbers, and nothing else is left to chance: while a world
+// exists, ids come from its seed, the time is its own, and who sleeps is woken by it. So a history can be repeated.
 
-import { hash } from 'node:crypto'
+import crypto, { hash } from 'node:crypto'
+import { syncBuiltinESMExports } from 'node:module'
+import timers from 'node:timers/promises'
 import { BlobType, HEADER, sealBlob, TAG } from '../../src/repository/blob.ts'
 import { collect, type CollectStep } from '../../src/repository/collector.ts'
 import { Damaged } from '../../src/repository/faults.ts'
@@ -18,6 +21,8 @@ import { walkChunks } from '../../src/repository/walk.ts'
 import { RepositoryWriter } from '../../src/repository/writer.ts'
 import { MemoryStore, MemoryTarget, type TargetRequest } from './memory-target.ts'
 import { packKey } from '../../src/repository/pack.ts'
+import { uuidOf } from '../../src/repository/uuid.ts'
+import { generator } from './random-bytes.ts'
 
 /** What is taken out of the protocol, to see that the world notices. */
 export type Fence =
@@ -43,7 +48,7 @@ class Person {
   ) {}
 }
 
-export class World {
+export class World implements Disposable {
   readonly store = new MemoryStore()
   readonly #waiting: Waiting[] = []
   readonly #people: Person[] = []
@@ -52,8 +57,28 @@ export class World {
   #time = Date.UTC(2026, 0, 1)
   #counter = 0
 
-  constructor(readonly without: ReadonlySet<Fence> = new Set()) {
+  /** Who sleeps: woken when the world goes on. */
+  #sleepers: (() => void)[] = []
+  readonly #real = { randomUUID: crypto.randomUUID, sleep: timers.setTimeout, now: Date.now }
+
+  constructor(
+    seed: number,
+    readonly without: ReadonlySet<Fence> = new Set(),
+  ) {
     this.store.now = () => new Date(this.#time)
+    const next = generator(seed)
+    const sleep = (_ms?: number, value?: unknown) => new Promise(resolve => this.#sleepers.push(() => resolve(value)))
+    crypto.randomUUID = () => uuidOf(Buffer.from(Array.from({ length: 16 }, () => next() >> 8))) as crypto.UUID
+    timers.setTimeout = sleep as typeof timers.setTimeout
+    Date.now = () => this.#time
+    syncBuiltinESMExports()
+  }
+
+  [Symbol.dispose]() {
+    crypto.randomUUID = this.#real.randomUUID
+    timers.setTimeout = this.#real.sleep
+    Date.now = this.#real.now
+    syncBuiltinESMExports()
   }
 
   /** Time passes, for the store's clock. */
@@ -90,6 +115,10 @@ export class World {
     for (const choice of choices) {
       await this.#settle()
       if (this.failure) return
+      if (this.#sleepers.length > 0) {
+        this.#wake()
+        await this.#settle()
+      }
       if (this.#waiting.length === 0 && this.#people.every(({ ended, dead }) => ended || dead)) break
       this.#take(choice)
     }
@@ -102,6 +131,7 @@ export class World {
         if (this.#people.every(({ ended, dead }) => ended || dead)) return
         // Somebody sleeps: those that are silent are taken for dead in the end.
         this.wait(10 * 60_000)
+        this.#wake()
         idle++
       }
     }
@@ -114,6 +144,7 @@ export class World {
       const index = this.#waiting.findIndex(({ who }) => who === name)
       if (index < 0) {
         if (this.#people.find(person => person.name === name)!.ended) return
+        this.#wake()
         idle++
         continue
       }
@@ -196,7 +227,7 @@ export class World {
       graceMs: 0,
       staleMs: 3_600_000,
       pollMs: 0,
-      patienceMs: 600_000,
+      patienceMs: Infinity,
       without: this.without as ReadonlySet<CollectStep>,
     })
   }
@@ -285,6 +316,10 @@ export class World {
     const [chosen] = this.#waiting.splice(choice % this.#waiting.length, 1)
     this.history.push(`${chosen!.who}: ${chosen!.request.op} ${chosen!.request.key.slice(0, 60)}`)
     chosen!.go()
+  }
+
+  #wake() {
+    for (const wake of this.#sleepers.splice(0)) wake()
   }
 
   /** Until everybody waits for the store, sleeps or has ended. */
