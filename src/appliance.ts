@@ -18,14 +18,16 @@ import { filters } from './filters/index.ts'
 import { JobRecords } from './jobs/job-records.ts'
 import { Jobs } from './jobs/jobs.ts'
 import { Backups } from './machines/backups.ts'
+import { Configuration, type Reconciled } from './machines/configuration.ts'
 import { DiskJobs } from './machines/disk-jobs.ts'
+import type { Disk, Machine } from './machines/machine.ts'
 import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
 import { Exports } from './nbd-server/exports.ts'
+import { Listeners } from './nbd-server/listeners.ts'
 import { Memory } from './nbd-server/memory.ts'
 import { NodeExports } from './nbd-server/node-exports.ts'
 import { OnDemandServer } from './nbd-server/on-demand-server.ts'
-import { NbdServer } from './nbd-server/server.ts'
 import type { Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
@@ -36,6 +38,8 @@ export class Appliance implements AsyncDisposable {
     private readonly parts: AsyncDisposableStack,
     /** Resolves when somebody has asked for the end of it (QMP's quit). */
     readonly quitAsked: Promise<void>,
+    /** Reads the configuration again. @throws BadSettings, and all goes on as it was */
+    readonly reload: () => Promise<Reconciled>,
   ) {}
 
   /**
@@ -45,6 +49,7 @@ export class Appliance implements AsyncDisposable {
   static async start(settings: Settings, log: Log, commandLine: readonly CommandLineStep[] = []): Promise<Appliance> {
     await using parts = new AsyncDisposableStack()
     const started = new Date()
+    const configuration = new Configuration(settings, log)
     const quit = Promise.withResolvers<void>()
     const events = new Events()
     const turns = new Turns()
@@ -72,10 +77,13 @@ export class Appliance implements AsyncDisposable {
     const nodeExports = parts.use(new NodeExports({ graph, emit: events.emit, turns, log }))
     const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state, log }))
     const memory = new Memory(NBD_MEMORY)
-    for (const listener of settings.nbd) {
-      const address = 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener
-      parts.use(await NbdServer.listen(address, { exports, log, memory }))
-    }
+    const placesOf = ({ nbd }: Settings) =>
+      nbd.map(listener => ({
+        key: JSON.stringify(listener),
+        address: 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener,
+        options: { exports, log, memory },
+      }))
+    const listeners = parts.use(await Listeners.open(placesOf(settings)))
     const configured = settings.nbd.length > 0 ? exports : undefined
     const onDemandServer = parts.use(new OnDemandServer(configured, nodeExports, { log, memory }))
     const backups = parts.use(
@@ -87,13 +95,29 @@ export class Appliance implements AsyncDisposable {
         emit: events.emit,
         turns,
         log,
-        expireMs: settings.sessions.expireMs,
-        repositories: settings.repositories,
+        get expireMs() {
+          return configuration.current.sessions.expireMs
+        },
+        get repositories() {
+          return configuration.current.repositories
+        },
       }),
     )
     const jobs = new Jobs(events.emit, turns, state && (await JobRecords.open(state, log)))
     parts.defer(() => jobs.cancelAll())
     const diskJobs = new DiskJobs(jobs, turns)
+
+    const checkUnused = (machine: Machine, disk: Disk) => {
+      backups.checkNone(machine)
+      diskJobs.checkFree(machine, disk)
+      machine.checkUnused(disk)
+    }
+    configuration.follow(({ machines: wanted }) => machines.reconcile(wanted, checkUnused))
+    configuration.follow(next => listeners.reconcile(placesOf(next)))
+    configuration.follow(({ scratch: { limit, timeoutMs } }) => {
+      scratch.configure(limit, timeoutMs / 1000)
+      return { changes: [], problems: [] }
+    })
 
     const { socket } = settings.control
     const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket }]
@@ -110,15 +134,17 @@ export class Appliance implements AsyncDisposable {
       machines,
       backups,
       diskJobs,
+      configuration,
       quit: quit.resolve,
       describeDaemon: () => ({
         version,
         pid: process.pid,
         started: started.toISOString(),
         config: settings.file,
+        'config-problem': configuration.problem,
         state: settings.state,
         control: monitors.flatMap(monitor => ('path' in monitor ? [monitor.path] : [])),
-        nbd: settings.nbd.map(listener =>
+        nbd: configuration.current.nbd.map(listener =>
           'unix' in listener ? { type: 'unix', path: listener.unix } : { type: 'inet', ...listener },
         ),
         scratch: { path: scratch.folder, used: scratch.used, limit: scratch.limit },
@@ -127,7 +153,8 @@ export class Appliance implements AsyncDisposable {
     monitors.push(...(await runCommandLine(commandLine, context)))
     const server = control.use(await QmpServer.listen({ monitors, commands, context, events }))
     parts.defer(() => server.stop())
-    return new Appliance(parts.move(), quit.promise)
+    const reload = () => turns.take(() => configuration.reload())
+    return new Appliance(parts.move(), quit.promise, reload)
   }
 
   /** The last opened is closed first: no more commands, jobs and sessions ended, requests of clients drained, images closed. */

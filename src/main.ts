@@ -1,5 +1,8 @@
 // The program: the command line, and the daemon that it starts.
 
+import type { Appliance } from './appliance.ts'
+import { BadSettings } from './base/errors.ts'
+import type { Log } from './base/log.ts'
 import type { DaemonOptions } from './cli/commands/daemon.ts'
 import { runCli } from './cli/program.ts'
 import type { Settings } from './settings/settings.ts'
@@ -12,30 +15,42 @@ async function runDaemon(
   const background = daemonize ? await import('./base/daemonize.ts') : undefined
   if (background && !background.isInBackground()) return background.startInBackground()
   // Not for commands that only talk to the daemon: it is most of the program.
-  const [{ Appliance }, { createLog }] = await Promise.all([import('./appliance.ts'), import('./base/log.ts')])
+  const [{ Appliance: Parts }, { createLog }] = await Promise.all([import('./appliance.ts'), import('./base/log.ts')])
   const log = createLog(logLevel)
   // What nobody has foreseen: guests are served on, as well as may be, and the bug is told.
   process.on('unhandledRejection', error => log.error('a bug: nobody dealt with this failure', { err: error }))
 
   const stop = Promise.withResolvers<void>()
-  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+  // Without a configuration there is nothing to read again, and it ends, as qemu-storage-daemon.
+  const ending = ['SIGTERM', 'SIGINT', ...(settings.file === undefined ? (['SIGHUP'] as const) : [])] as const
+  for (const signal of ending) {
     process.on(signal, () => {
       stop.resolve()
       process.once(signal, () => process.exit(1))
       log.info(`stops because of ${signal}; a second one ends it at once`)
     })
   }
+  const running: { appliance?: Appliance } = {}
+  if (settings.file !== undefined) process.on('SIGHUP', () => reload(running.appliance, log))
   await using parts = new AsyncDisposableStack()
   // Where there is no socket, and the only client was on standard input, nothing else keeps the program from ending.
   const alive = setInterval(() => {}, 2 ** 31 - 1)
   parts.defer(() => clearInterval(alive))
   if (pidFile !== undefined) parts.use(await (await import('./base/pid-file.ts')).writePidFile(pidFile))
-  const appliance = parts.use(await Appliance.start(settings, log, commandLine))
+  const appliance = (running.appliance = parts.use(await Parts.start(settings, log, commandLine)))
   log.info('ready', { machines: Object.keys(settings.machines).length, control: settings.control.socket })
   await background?.leaveForeground()
   await Promise.race([stop.promise, appliance.quitAsked])
   await parts[Symbol.asyncDispose]()
   log.info('stopped')
+}
+
+/** A configuration that is not good has been told by whoever read it. */
+function reload(appliance: Appliance | undefined, log: Log) {
+  if (!appliance) return log.info('SIGHUP changes nothing: the configuration has only just been read')
+  appliance.reload().catch((error: unknown) => {
+    if (!(error instanceof BadSettings)) log.error('the configuration could not be read again', { err: error })
+  })
 }
 
 await runCli(process.argv, { runDaemon })

@@ -187,3 +187,27 @@ inFolder('--check says what is wrong and changes nothing', async (t, folder) => 
   t.equal((await daemon(folder, '--check')).code, 2)
   t.same(readdirSync(folder).sort(), ['root.raw', 's.yaml'])
 })
+
+inFolder('SIGHUP has it read its configuration again, and a bad one ends nothing', async (t, folder, stack) => {
+  const { child, log } = await startDaemon(folder, stack)
+  const said = async (what: RegExp) => {
+    while (!what.test(log()) && child.exitCode === null) await once(child.stderr, 'data')
+    return log()
+  }
+  writeFileSync(join(folder, 's.yaml'), 'colour: red')
+  child.kill('SIGHUP')
+  t.match(await said(/last good one/), /s\.yaml:1:1: unknown key "colour"/)
+  t.match(await cli(folder, 'status'), /but not all +\S+: unknown key "colour"/)
+  const reload = await attempt(process.execPath, [WHOLE, '--socket', join(folder, 'control.sock'), 'config', 'reload'])
+  t.equal(reload.code, 2)
+  writeFileSync(join(folder, 'more.raw'), Buffer.alloc(4096))
+  writeFileSync(join(folder, 's.yaml'), CONFIG.replace('{ root:', '{ more: { image: ./more.raw, format: raw }, root:'))
+  child.kill('SIGHUP')
+  await said(/opened disk db\/more/)
+  t.match(JSON.parse((await cli(folder, 'disk', 'list', '--json')).split('\n').at(-2)!), { export: 'db/more' })
+  t.equal(await cli(folder, 'config', 'reload'), '')
+  t.match(
+    await run(process.execPath, [WHOLE, 'config', 'show', '--effective', '--config', join(folder, 's.yaml')]),
+    /expire: 24h/,
+  )
+})

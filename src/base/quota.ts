@@ -5,7 +5,8 @@ import { NoSpace } from './errors.ts'
 export class Quota {
   #used = 0
 
-  constructor(readonly limit: number) {}
+  /** May change: what is taken already stays taken. */
+  constructor(public limit: number) {}
 
   get used() {
     return this.#used

@@ -16,15 +16,25 @@ export class Scratch {
   readonly #quota: Quota
   #files = 0
 
-  /** `limit` is bytes for all files together, `timeoutSeconds` how long a guest's write may wait for its old data to be kept (0: for ever). */
+  /** `limit` is bytes for all files together, `seconds` how long a guest's write may wait for its old data to be kept (0: for ever). */
   constructor(
     private readonly graph: Graph,
     readonly folder: string,
     limit: number,
-    readonly timeoutSeconds: number,
+    private seconds: number,
   ) {
     this.#quota = new Quota(limit)
     graph.objects.add(POOL, 'quota', this.#quota)
+  }
+
+  get timeoutSeconds() {
+    return this.seconds
+  }
+
+  /** For what is asked for from now on. */
+  configure(limit: number, seconds: number) {
+    this.#quota.limit = limit
+    this.seconds = seconds
   }
 
   get limit() {

@@ -21,7 +21,10 @@ export const exitCodeMeanings: readonly (readonly [code: number, meaning: string
   [exitCodes.failed, 'failed: standard error says why, and what to do next'],
   [exitCodes.usage, 'the call, or the configuration, has a mistake'],
   [exitCodes.partlyDone, 'partly done: of several commands given to `qmp`, some failed'],
-  [exitCodes.warnings, 'done, with warnings: `doctor` has found something that is slower or without a guard'],
+  [
+    exitCodes.warnings,
+    'done, with warnings: `doctor` has found something that is slower or without a guard, or `config reload` could not do all',
+  ],
   [exitCodes.noRepository, 'there is no repository at this place'],
   [exitCodes.busy, 'what was asked for is in use, or another daemon runs already'],
   [exitCodes.wrongKey, 'the key does not open the repository'],

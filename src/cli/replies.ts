@@ -7,6 +7,7 @@ import type { backupFinish } from '../control/commands/backup-finish.ts'
 import type { checkpointCreate } from '../control/commands/checkpoint-create.ts'
 import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
 import type { checkpointRepair } from '../control/commands/checkpoint-repair.ts'
+import type { configReload } from '../control/commands/config-reload.ts'
 import type { queryBackups } from '../control/commands/query-backups.ts'
 import type { queryCheckpoints } from '../control/commands/query-checkpoints.ts'
 import type { queryDaemon } from '../control/commands/query-daemon.ts'
@@ -29,6 +30,7 @@ export interface Replies {
   'query-machines': ReplyOf<typeof queryMachines>
   'query-checkpoints': ReplyOf<typeof queryCheckpoints>
   'query-backups': ReplyOf<typeof queryBackups>
+  'config-reload': ReplyOf<typeof configReload>
   'disk-abort': ReplyOf<typeof diskAbort>
   'disk-commit': ReplyOf<typeof diskCommit>
   'disk-copy': ReplyOf<typeof diskCopy>

@@ -7,6 +7,7 @@ import type { Scratch } from '../block/scratch.ts'
 import type { Jobs } from '../jobs/jobs.ts'
 import type { DiskJobs } from '../machines/disk-jobs.ts'
 import type { Backups } from '../machines/backups.ts'
+import type { Configuration } from '../machines/configuration.ts'
 import type { Machines } from '../machines/machines.ts'
 import type { Exports } from '../nbd-server/exports.ts'
 import type { NodeExports } from '../nbd-server/node-exports.ts'
@@ -33,6 +34,7 @@ export interface CommandContext {
   readonly machines: Machines
   readonly backups: Backups
   readonly diskJobs: DiskJobs
+  readonly configuration: Configuration
   describeDaemon(): DaemonInfo
   /** Ends the appliance in an orderly way, after the command that asked for it has been answered. */
   quit(): void

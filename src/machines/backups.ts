@@ -1,7 +1,7 @@
 // The backup sessions that are open, over all machines: how they begin at one instant, and how they end.
 
 import { setTimeout, clearTimeout } from 'node:timers'
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { timeName } from '../base/time.ts'
 import { Exports } from '../nbd-server/exports.ts'
 import type { NodeExport, NodeExports } from '../nbd-server/node-exports.ts'
@@ -70,6 +70,14 @@ export class Backups implements AsyncDisposable {
     const session = this.#sessions.get(name) ?? this.pushes.find(name)
     if (!session) throw new NotFound(`there is no backup session '${name}'; 'stillpoint backup list' shows those that are open`)
     return session
+  }
+
+  /** @throws Busy while a session of the machine is open */
+  checkNone(machine: Machine) {
+    for (const session of this) {
+      if (session.parts.machine !== machine || (session instanceof PushSession && session.concluded)) continue
+      throw new Busy(`backup session '${session.name}' of machine '${machine.name}' is open; finish or abort it first`)
+    }
   }
 
   /** One instant over all disks: frozen views, what changed since, and the checkpoint if one was asked for; or nothing of it. */

@@ -5,7 +5,7 @@
 import { mkdir, open as openFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { z } from 'zod'
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { Log } from '../base/log.ts'
 import type { NodeOptions } from '../block/driver.ts'
@@ -22,53 +22,88 @@ export interface Disk {
   readonly node: GraphNode
 }
 
+/** The machine's, and the one of the disk's export. */
+const OWN_EDGES = 2
+
+interface Opened {
+  readonly disk: Disk
+  readonly parts: AsyncDisposableStack
+}
+
 export class Machine implements AsyncDisposable {
   #places = ''
   #remembering = Promise.resolve()
+  #opened: readonly Opened[] = []
+  #settings: Readonly<Record<string, DiskSettings>> = {}
 
   private constructor(
     readonly name: string,
-    /** In the order of the configuration. */
-    readonly disks: readonly Disk[],
-    private readonly settings: MachineSettings,
+    private readonly graph: Graph,
     private readonly state: StateFolder,
     private readonly log: Log,
-    private readonly parts: AsyncDisposableStack,
   ) {}
 
   /** Opens all disks, or none. */
-  static async open(name: string, machine: MachineSettings, graph: Graph, state: StateFolder, log: Log): Promise<Machine> {
-    const opening: { machine?: Machine } = {}
-    await using opened = new AsyncDisposableStack()
-    const all: Disk[] = []
-    const places = await state.read(placesFile(name), placesSchema)
-    for (const [diskName, configured] of Object.entries(machine.disks)) {
-      const place = places?.[diskName]
-      const node =
-        place?.configured === configured.image
-          ? await openMoved(`${name}.${diskName}`, place, configured, graph)
-          : await openDisk(`${name}.${diskName}`, configured, graph)
-      opened.defer(async () => {
-        // Somebody may have taken it away when the disk had moved.
-        if (graph.find(node.name) === node) await graph.delete(node.name)
-      })
-      const moved = () => opening.machine?.diskMoved()
-      const edge = graph.attach(node, { description: `machine '${name}'`, moved, ...READER })
-      opened.defer(() => graph.detach(edge))
-      all.push({
-        name: diskName,
-        get node() {
-          return withoutFilters(edge.node)
-        },
-      })
+  static async open(name: string, { disks }: MachineSettings, graph: Graph, state: StateFolder, log: Log): Promise<Machine> {
+    await using undo = new AsyncDisposableStack()
+    const machine = undo.use(new Machine(name, graph, state, log))
+    for (const [disk, settings] of Object.entries(disks)) await machine.addDisk(disk, settings)
+    undo.move()
+    return machine
+  }
+
+  /** In the order of the configuration. */
+  get disks(): readonly Disk[] {
+    return this.#opened.map(({ disk }) => disk)
+  }
+
+  /** Opens it where it was last, which is not where the configuration says when it has moved since. */
+  async addDisk(diskName: string, configured: DiskSettings): Promise<Disk> {
+    const { graph, name } = this
+    const place = (await this.state.read(placesFile(name), placesSchema))?.[diskName]
+    const node =
+      place?.configured === configured.image
+        ? await openMoved(`${name}.${diskName}`, place, configured, graph)
+        : await openDisk(`${name}.${diskName}`, configured, graph)
+    const parts = new AsyncDisposableStack()
+    parts.defer(async () => {
+      // Somebody may have taken it away when the disk had moved.
+      if (graph.find(node.name) === node) await graph.delete(node.name)
+    })
+    // While the machine is being opened nothing moves.
+    const moved = () => this.diskMoved()
+    const edge = graph.attach(node, { description: `machine '${name}'`, moved, ...READER })
+    parts.defer(() => graph.detach(edge))
+    const disk: Disk = {
+      name: diskName,
+      get node() {
+        return withoutFilters(edge.node)
+      },
     }
-    opening.machine = new Machine(name, all, machine, state, log, opened.move())
-    return opening.machine
+    this.#settings = { ...this.#settings, [diskName]: configured }
+    this.#opened = [...this.#opened, { disk, parts }]
+    return disk
+  }
+
+  /** @throws Busy where more than the machine and its export use it */
+  checkUnused({ name, node }: Disk) {
+    if (node.parents.size > OWN_EDGES)
+      throw new Busy(
+        `disk '${this.name}/${name}' is used by more than its export; query-block-exports and query-jobs say by what`,
+      )
+  }
+
+  /** Nobody else uses it any more. */
+  async removeDisk(disk: Disk) {
+    const opened = this.#opened.find(other => other.disk === disk)
+    this.#opened = this.#opened.filter(other => other !== opened)
+    await this.#remembering
+    await opened?.parts[Symbol.asyncDispose]()
   }
 
   async [Symbol.asyncDispose]() {
     await this.#remembering
-    await this.parts[Symbol.asyncDispose]()
+    for (const { parts } of this.#opened.toReversed()) await parts[Symbol.asyncDispose]()
   }
 
   /**
@@ -76,9 +111,9 @@ export class Machine implements AsyncDisposable {
    * is the same until it is written to.
    */
   async rememberPlaces(next?: { readonly disk: Disk; readonly overlay: GraphNode }) {
-    const places: Record<string, Place> = {}
+    const places = await this.#placesOfOthers()
     for (const disk of this.disks) {
-      const configured = this.settings.disks[disk.name]!.image
+      const configured = this.#settings[disk.name]!.image
       const overlay = next?.disk === disk ? next.overlay : undefined
       if (!overlay && disk.node.filename === configured) continue
       const [chain, top] = [chainOptions(disk.node), overlay && chainOptions(overlay)]
@@ -89,6 +124,12 @@ export class Machine implements AsyncDisposable {
     if (text === this.#places) return
     await this.state.write(placesFile(this.name), places)
     this.#places = text
+  }
+
+  /** Of disks that the configuration has no more, or not at the moment: it may have them again. */
+  async #placesOfOthers(): Promise<Record<string, Place>> {
+    const known = Object.entries((await this.state.read(placesFile(this.name), placesSchema)) ?? {})
+    return Object.fromEntries(known.filter(([name]) => this.disks.every(disk => disk.name !== name)))
   }
 
   /**

@@ -1,16 +1,18 @@
 // All machines, each with its checkpoints, and the live exports of their disks.
 
 import assert from 'node:assert/strict'
-import { NotFound } from '../base/errors.ts'
+import { isDeepStrictEqual } from 'node:util'
+import { Fault, NotFound } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { Exports } from '../nbd-server/exports.ts'
-import type { NodeExports } from '../nbd-server/node-exports.ts'
-import type { MachineSettings } from '../settings/settings.ts'
+import type { NodeExport, NodeExports } from '../nbd-server/node-exports.ts'
+import type { DiskSettings, MachineSettings } from '../settings/settings.ts'
 import type { Snapshot } from '../transactions/snapshot.ts'
 import { Checkpoints } from './checkpoints.ts'
+import type { Reconciled } from './configuration.ts'
 import { Machine, type Disk } from './machine.ts'
 import type { StateFolder } from './state-folder.ts'
 
@@ -30,46 +32,130 @@ interface Entry {
 }
 
 export class Machines implements AsyncDisposable {
-  private constructor(
-    private readonly entries: ReadonlyMap<string, Entry>,
-    private readonly parts: AsyncDisposableStack,
-  ) {}
+  readonly #entries = new Map<string, Entry>()
+  readonly #exported = new Map<string, NodeExport>()
+  #settings: Readonly<Record<string, MachineSettings>> = {}
+
+  private constructor(private readonly context: MachinesContext) {}
 
   /** Opens and exports the disks of all machines, or of none. */
-  static async open(
-    settings: Readonly<Record<string, MachineSettings>>,
-    { graph, exports, nodeExports, state, log }: MachinesContext,
-  ) {
-    await using parts = new AsyncDisposableStack()
-    const entries = new Map<string, Entry>()
-    for (const [name, machineSettings] of Object.entries(settings)) {
-      assert(state, 'whoever has machines remembers their checkpoints')
-      const machine = parts.use(await Machine.open(name, machineSettings, graph, state, log))
-      entries.set(name, { machine, checkpoints: await Checkpoints.open(machine, graph, state) })
-      for (const { name: disk, node } of machine.disks) {
-        const id = `${name}/${disk}`
-        const exported = await nodeExports.add(exports, {
-          id,
-          name: id,
-          node,
-          writable: !node.readOnly,
-          keeper: `machine '${name}'`,
-        })
-        parts.defer(() => exported.remove('hard'))
+  static async open(settings: Readonly<Record<string, MachineSettings>>, context: MachinesContext) {
+    await using undo = new AsyncDisposableStack()
+    const machines = undo.use(new Machines(context))
+    for (const [name, machineSettings] of Object.entries(settings)) await machines.#open(name, machineSettings)
+    undo.move()
+    return machines
+  }
+
+  /**
+   * Opens and closes machines and disks as other settings have them; those that are in both are not touched. `checkUnused` throws where
+   * something works on a disk: then it stays.
+   */
+  async reconcile(
+    wanted: Readonly<Record<string, MachineSettings>>,
+    checkUnused: (machine: Machine, disk: Disk) => void,
+  ): Promise<Reconciled> {
+    const changes: string[] = []
+    const problems: string[] = []
+    const attempt = async (what: string, work: () => Promise<void>) => {
+      try {
+        await work()
+        changes.push(what)
+      } catch (error) {
+        if (!(error instanceof Fault)) throw error
+        problems.push(`not ${what}: ${error.message}`)
       }
     }
-    return new Machines(entries, parts.move())
+    // What goes makes room for what comes: an image may have another name now.
+    for (const { machine } of this.list) {
+      const disks = wanted[machine.name]?.disks
+      const gone = machine.disks.filter(
+        disk => !disks || !isDeepStrictEqual(disks[disk.name], this.#settings[machine.name]?.disks[disk.name]),
+      )
+      for (const disk of gone) {
+        await attempt(`closed disk ${machine.name}/${disk.name}`, async () => {
+          checkUnused(machine, disk)
+          await this.#removeDisk(machine, disk)
+        })
+      }
+      if (!disks && machine.disks.length === 0) await this.#close(machine)
+    }
+    for (const [name, machineSettings] of Object.entries(wanted)) {
+      const machine = this.#entries.get(name)?.machine
+      if (!machine) {
+        await attempt(`opened machine ${name}`, () => this.#open(name, machineSettings))
+        continue
+      }
+      for (const [disk, diskSettings] of Object.entries(machineSettings.disks)) {
+        if (machine.disks.some(other => other.name === disk)) continue
+        await attempt(`opened disk ${name}/${disk}`, () => this.#addDisk(machine, disk, diskSettings))
+      }
+    }
+    return { changes, problems }
+  }
+
+  async #open(name: string, settings: MachineSettings) {
+    const { graph, state, log } = this.context
+    assert(state, 'whoever has machines remembers their checkpoints')
+    await using undo = new AsyncDisposableStack()
+    const machine = undo.use(await Machine.open(name, settings, graph, state, log))
+    const checkpoints = await Checkpoints.open(machine, graph, state)
+    for (const disk of machine.disks) {
+      await this.#export(machine, disk)
+      undo.defer(() => this.#unexport(machine, disk))
+    }
+    undo.move()
+    this.#entries.set(name, { machine, checkpoints })
+    this.#settings = { ...this.#settings, [name]: settings }
+  }
+
+  async #close(machine: Machine) {
+    this.#entries.delete(machine.name)
+    await machine[Symbol.asyncDispose]()
+  }
+
+  async #addDisk(machine: Machine, name: string, settings: DiskSettings) {
+    const disk = await machine.addDisk(name, settings)
+    try {
+      await this.#export(machine, disk)
+    } catch (error) {
+      await machine.removeDisk(disk)
+      throw error
+    }
+    this.#settings = {
+      ...this.#settings,
+      [machine.name]: { disks: { ...this.#settings[machine.name]?.disks, [name]: settings } },
+    }
+  }
+
+  async #removeDisk(machine: Machine, disk: Disk) {
+    await this.#unexport(machine, disk)
+    await machine.removeDisk(disk)
+  }
+
+  async #export(machine: Machine, { name, node }: Disk) {
+    const { exports, nodeExports } = this.context
+    const id = `${machine.name}/${name}`
+    const options = { id, name: id, node, writable: !node.readOnly, keeper: `machine '${machine.name}'` }
+    this.#exported.set(id, await nodeExports.add(exports, options))
+  }
+
+  async #unexport(machine: Machine, { name }: Disk) {
+    const id = `${machine.name}/${name}`
+    const exported = this.#exported.get(id)
+    this.#exported.delete(id)
+    await exported?.remove('hard')
   }
 
   get list(): readonly Entry[] {
-    return [...this.entries.values()]
+    return [...this.#entries.values()]
   }
 
   /** @throws NotFound */
   get(name: string): Entry {
-    const entry = this.entries.get(name)
+    const entry = this.#entries.get(name)
     if (!entry) {
-      const known = [...this.entries.keys()].map(known => `'${known}'`).join(', ')
+      const known = [...this.#entries.keys()].map(known => `'${known}'`).join(', ')
       throw new NotFound(`there is no machine '${name}'; the configuration has ${known || 'none'}`)
     }
     return entry
@@ -124,6 +210,9 @@ export class Machines implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
-    await this.parts[Symbol.asyncDispose]()
+    for (const { machine } of this.list.toReversed()) {
+      for (const disk of machine.disks.toReversed()) await this.#unexport(machine, disk)
+      await this.#close(machine)
+    }
   }
 }

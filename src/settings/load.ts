@@ -1,27 +1,54 @@
 // Reads and checks the configuration file. Whatever is wrong with it is one BadSettings: a line for each problem, with its place.
 
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { BadSettings, strerror } from '../base/errors.ts'
 import { problemsOf } from './problems.ts'
 import { schema, type Checked } from './schema.ts'
 import type { Listener, Settings } from './settings.ts'
-import { nameOf, YamlSource, type Path, type Problem } from './yaml-source.ts'
+import { Sources } from './sources.ts'
+import { nameOf, YamlSource, type Path, type Place, type Problem } from './yaml-source.ts'
 
 /** As many as one cares to read at once; the next run shows the rest. */
 const MAX_PROBLEMS = 20
 /** Linux's sun_path has 108 bytes, the last of them zero. */
 const MAX_SOCKET_PATH = 107
 
+/** The folder beside the configuration whose files are read after it, in the order of their names. */
+export const DROP_INS = 'conf.d'
+
+export interface SettingsFile {
+  readonly file: string
+  readonly bytes: Buffer
+}
+
 /** @throws BadSettings */
-export async function loadSettings(file: string): Promise<Settings> {
-  let bytes: Buffer
+export const loadSettings = async (file: string): Promise<Settings> => parseFiles(await readFiles(file))
+
+/** The file, and what is dropped in beside it. @throws BadSettings */
+export async function readFiles(file: string): Promise<readonly [SettingsFile, ...SettingsFile[]]> {
+  const main = await readOne(file)
+  const folder = join(dirname(file), DROP_INS)
+  const more: SettingsFile[] = []
+  for (const name of await dropIns(folder)) more.push(await readOne(join(folder, name)))
+  return [main, ...more]
+}
+
+async function dropIns(folder: string): Promise<string[]> {
   try {
-    bytes = await readFile(file)
+    return (await readdir(folder)).filter(name => /^[^.].*\.ya?ml$/.test(name)).toSorted()
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return []
+    throw new BadSettings(`cannot look into ${folder}, for what is dropped in: ${strerror(error)}`, { cause: error })
+  }
+}
+
+async function readOne(file: string): Promise<SettingsFile> {
+  try {
+    return { file, bytes: await readFile(file) }
   } catch (error) {
     throw new BadSettings(`cannot read the configuration ${file}: ${strerror(error)}${advice(error)}`, { cause: error })
   }
-  return parseSettings(bytes, file)
 }
 
 const advice = (error: unknown) => {
@@ -32,15 +59,26 @@ const advice = (error: unknown) => {
 }
 
 /** As loadSettings, with the file's content at hand. @throws BadSettings */
-export function parseSettings(bytes: Buffer, file: string): Settings {
-  const source = new YamlSource(decode(bytes, file))
-  refuse(source, file, source.problems)
-  if (source.isEmpty) throw new BadSettings(`${file}: the file is empty; config/stillpoint.example.yaml shows what may be in it`)
-  const checked = schema.safeParse(dataOf(source, file))
-  if (!checked.success) refuse(source, file, problemsOf(source, checked.error.issues))
+export const parseSettings = (bytes: Buffer, file: string): Settings => parseFiles([{ file, bytes }])
+
+/** @throws BadSettings */
+export function parseFiles(files: readonly [SettingsFile, ...SettingsFile[]]): Settings {
+  const { file } = files[0]
+  const { source, data } = readSources(files)
+  const checked = schema.safeParse(data)
+  if (!checked.success) refuse(problemsOf(source, checked.error.issues))
   const settings = settle(checked.data!, file)
-  refuse(source, file, clashes(settings, source))
+  refuse(clashes(settings, source))
   return settings
+}
+
+/** What the files say together, not looked at yet. @throws BadSettings where it is no YAML */
+export function readSources(files: readonly [SettingsFile, ...SettingsFile[]]) {
+  const source = new Sources(files.map(({ file, bytes }) => new YamlSource(decode(bytes, file), file)))
+  refuse(source.problems)
+  const { file } = files[0]
+  if (source.isEmpty) throw new BadSettings(`${file}: the file is empty; config/stillpoint.example.yaml shows what may be in it`)
+  return { source, data: dataOf(source, file) }
 }
 
 function decode(bytes: Buffer, file: string): string {
@@ -54,7 +92,7 @@ function decode(bytes: Buffer, file: string): string {
   }
 }
 
-function dataOf(source: YamlSource, file: string): unknown {
+function dataOf(source: Sources, file: string): unknown {
   try {
     return source.data
   } catch (error) {
@@ -64,23 +102,31 @@ function dataOf(source: YamlSource, file: string): unknown {
   }
 }
 
-function refuse(source: YamlSource, file: string, problems: readonly Problem[]) {
+function refuse(problems: readonly Problem[]) {
   if (problems.length === 0) return
-  const offsets = new Set<number>()
+  const seen = new Set<string>()
   const lines = problems
-    .map(({ offset = 0, sentence }) => ({ offset, sentence }))
-    .toSorted((a, b) => a.offset - b.offset)
+    .map(({ place, sentence }) => ({ place, sentence }))
+    .toSorted((a, b) => orderOf(a.place, b.place))
     // One for each place: what else is wrong there often follows from it.
-    .filter(({ offset }) => !offsets.has(offset) && offsets.add(offset))
+    .filter(({ place }) => {
+      const key = place ? `${place.source.file}:${place.offset}` : ''
+      return !seen.has(key) && seen.add(key)
+    })
     .slice(0, MAX_PROBLEMS)
-    .map(({ offset, sentence }) => {
-      const { line, column } = source.positionOf(offset)
-      return `${file}:${line}:${column}: ${sentence}`
+    .map(({ place, sentence }) => {
+      if (!place) return sentence
+      const { line, column } = place.source.positionOf(place.offset)
+      return `${place.source.file}:${line}:${column}: ${sentence}`
     })
   throw new BadSettings(lines.join('\n'))
 }
 
-/** Paths are relative to the file's folder. */
+/** By file, and in a file from the top. */
+const orderOf = (a: Place | undefined, b: Place | undefined) =>
+  a && b && a.source === b.source ? a.offset - b.offset : (a?.source.file ?? '') < (b?.source.file ?? '') ? -1 : 1
+
+/** Paths are relative to the main file's folder. */
 function settle({ state, control, nbd, machines, repositories, scratch, sessions }: Checked, file: string): Settings {
   const folder = dirname(resolve(file))
   const absolute = (path: string) => resolve(folder, path)
@@ -116,13 +162,13 @@ const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) 
   Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value, key)]))
 
 /** What no single key shows: a socket or an image that is there twice, a socket whose path no system call takes. */
-function clashes({ control, nbd, machines }: Settings, source: YamlSource): Problem[] {
+function clashes({ control, nbd, machines }: Settings, source: Sources): Problem[] {
   const problems: Problem[] = []
   const seen = new Map<string, string>()
   const once = (what: string, path: Path, value: string) => {
     const other = seen.get(value)
     if (other)
-      problems.push({ offset: source.offsetOf(path), sentence: `"${nameOf(path)}" is the same ${what} as "${other}": ${value}` })
+      problems.push({ place: source.placeOf(path), sentence: `"${nameOf(path)}" is the same ${what} as "${other}": ${value}` })
     else seen.set(value, nameOf(path))
   }
   const socket = (path: Path, value: string) => {
@@ -130,7 +176,7 @@ function clashes({ control, nbd, machines }: Settings, source: YamlSource): Prob
     const excess = Buffer.byteLength(value) - MAX_SOCKET_PATH
     if (excess > 0)
       problems.push({
-        offset: source.offsetOf(path),
+        place: source.placeOf(path),
         sentence: `the path of this socket is ${excess} bytes too long for Linux: ${value}`,
       })
   }

@@ -3,24 +3,25 @@
 import type { z } from 'zod'
 import { nearest } from '../base/nearest.ts'
 import { jsonSchema, laterKeys } from './schema.ts'
-import { nameOf, type Path, type Problem, type YamlSource } from './yaml-source.ts'
+import type { Sources } from './sources.ts'
+import { nameOf, type Path, type Problem } from './yaml-source.ts'
 
 type Issue = z.core.$ZodIssue
 
-export function problemsOf(source: YamlSource, issues: readonly Issue[]): Problem[] {
+export function problemsOf(source: Sources, issues: readonly Issue[]): Problem[] {
   return issues.flatMap(issue => {
     const { path } = issue
     if (issue.code === 'unrecognized_keys') {
-      return issue.keys.map(key => ({ offset: source.keyOffsetOf([...path, key]), sentence: unknownKey(path, key) }))
+      return issue.keys.map(key => ({ place: source.keyPlaceOf([...path, key]), sentence: unknownKey(path, key) }))
     }
     if (issue.code === 'invalid_key') {
-      return { offset: source.keyOffsetOf(path), sentence: `${quoted(path)}: ${issue.issues[0]?.message ?? issue.message}` }
+      return { place: source.keyPlaceOf(path), sentence: `${quoted(path)}: ${issue.issues[0]?.message ?? issue.message}` }
     }
-    return { offset: source.offsetOf(path), sentence: sentenceOf(source, issue) }
+    return { place: source.placeOf(path), sentence: sentenceOf(source, issue) }
   })
 }
 
-function sentenceOf(source: YamlSource, { code, path, message, ...issue }: Issue): string {
+function sentenceOf(source: Sources, { code, path, message, ...issue }: Issue): string {
   const where = path.length > 0 ? `${quoted(path)} ` : 'the file '
   if (code !== 'invalid_type' && code !== 'invalid_value' && code !== 'invalid_union') return `${where}${message}`
   const present = path.length === 0 || source.has(path)

@@ -154,13 +154,13 @@ export const schema = z
             'A folder for what open backup sessions keep of the data that is overwritten meanwhile. Default: "scratch" in the state folder.',
           ),
         limit: size
-          .default(10 * 2 ** 30)
+          .prefault('10G')
           .describe(
             'How much all of them may keep together. A session that needs more breaks, and the guests go on. Default: 10G.',
           ),
         timeout: duration
           .refine(ms => ms % 1000 === 0, 'must be whole seconds')
-          .default(10_000)
+          .prefault('10s')
           .describe(
             'How long a guest’s write waits for its old data to be kept. Then the session breaks, and the guest goes on. Default: 10s.',
           ),
@@ -169,7 +169,7 @@ export const schema = z
     sessions: z
       .strictObject({
         expire: duration
-          .default(24 * 3_600_000)
+          .prefault('24h')
           .describe('How long a pull session stays open when nobody finishes or aborts it. Default: 24h.'),
       })
       .prefault({}),

@@ -14,9 +14,16 @@ import {
 } from 'yaml'
 
 export interface Problem {
-  /** In characters from the start of the text; undefined where it is about the whole file. */
-  readonly offset?: number | undefined
+  /** Undefined where it is about the configuration as a whole. */
+  readonly place?: Place | undefined
   readonly sentence: string
+}
+
+/** Somewhere in one of the files. */
+export interface Place {
+  readonly source: YamlSource
+  /** In characters from the start of the text. */
+  readonly offset: number
 }
 
 export type Path = readonly PropertyKey[]
@@ -29,7 +36,10 @@ export class YamlSource {
   readonly #lines = new LineCounter()
   readonly #document: Document
 
-  constructor(readonly text: string) {
+  constructor(
+    readonly text: string,
+    readonly file: string,
+  ) {
     this.#document = parseDocument(text, {
       lineCounter: this.#lines,
       prettyErrors: false,
@@ -42,7 +52,10 @@ export class YamlSource {
   /** What makes it no YAML, or ambiguous YAML. */
   get problems(): Problem[] {
     const { errors, warnings } = this.#document
-    return [...errors, ...warnings].map(error => ({ offset: error.pos[0], sentence: this.#sentence(error) }))
+    return [...errors, ...warnings].map(error => ({
+      place: { source: this, offset: error.pos[0] },
+      sentence: this.#sentence(error),
+    }))
   }
 
   get isEmpty() {
@@ -94,6 +107,17 @@ export class YamlSource {
     if (typeof value === 'boolean') return `${value}`
     if (typeof value === 'number') return `the number ${value}`
     return `the text ${JSON.stringify(value)}`
+  }
+
+  /** How many keys of the path lead to something here. */
+  depthOf(path: Path): number {
+    let node: unknown = this.#document.contents
+    for (const [index, key] of path.entries()) {
+      const entry = this.#entry(node, key)
+      if (entry?.value === undefined) return index
+      node = entry.value
+    }
+    return path.length
   }
 
   nodeAt(path: Path): unknown {

@@ -76,7 +76,7 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
   }
   t.equal(
     await complete('stillpoint '),
-    'daemon status disk checkpoint backup restore serve point repo image qmp doctor completion --socket --json --help --version',
+    'daemon status config disk checkpoint backup restore serve point repo image qmp doctor completion --socket --json --help --version',
   )
   t.equal(await complete('stillpoint ch'), 'checkpoint')
   t.equal(await complete('stillpoint backup '), 'start list show finish abort')

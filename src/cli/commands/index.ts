@@ -4,6 +4,7 @@ import type { Noun, Verb } from '../define.ts'
 import { backup } from './backup.ts'
 import { checkpoint } from './checkpoint.ts'
 import { completion } from './completion.ts'
+import { config } from './config.ts'
 import { daemon, type RunDaemon } from './daemon.ts'
 import { disk } from './disk/index.ts'
 import { doctor } from './doctor.ts'
@@ -19,6 +20,7 @@ export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
   const all: (Noun | Verb)[] = [
     daemon(runDaemon),
     status,
+    config,
     disk,
     checkpoint,
     backup,

@@ -5,7 +5,7 @@ import { formatSize } from '../../base/units.ts'
 import { connectDaemon } from '../connect.ts'
 import { seconds } from '../arguments.ts'
 import { verb } from '../define.ts'
-import { formatShare, formatSpan, formatTime } from '../format.ts'
+import { clean, formatShare, formatSpan, formatTime } from '../format.ts'
 import { print, printJson } from '../output.ts'
 import type { DaemonInfo, JobInfo, Listener, MachineInfo } from '../replies.ts'
 import { facts, table } from '../table.ts'
@@ -35,11 +35,22 @@ export const status = verb<object, { wait?: number }>({
   },
 })
 
-function describe({ version, pid, started, config, state, control, nbd, scratch }: DaemonInfo): string {
+function describe({
+  version,
+  pid,
+  started,
+  config,
+  'config-problem': problem,
+  state,
+  control,
+  nbd,
+  scratch,
+}: DaemonInfo): string {
   return facts({
     daemon: `stillpoint ${version}, process ${pid}`,
     started: `${formatTime(started)} (${formatSpan(Date.now() - Date.parse(started))} ago)`,
     configuration: config,
+    'but not all': problem && clean(problem.replaceAll('\n', '; ')),
     state,
     control: control.join(', '),
     nbd: nbd.map(addressOf).join(', ') || 'nobody can connect: the configuration has no nbd listeners',

@@ -36,6 +36,7 @@ import { changeBackingFile } from './change-backing-file.ts'
 import { checkpointCreate } from './checkpoint-create.ts'
 import { checkpointDelete } from './checkpoint-delete.ts'
 import { checkpointRepair } from './checkpoint-repair.ts'
+import { configReload } from './config-reload.ts'
 import { diskAbort } from './disk-abort.ts'
 import { diskCommit } from './disk-commit.ts'
 import { diskCopy } from './disk-copy.ts'
@@ -112,6 +113,7 @@ export const commands: readonly AnyCommand[] = [
   checkpointCreate,
   checkpointDelete,
   checkpointRepair,
+  configReload,
   diskAbort,
   diskCommit,
   diskCopy,

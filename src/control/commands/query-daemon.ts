@@ -9,6 +9,7 @@ const daemonInfo = z.strictObject({
   pid: uint64,
   started: z.string(),
   config: z.string().optional(),
+  'config-problem': z.string().optional(),
   state: z.string().optional(),
   control: z.array(z.string()),
   nbd: z.array(

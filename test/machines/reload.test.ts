@@ -1,0 +1,156 @@
+// The configuration read again while the daemon runs: what differs is done, and nobody else is disturbed.
+
+import { truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { NbdClient } from 'nbd-client-ts'
+import t from 'tap'
+import { Appliance } from '../../src/appliance.ts'
+import { createLog } from '../../src/base/log.ts'
+import { QmpClient } from '../../src/control/qmp-client.ts'
+import { loadSettings } from '../../src/settings/load.ts'
+import { scratchFolder } from '../helpers/control.ts'
+
+const MIB = 1 << 20
+
+interface Disks {
+  readonly [machine: string]: readonly string[]
+}
+
+async function start(stack: AsyncDisposableStack, disks: Disks) {
+  const folder = await scratchFolder(stack)
+  const file = join(folder, 's.yaml')
+  const write = (machines: Disks, more = 'nbd: [ { unix: ./nbd.sock } ]') => {
+    const text = Object.entries(machines).map(
+      ([machine, names]) =>
+        `  ${machine}: { disks: { ${names.map(name => `${name}: { image: ./${name}.raw, format: raw }`).join(', ')} } }\n`,
+    )
+    writeFileSync(
+      file,
+      `state: ./state\ncontrol: { socket: ./control.sock }\n${more}\nmachines:${text.length > 0 ? `\n${text.join('')}` : ' {}'}\n`,
+    )
+  }
+  for (const name of ['root', 'data', 'more', 'web']) {
+    writeFileSync(join(folder, `${name}.raw`), Buffer.alloc(4096, name))
+    truncateSync(join(folder, `${name}.raw`), MIB)
+  }
+  write(disks)
+  const log: string[] = []
+  const appliance = stack.use(
+    await Appliance.start(await loadSettings(file), createLog('debug', { write: line => log.push(line) }, { journal: true })),
+  )
+  const qmp = stack.use(await QmpClient.connect(join(folder, 'control.sock')))
+  const execute = <Result>(command: string, args: object = {}) => qmp.execute(command, args) as Promise<Result>
+  return {
+    appliance,
+    execute,
+    folder,
+    log,
+    write,
+    file,
+    nbd: async (name: string, socket = 'nbd.sock') =>
+      stack.use(await NbdClient.connect(`nbd+unix:///${name}?socket=${join(folder, socket)}`)),
+    disks: async () => {
+      const machines = await execute<{ name: string; disks: { export: string }[] }[]>('query-machines')
+      return machines.flatMap(({ disks }) => disks.map(disk => disk.export))
+    },
+  }
+}
+
+t.test('disks and machines come and go, and who uses another notices nothing', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, nbd, disks, execute } = await start(stack, { db: ['root', 'data'], web: ['web'] })
+  await execute('checkpoint-create', { machine: 'db', name: 'one' })
+  const root = await nbd('db/root')
+  await root.write(0, Buffer.alloc(65536, 1))
+  const data = await nbd('db/data')
+
+  write({ db: ['root', 'more'] })
+  const { changes, problems } = await appliance.reload()
+  t.same([...changes].sort(), ['closed disk db/data', 'closed disk web/web', 'opened disk db/more'])
+  t.same(problems, [])
+  t.same(await disks(), ['db/root', 'db/more'])
+  t.same(await root.read(0, 1), Buffer.from([1]), 'the same connection')
+  await root.write(MIB - 1, Buffer.alloc(1, 2))
+  await t.rejects(data.read(0, 1), 'its disk is gone')
+  await t.rejects(nbd('db/data'))
+  t.equal((await (await nbd('db/more')).read(0, 4)).toString(), 'more')
+
+  const [one] = await execute<{ usable: boolean; changed: number }[]>('query-checkpoints', { machine: 'db', size: true })
+  t.equal(one!.usable, true, 'of the disks it knows the checkpoint knows all; a disk that it does not know counts as changed')
+  t.equal(one!.changed, 2 * 65536 + MIB)
+
+  write({ db: ['root', 'data', 'more'], web: ['web'] })
+  await appliance.reload()
+  t.same((await disks()).sort(), ['db/data', 'db/more', 'db/root', 'web/web'])
+  t.same(await appliance.reload(), { changes: [], problems: [] }, 'and what is the same is left alone')
+  await execute('checkpoint-create', { machine: 'db', name: 'two' })
+})
+
+t.test('a disk that a session works on stays until it has ended', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, disks, execute } = await start(stack, { db: ['root'], web: ['web'] })
+  await execute('backup-begin', { machine: 'web', mode: 'pull', name: 's' })
+  await execute('block-export-add', { id: 'mine', type: 'nbd', 'node-name': 'db.root' })
+  write({})
+  const { changes, problems } = await appliance.reload()
+  t.same(changes, [])
+  t.match(problems[0], /^not closed disk db\/root: disk 'db\/root' is used by more than its export/)
+  t.match(problems[1], /^not closed disk web\/web: backup session 's' .* is open/)
+  t.match((await execute<{ 'config-problem': string }>('query-daemon'))['config-problem'], /session 's'/)
+  t.same(await disks(), ['db/root', 'web/web'])
+  await execute('backup-abort', { name: 's' })
+  await execute('block-export-del', { id: 'mine' })
+  t.same(await execute('config-reload'), { changes: ['closed disk db/root', 'closed disk web/web'], problems: [] })
+  t.equal((await execute<{ 'config-problem'?: string }>('query-daemon'))['config-problem'], undefined)
+})
+
+t.test('a configuration that is not good changes nothing, and says so until it is mended', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, file, disks, execute, log } = await start(stack, { db: ['root'] })
+  writeFileSync(file, 'machine: {}\n')
+  await t.rejects(appliance.reload(), {
+    name: 'BadSettings',
+    message: /s\.yaml:1:1: unknown key "machine"; did you mean "machines"\?/,
+  })
+  await t.rejects(execute('config-reload'), /did you mean "machines"/)
+  t.same(await disks(), ['db/root'])
+  t.match((await execute<{ 'config-problem': string }>('query-daemon'))['config-problem'], /unknown key/)
+  t.match(log.join(''), /the last good one stays in force/)
+
+  write({ db: ['root', 'absent'] })
+  const { problems } = await appliance.reload()
+  t.match(problems, [/^not opened disk db\/absent: .*absent\.raw.*No such file or directory/])
+  t.same(await disks(), ['db/root'])
+  write({ db: ['root'] }, 'nbd: [ { unix: ./nbd.sock } ]\nscratch: { path: ./elsewhere }')
+  t.match((await appliance.reload()).problems, [/"scratch\.path" has changed; .* started again/])
+  write({ db: ['root'] })
+  t.same(await appliance.reload(), { changes: [], problems: [] })
+})
+
+t.test('places for clients come and go', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, nbd, folder, execute } = await start(stack, { db: ['root'] })
+  const before = await nbd('db/root')
+  write({ db: ['root'] }, 'nbd: [ { unix: ./nbd.sock }, { unix: ./second.sock } ]\nscratch: { limit: 1M }')
+  t.same(await appliance.reload(), { changes: [`listens at ${folder}/second.sock`], problems: [] })
+  t.match(await execute('query-daemon'), { scratch: { limit: MIB }, nbd: [{ type: 'unix' }, { path: `${folder}/second.sock` }] })
+  const after = await nbd('db/root', 'second.sock')
+  write({ db: ['root'] }, 'nbd: [ { unix: ./second.sock } ]')
+  t.same(await appliance.reload(), { changes: [`no longer listens at ${folder}/nbd.sock`], problems: [] })
+  await t.rejects(before.read(0, 1))
+  t.equal((await after.read(0, 4)).toString(), 'root')
+})
+
+t.test('a disk that was moved and left out for a while is found where it was', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, nbd, folder, execute } = await start(stack, { db: ['root', 'data'] })
+  const overlay = (name: string) => join(folder, `${name}.qcow2`)
+  await execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'root', file: overlay('root') }] })
+  await (await nbd('db/root')).write(0, Buffer.from('moved'))
+  write({ db: ['data'] })
+  t.same((await appliance.reload()).changes, ['closed disk db/root'])
+  await execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'data', file: overlay('data') }] })
+  write({ db: ['data', 'root'] })
+  t.same((await appliance.reload()).changes, ['opened disk db/root'])
+  t.equal((await (await nbd('db/root')).read(0, 5)).toString(), 'moved')
+})
