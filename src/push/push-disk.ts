@@ -84,6 +84,7 @@ class Pipeline {
   #adding: Leaf | undefined
   #taking: Leaf | undefined
   readonly #untouched: Set<number>
+  #lastIsNew: boolean
 
   constructor(
     private readonly work: DiskWork,
@@ -92,6 +93,7 @@ class Pipeline {
     const { plan, writer, parent, touched } = work
     this.#editor = new TreeEditor(writer, plan, parent)
     this.#untouched = new Set(touched)
+    this.#lastIsNew = parent === undefined
   }
 
   /** Yields after each leaf that it looks at: most of a large disk was a hole and is one, and has no leaf to look at. */
@@ -160,10 +162,16 @@ class Pipeline {
     const length = plan.lengthOf(chunk)
     await source.read(chunk * plan.chunkSize, slot.input.subarray(0, length))
     this.progress.read += length
-    if ((await slot.identify(length, writer.repository.keys.idKey)).zero) return {}
+    const { idKey } = writer.repository.keys
+    const seal = () => ({ type: BlobType.data, counter: writer.nextCounter(), key: writer.key })
+    // Where the last was new this one is likely to be, and is sealed before we know: that saves asking the thread twice.
+    const eager = this.#lastIsNew
+    const sealed = eager ? await slot.store(length, { ...seal(), idKey }) : undefined
+    if (eager ? !sealed : (await slot.identify(length, idKey)).zero) return {}
     const id = Buffer.from(slot.id)
-    if (writer.index.data.usable(id)) return { id }
-    return { id, sealed: await slot.seal(length, { type: BlobType.data, counter: writer.nextCounter(), key: writer.key }) }
+    this.#lastIsNew = !writer.index.data.usable(id)
+    if (!this.#lastIsNew) return { id }
+    return { id, sealed: sealed ?? (await slot.seal(length, seal())) }
   }
 
   async #takeOne() {

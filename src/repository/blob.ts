@@ -18,6 +18,7 @@
 import { createCipheriv, createDecipheriv, timingSafeEqual } from 'node:crypto'
 import zlib from 'node:zlib'
 import { messageOf } from '../base/errors.ts'
+import { portableZstd, type Zstd } from '../base/zstd.ts'
 import { Damaged } from './faults.ts'
 
 export const BlobType = { data: 1, node: 2, attachment: 3, manifest: 4 } as const
@@ -91,16 +92,18 @@ export interface SealOptions {
   readonly counter: number
   /** The session's key; undefined in a repository that is not encrypted. */
   readonly key: Uint8Array | undefined
+  /** The caller's thread's; Node's own without it. */
+  readonly zstd?: Zstd | undefined
 }
 
-const level = { params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } }
-
 /** Writes header and stored bytes to `into`, which has room for HEADER + plain + TAG bytes; says how many it wrote. */
-export function sealBlob(plain: Uint8Array, { type, id, counter, key }: SealOptions, into: Buffer): number {
-  // One output buffer of the right size at once; what does not fit is not smaller.
-  const compressed = plain.length > 0 ? zlib.zstdCompressSync(plain, { ...level, chunkSize: plain.length + 1024 }) : plain
-  const smaller = compressed.length < plain.length
-  const bytes = smaller ? compressed : plain
+export function sealBlob(plain: Uint8Array, { type, id, counter, key, zstd = portableZstd }: SealOptions, into: Buffer): number {
+  const room = into.subarray(HEADER, HEADER + plain.length)
+  // What does not fit is not smaller.
+  const compressed = plain.length > 0 ? zstd.compress(plain, room) : undefined
+  const smaller = compressed !== undefined && compressed < plain.length
+  if (!smaller) room.set(plain)
+  const bytes = smaller ? room.subarray(0, compressed) : room
   const header = {
     type,
     codec: smaller ? codecs.zstd : codecs.raw,
@@ -111,10 +114,7 @@ export function sealBlob(plain: Uint8Array, { type, id, counter, key }: SealOpti
     id,
   }
   encodeBlobHeader(header, into)
-  if (!key) {
-    into.set(bytes, HEADER)
-    return HEADER + bytes.length
-  }
+  if (!key) return HEADER + bytes.length
   const cipher = createCipheriv('aes-256-gcm', key, nonceOf(counter))
   cipher.setAAD(into.subarray(0, HEADER))
   into.set(cipher.update(bytes), HEADER)
@@ -130,10 +130,14 @@ export interface OpenOptions {
   readonly key: Uint8Array | undefined
   /** Of plain bytes (keys.ts). */
   readonly idOf: (plain: Uint8Array) => Buffer
+  readonly zstd?: Zstd | undefined
+  /** Where the bytes may go, so that no memory is made for them. */
+  readonly into?: Buffer | undefined
 }
 
 /** The plain bytes of a blob, which are what its id says, or Damaged. */
-export function openBlob(blob: Buffer, { type, id, key, idOf }: OpenOptions): Buffer {
+export function openBlob(blob: Buffer, options: OpenOptions): Buffer {
+  const { type, id, key, idOf } = options
   const header = decodeBlobHeader(blob)
   if (header.type !== type) throw new Damaged(`a blob of type ${header.type} is where one of type ${type} should be`)
   if (id && !header.id.equals(id)) throw new Damaged('another blob is where this one should be')
@@ -144,7 +148,7 @@ export function openBlob(blob: Buffer, { type, id, key, idOf }: OpenOptions): Bu
   if (blob.length < HEADER + header.storedLength) throw new Damaged('a blob is cut short')
   const stored = blob.subarray(HEADER, HEADER + header.storedLength)
   const bytes = key ? decrypt(blob.subarray(0, HEADER), stored, header.counter, key) : stored
-  const plain = header.codec === codecs.raw ? bytes : decompress(bytes, header.plainLength)
+  const plain = header.codec === codecs.raw ? bytes : decompress(bytes, header.plainLength, options)
   if (plain.length !== header.plainLength) throw new Damaged('a blob has not the length it says')
   if (!timingSafeEqual(idOf(plain), header.id)) throw new Damaged('the bytes of a blob are not those that were written')
   return plain
@@ -164,10 +168,11 @@ function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Arra
   return bytes
 }
 
-function decompress(bytes: Buffer, plainLength: number) {
+function decompress(bytes: Buffer, plainLength: number, { zstd = portableZstd, into }: Pick<OpenOptions, 'zstd' | 'into'>) {
   if (plainLength === 0) throw new Damaged('an empty blob is compressed')
+  const room = into && plainLength <= into.length ? into.subarray(0, plainLength) : Buffer.allocUnsafeSlow(plainLength)
   try {
-    return zlib.zstdDecompressSync(bytes, { chunkSize: Math.max(64, plainLength), maxOutputLength: plainLength })
+    return room.subarray(0, zstd.decompress(bytes, room))
   } catch (error) {
     throw new Damaged(`a blob does not decompress: ${messageOf(error)}`, { cause: error })
   }

@@ -12,7 +12,9 @@ export interface WorkerData {
 export type Job = { readonly number: number } & (
   | { readonly op: 'identify'; readonly slot: number; readonly length: number; readonly idKey: Uint8Array | undefined }
   | {
-      readonly op: 'seal'
+      /** `store` is both: identify, and seal what is not zero. */
+      readonly op: 'seal' | 'store'
+      readonly idKey: Uint8Array | undefined
       readonly slot: number
       readonly length: number
       readonly type: BlobType

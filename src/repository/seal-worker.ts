@@ -4,41 +4,48 @@ import { hash } from 'node:crypto'
 import { parentPort, workerData } from 'node:worker_threads'
 import { messageOf } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
-import { ID, openBlob, sealBlob } from './blob.ts'
+import { threadZstd } from '../base/zstd.ts'
+import { openBlob, sealBlob } from './blob.ts'
 import { Damaged } from './faults.ts'
 import { idFunction } from './id-function.ts'
 import { slotView, type Answer, type Job, type WorkerData } from './seal-job.ts'
 
 const { memory, slotBytes } = workerData as WorkerData
+const slots = Array.from({ length: Math.floor(memory.byteLength / slotBytes) }, (_, slot) => slotView(memory, slot, slotBytes))
+const zstd = await threadZstd()
 
 function run(job: Job): Answer['result'] {
   if (job.op === 'digest') return hash('sha256', new Uint8Array(job.bytes, 0, job.length), 'hex')
-  const { input, output, id } = slotView(memory, job.slot, slotBytes)
+  const { input, output, id } = slots[job.slot]!
   const given = input.subarray(0, job.length)
+  const idOf = idFunction(job.idKey)
   switch (job.op) {
     case 'identify':
+    case 'store':
       if (isZero(given)) return 'zero'
-      id.set(idFunction(job.idKey)(given))
-      return 'id'
+      id.set(idOf(given))
+      return job.op === 'identify' ? 'id' : sealBlob(given, { ...job, id, zstd }, output)
     case 'seal':
-      return sealBlob(given, { type: job.type, id, counter: job.counter, key: job.key }, output)
+      return sealBlob(given, { ...job, id, zstd }, output)
     case 'open': {
-      const plain = openBlob(given, { type: job.type, id: id.subarray(0, ID), key: job.key, idOf: idFunction(job.idKey) })
-      output.set(plain)
+      const plain = openBlob(given, { type: job.type, id, key: job.key, idOf, zstd, into: output })
+      if (plain.buffer !== output.buffer || plain.byteOffset !== output.byteOffset) output.set(plain)
       return plain.length
     }
   }
 }
 
-parentPort!.on('message', (job: Job) => {
+function answer(job: Job): Answer {
   try {
-    parentPort!.postMessage({ number: job.number, result: run(job) } satisfies Answer)
+    return { number: job.number, result: run(job) }
   } catch (error) {
     const failure = {
       message: messageOf(error),
       damaged: error instanceof Damaged,
       stack: error instanceof Error ? error.stack : undefined,
     }
-    parentPort!.postMessage({ number: job.number, failure } satisfies Answer)
+    return { number: job.number, failure }
   }
-})
+}
+
+parentPort!.on('message', (jobs: readonly Job[]) => parentPort!.postMessage(jobs.map(answer)))

@@ -1,5 +1,8 @@
 // Hashing, compression and encryption off the main thread, on memory shared with it: whoever wants work done takes a slot, fills its
 // input, and gets the result in its output. There are as many slots as the memory allows, and whoever comes later waits.
+//
+// A message to another thread costs as much as a tenth of a chunk's work. So what is wanted in one turn of the event loop goes in one
+// message, a few pieces of work in each, and is answered in one.
 
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -18,6 +21,12 @@ interface SealerOptions {
 }
 
 const MAX_THREADS = 4
+/** Bytes of the slots of a thread, and how many there are: enough for the next message while one is worked on. */
+const SLOT_MEMORY = 8 << 20
+const MOST_SLOTS = 8
+const LEAST_SLOTS = 3
+/** Pieces of work in a message. */
+const MESSAGE = 4
 
 export class Sealer implements AsyncDisposable {
   readonly #threads: Thread[]
@@ -29,8 +38,9 @@ export class Sealer implements AsyncDisposable {
   readonly maxPlain: number
   #turn = 0
 
-  private constructor({ maxPlain, threads = Math.min(MAX_THREADS, availableParallelism()), slots = 4 }: SealerOptions) {
+  private constructor({ maxPlain, threads = Math.min(MAX_THREADS, availableParallelism()), ...options }: SealerOptions) {
     const slotBytes = slotBytesFor(maxPlain)
+    const slots = options.slots ?? Math.max(LEAST_SLOTS, Math.min(MOST_SLOTS, Math.floor(SLOT_MEMORY / slotBytes)))
     this.#threads = Array.from({ length: threads }, () => {
       const memory = new SharedArrayBuffer(slots * slotBytes)
       return new Thread({ memory, slotBytes })
@@ -107,7 +117,19 @@ export class Slot implements Disposable {
 
   /** The blob of the input, whose id is in `id`; a view of `output`. */
   async seal(length: number, work: { type: BlobType; counter: number; key: Uint8Array | undefined }): Promise<Buffer> {
-    return this.output.subarray(0, (await this.thread.run({ op: 'seal', slot: this.number, length, ...work })) as number)
+    return this.output.subarray(
+      0,
+      (await this.thread.run({ op: 'seal', slot: this.number, length, idKey: undefined, ...work })) as number,
+    )
+  }
+
+  /** Both in one: the blob, or undefined where the input is all zeroes. For bytes that are likely to be new. */
+  async store(
+    length: number,
+    work: { type: BlobType; counter: number; key: Uint8Array | undefined; idKey: Uint8Array | undefined },
+  ): Promise<Buffer | undefined> {
+    const sealed = await this.thread.run({ op: 'store', slot: this.number, length, ...work })
+    return sealed === 'zero' ? undefined : this.output.subarray(0, sealed as number)
   }
 
   /** The plain bytes of the blob in the input, which must have the id in `id`; a view of `output`. */
@@ -127,6 +149,8 @@ class Thread {
   readonly #worker: Worker
   readonly #jobs = new Map<number, PromiseWithResolvers<string | number>>()
   #next = 0
+  /** Wanted in this turn. */
+  readonly #wanted: Job[] = []
   #dead: Error | undefined
 
   constructor(readonly data: WorkerData) {
@@ -136,7 +160,7 @@ class Thread {
       // What it makes is soon garbage; a small heap keeps little of it.
       resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
     })
-    this.#worker.on('message', (answer: Answer) => this.#answered(answer))
+    this.#worker.on('message', (answers: readonly Answer[]) => answers.forEach(answer => this.#answered(answer)))
     this.#worker.on('error', error => this.#died(error as Error))
     this.#worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
     this.#worker.unref()
@@ -148,8 +172,13 @@ class Thread {
     const number = this.#next++
     this.#jobs.set(number, job)
     if (this.#jobs.size === 1) this.#worker.ref() // while somebody waits
-    this.#worker.postMessage({ number, ...work })
+    // Behind all that the promises of this turn have to say.
+    if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
     return job.promise
+  }
+
+  #send() {
+    while (this.#wanted.length > 0) this.#worker.postMessage(this.#wanted.splice(0, MESSAGE))
   }
 
   async end() {

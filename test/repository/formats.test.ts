@@ -1,10 +1,13 @@
 // The formats: what is encoded decodes as it was, and anything cut short or flipped is a typed error, never a crash and never a lie.
 
-import { hash } from 'node:crypto'
+import { hash, randomBytes as noise } from 'node:crypto'
 import { spawnSync } from 'node:child_process'
 import { isDeepStrictEqual } from 'node:util'
+import zlib from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
+import { whyNotNative } from '../../src/base/native.ts'
+import { portableZstd, threadZstd, type Zstd } from '../../src/base/zstd.ts'
 import { attachmentBytes, contentOf } from '../../src/repository/attachment.ts'
 import {
   BlobType,
@@ -83,13 +86,15 @@ function tryBroken(
   }
 }
 
-const sealed = (keys: RepositoryKeys, plain: Buffer, counter = 1) => {
+const sealed = (keys: RepositoryKeys, plain: Buffer, counter = 1, zstd: Zstd = portableZstd) => {
   const into = Buffer.alloc(HEADER + plain.length + TAG)
-  const length = sealBlob(plain, { type: BlobType.data, id: keys.idOf(plain), counter, key: keys.ofSession(SESSION) }, into)
-  return into.subarray(0, length)
+  const work = { type: BlobType.data, id: keys.idOf(plain), counter, key: keys.ofSession(SESSION), zstd }
+  return into.subarray(0, sealBlob(plain, work, into))
 }
-const opened = (keys: RepositoryKeys, blob: Buffer) =>
-  openBlob(blob, { type: BlobType.data, key: keys.ofSession(SESSION), idOf: keys.idOf })
+const opened = (keys: RepositoryKeys, blob: Buffer, zstd: Zstd = portableZstd, into?: Buffer) =>
+  openBlob(blob, { type: BlobType.data, key: keys.ofSession(SESSION), idOf: keys.idOf, zstd, into })
+
+const native = await threadZstd()
 
 t.test('a blob header decodes as it was encoded', async () => {
   fc.assert(
@@ -136,9 +141,36 @@ for (const [name, keys] of [
   t.test(`a ${name} blob that is cut short, or has any bit flipped, is damaged`, async () => {
     for (const plain of [Buffer.from('short'), Buffer.alloc(2000, 'compressible '), Buffer.alloc(0)])
       // zstd has bits that mean nothing; what comes out is what went in all the same.
-      tryBroken(sealed(keys, plain), broken => opened(keys, broken), { same: found => plain.equals(found as Buffer) })
+      for (const zstd of new Set([portableZstd, native]))
+        tryBroken(sealed(keys, plain), broken => opened(keys, broken, zstd), { same: found => plain.equals(found as Buffer) })
+  })
+
+  t.test(`a ${name} blob opens by either zstd, whichever has sealed it`, async () => {
+    if (native === portableZstd) return t.comment(whyNotNative)
+    const into = Buffer.alloc(10_000)
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 3000 }), fc.nat(3), (bytes, repeat) => {
+        const plain = Buffer.concat(Array.from({ length: repeat }, () => bytes))
+        const blob = sealed(keys, plain, 1, native)
+        return (
+          opened(keys, blob).equals(plain) &&
+          opened(keys, sealed(keys, plain), native, into).equals(plain) &&
+          blob.length <= HEADER + plain.length + TAG
+        )
+      }),
+    )
   })
 }
+
+t.test('Node’s own program has the zstd that threads call', { skip: whyNotNative ?? false }, async t => {
+  t.not(native, portableZstd)
+  const into = Buffer.alloc(100_000)
+  const length = native.compress(Buffer.alloc(50_000, 'as zstd says'), into)!
+  t.ok(zlib.zstdDecompressSync(into.subarray(0, length)).equals(Buffer.alloc(50_000, 'as zstd says')))
+  t.equal(native.compress(noise(50_000), into.subarray(0, 50_000)), undefined, 'what does not get smaller has no room')
+  t.throws(() => native.decompress(into.subarray(0, length), Buffer.alloc(49_999)), /too small/)
+  t.throws(() => native.decompress(Buffer.alloc(100, 'x'), into), /Unknown frame descriptor/)
+})
 
 t.test('an encrypted blob opens with its own key, session and place only', async t => {
   const blob = sealed(secretKeys, Buffer.from('secret'))
