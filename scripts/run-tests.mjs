@@ -15,7 +15,7 @@ import { Parser } from 'tap-parser'
 import { stringify } from 'yaml'
 
 /** For one file. tap ends it in an orderly way at this time; we end it for good somewhat later. */
-const TIMEOUT_SECONDS = 240
+const TIMEOUT_SECONDS = 480
 const JOBS = Math.min(2, availableParallelism())
 
 const indent = (text, by) => text.trimEnd().replaceAll(/^(?=.)/gm, by)
