@@ -161,6 +161,8 @@ export class MirrorWork implements JobWork {
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const copy = this.#copy!
     this.#job = job
+    // At once: a copy that is under way may wait for a granule that a guest holds, who waits for the target.
+    signal.addEventListener('abort', () => this.#top?.end(), { once: true })
     const [target, size] = [this.#target!, this.#top!.size]
     if (this.plan.targetIsBehind && target.size < size) await target.resize(size)
     if (!this.plan.targetIsBehind && target.size !== size)

@@ -192,7 +192,7 @@ inRoom('with write-blocking a guest waits for the target, and is let go when the
   memory('target').pause = () => hung.promise
   let answered = false
   const written = guest.write(0, randomBytes(5, 2)).then(() => (answered = true))
-  await sleep(30)
+  await sleep(200) // the job looks again meanwhile, and finds what the target lacks
   t.notOk(answered)
   await job.cancel()
   await written
