@@ -21,7 +21,7 @@ interface Definition<Arguments, Options> {
   readonly summary: string
   /** What else there is to know, for its own help. */
   readonly details?: string
-  /** In order, as commander reads them: `<needed>`, `[optional]`. */
+  /** In order, as commander reads them: `<needed>`, `[optional]`, and as the last `[any number...]`. */
   readonly arguments?: Readonly<Record<string, string>>
   /** Beside --json and --socket, which every verb has. */
   readonly options?: readonly Option[]
@@ -93,8 +93,12 @@ export function addVerb(parent: Command, definition: Verb) {
     const given = command.args
     const unknown = given.find(word => word.startsWith('-') && !/^-\d/.test(word))
     if (definition.signedSize && unknown !== undefined) command.error(`error: unknown option '${unknown}'`)
-    if (given.length > command.registeredArguments.length) command.error(`error: too many arguments for '${name}'`)
-    const named: [string, unknown][] = command.registeredArguments.map((argument, index) => [argument.name(), given[index]])
+    const variadic = command.registeredArguments.at(-1)?.variadic === true
+    if (given.length > command.registeredArguments.length && !variadic) command.error(`error: too many arguments for '${name}'`)
+    const named: [string, unknown][] = command.registeredArguments.map((argument, index) => [
+      argument.name(),
+      argument.variadic ? given.slice(index) : given[index],
+    ])
     const args: Record<string, unknown> = Object.fromEntries(named)
     process.exitCode = (await definition.run({ args, ...commonOf(command, definition) })) ?? 0
   })

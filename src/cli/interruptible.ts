@@ -31,8 +31,8 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
   }
 }
 
-/** Until a signal, which ends the work well, or until what is waited for fails. */
-export async function untilStopped(failed: AbortSignal): Promise<void> {
+/** Until a signal, which ends the work well, or until it is done, or what is waited for fails. */
+export async function untilStopped(failed: AbortSignal, done?: Promise<void>): Promise<void> {
   const stopped = Promise.withResolvers<void>()
   const fail = () => stopped.reject(failed.reason as Error)
   const stop = () => stopped.resolve()
@@ -42,6 +42,7 @@ export async function untilStopped(failed: AbortSignal): Promise<void> {
   failed.addEventListener('abort', fail, { once: true })
   try {
     if (failed.aborted) fail()
+    done?.then(stop, stopped.reject)
     await stopped.promise
   } finally {
     clearInterval(alive)

@@ -40,6 +40,11 @@ export class Connection implements User {
     return this.#negotiating
   }
 
+  /** It has chosen an export, and was let in. */
+  get served() {
+    return this.#transmission !== undefined
+  }
+
   /** Serves it; done when its socket is closed and no call of the node is left. Never throws. */
   async serve(): Promise<void> {
     try {

@@ -16,7 +16,7 @@ export interface NbdServerOptions {
   readonly log: Log
   /** Bytes for requests in flight, of all connections; several servers may share it. Default 256 MiB. */
   readonly memory?: Memory
-  /** More clients than these are not served (QMP's `max-connections`); 0: no limit, which is the default. */
+  /** More clients than these wait until one leaves, as QEMU's do (QMP's `max-connections`); 0: no limit, which is the default. */
   readonly maxConnections?: number
   /** How many may be connected and have not chosen an export yet; the one that has been for longest makes room. Default 100. */
   readonly maxHandshakes?: number
@@ -32,10 +32,14 @@ export interface NbdServerOptions {
   readonly idleMs?: number
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
   readonly drainMs?: number
+  /** Called when a client has gone; `served`: it had chosen an export. */
+  readonly onLeave?: (served: boolean) => void
 }
 
 /** How long connections stay to answer with ESHUTDOWN when the server stops. */
 const LINGER_MS = 200
+/** How many may wait for one to leave; the next is turned away. */
+const MAX_WAITING = 64
 
 export class NbdServer implements AsyncDisposable {
   readonly #server: net.Server
@@ -45,6 +49,8 @@ export class NbdServer implements AsyncDisposable {
   readonly #maxConnections: number
   readonly #maxHandshakes: number
   readonly #timers: readonly NodeJS.Timeout[]
+  /** Sockets of clients that are one too many; nothing is read of them. */
+  readonly #waiting = new Set<net.Socket>()
   #closing = false
 
   private constructor(private readonly options: NbdServerOptions) {
@@ -67,6 +73,11 @@ export class NbdServer implements AsyncDisposable {
     return server
   }
 
+  /** Listens nowhere: serves the sockets that it is given. */
+  static withoutListener(options: NbdServerOptions) {
+    return new NbdServer(options)
+  }
+
   /** Where it listens: the path, or the address and port, which was chosen by the system if 0 was asked for. */
   get address() {
     return this.#server.address()
@@ -82,8 +93,12 @@ export class NbdServer implements AsyncDisposable {
 
   /** Serves a socket that is connected already, such as one that came in by other means. */
   serve(socket: net.Socket) {
-    if (this.#closing || (this.#maxConnections > 0 && this.#connections.size >= this.#maxConnections)) {
+    if (this.#closing) {
       socket.destroy()
+      return
+    }
+    if (this.#maxConnections > 0 && this.#connections.size >= this.#maxConnections) {
+      this.#wait(socket)
       return
     }
     this.#makeRoom()
@@ -95,14 +110,31 @@ export class NbdServer implements AsyncDisposable {
       buffers: this.#buffers,
       log,
     })
-    const served = connection.serve().finally(() => this.#connections.delete(connection))
+    const served = connection.serve().finally(() => {
+      this.#connections.delete(connection)
+      this.options.onLeave?.(connection.served)
+      const [next] = this.#waiting
+      if (next) this.#waiting.delete(next)
+      if (next && !next.destroyed) this.serve(next)
+    })
     this.#connections.set(connection, served)
+  }
+
+  #wait(socket: net.Socket) {
+    if (this.#waiting.size >= MAX_WAITING) {
+      socket.destroy()
+      return
+    }
+    this.#waiting.add(socket)
+    socket.once('error', error => this.options.log.debug('a client that waited has gone', { err: error })) // 'close' follows
+    socket.once('close', () => this.#waiting.delete(socket))
   }
 
   /** Takes no more clients, finishes what is in flight, for `drainMs` at most, and closes all connections. */
   async [Symbol.asyncDispose]() {
     this.#closing = true
     const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
+    for (const socket of this.#waiting) socket.destroy()
     const served = Promise.all(this.#connections.values())
     for (const connection of this.#connections.keys()) connection.shutDown(LINGER_MS)
     const timer = setTimeout(() => {

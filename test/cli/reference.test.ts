@@ -35,7 +35,8 @@ t.test('the page names every command with all of its options and arguments', asy
     const section = page.slice(from, page.indexOf('\n### ', from + 1) + 1 || undefined)
     for (const { flags } of command.options)
       t.ok(section.includes(`\`${flags}\``) || everywhere.includes(`\`${flags}\``), `${path} ${flags}`)
-    for (const argument of command.registeredArguments) t.match(section, new RegExp(`[<[]${argument.name()}[>\\]]`), path)
+    for (const argument of command.registeredArguments)
+      t.match(section, new RegExp(`[<[]${argument.name()}(\\.\\.\\.)?[>\\]]`), path)
   }
   for (const { long } of program.options) t.match(page + manPageText.replaceAll('\\', ''), long!)
 })
@@ -76,7 +77,7 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
   }
   t.equal(
     await complete('stillpoint '),
-    'daemon status config disk checkpoint backup restore serve point repo image qmp doctor completion --socket --json --help --version',
+    'daemon status config disk checkpoint backup restore serve nbd point repo image qmp doctor completion --socket --json --help --version',
   )
   t.equal(await complete('stillpoint ch'), 'checkpoint')
   t.equal(await complete('stillpoint backup '), 'start list show finish abort')

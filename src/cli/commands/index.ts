@@ -9,6 +9,7 @@ import { daemon, type RunDaemon } from './daemon.ts'
 import { disk } from './disk/index.ts'
 import { doctor } from './doctor.ts'
 import { image } from './image/index.ts'
+import { nbd } from './nbd.ts'
 import { point } from './point.ts'
 import { qmp } from './qmp.ts'
 import { repo } from './repo.ts'
@@ -26,6 +27,7 @@ export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
     backup,
     restore,
     serve,
+    nbd,
     point,
     repo,
     image,

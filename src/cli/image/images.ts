@@ -43,6 +43,15 @@ export class Images implements AsyncDisposable {
     return this.#open(image, { discard: 'unmap', ...more }, true)
   }
 
+  /** By options that are known already; `name` is how the user called it. */
+  async openAs(name: string, options: NodeOptions): Promise<GraphNode> {
+    try {
+      return await this.graph.open(options)
+    } catch (error) {
+      throw named(name, error)
+    }
+  }
+
   reader(node: GraphNode): Edge {
     return this.graph.attach(node, { description: USER, perm: READ, shared: ALL })
   }
@@ -58,11 +67,7 @@ export class Images implements AsyncDisposable {
   async #open(image: ImageName, more: object, backing: boolean): Promise<GraphNode> {
     const options = await optionsOf(image)
     const without = backing || options.driver !== 'qcow2' || 'backing' in options ? {} : { backing: null }
-    try {
-      return await this.graph.open({ ...options, ...without, ...more })
-    } catch (error) {
-      throw named(image.name, error)
-    }
+    return this.openAs(image.name, { ...options, ...without, ...more })
   }
 }
 

@@ -2,6 +2,8 @@
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
+import type { Objects } from '../../block/objects.ts'
+import type { TlsTerms } from '../../nbd-server/handshake.ts'
 import type { ListenAddress } from '../../nbd-server/listening.ts'
 import { command } from '../command.ts'
 import type { CommandContext } from '../context.ts'
@@ -40,22 +42,23 @@ export async function startNbdServer(
   }: z.output<typeof nbdServerOptions>,
   { onDemandServer, graph: { objects } }: CommandContext,
 ) {
-  const credentials = tlsCreds === undefined ? undefined : serverCredentials(objects, tlsCreds)
-  if (tlsAuthz !== undefined) {
-    if (!credentials) throw new InvalidParameter("'tls-authz' looks at certificates: it needs 'tls-creds'")
-    checkAuthz(objects, tlsAuthz)
+  const tls = tlsTermsOf(objects, tlsCreds, tlsAuthz)
+  await onDemandServer.start(address, { maxConnections, handshakeMs: handshake * 1000, ...(tls && { tls }) })
+}
+
+/** By the ids of objects; undefined without credentials. @throws InvalidParameter */
+export function tlsTermsOf(objects: Objects, tlsCreds: string | undefined, tlsAuthz: string | undefined): TlsTerms | undefined {
+  if (tlsCreds === undefined) {
+    if (tlsAuthz !== undefined) throw new InvalidParameter("'tls-authz' looks at certificates: it needs 'tls-creds'")
+    return undefined
   }
+  const credentials = serverCredentials(objects, tlsCreds)
+  if (tlsAuthz !== undefined) checkAuthz(objects, tlsAuthz)
   const authz = tlsAuthz === undefined ? undefined : authzOf(objects, tlsAuthz)
-  await onDemandServer.start(address, {
-    maxConnections,
-    handshakeMs: handshake * 1000,
-    ...(credentials && {
-      tls: {
-        mode: 'forced',
-        credentials,
-        // Who shows no certificate (a shared key, or nothing asked for) has no such name.
-        ...(authz && { admit: ({ certificate }) => certificate !== undefined && authz.isAllowed(certificate.subject) }),
-      },
-    }),
-  })
+  return {
+    mode: 'forced',
+    credentials,
+    // Who shows no certificate (a shared key, or nothing asked for) has no such name.
+    ...(authz && { admit: ({ certificate }) => certificate !== undefined && authz.isAllowed(certificate.subject) }),
+  }
 }

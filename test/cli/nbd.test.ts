@@ -1,0 +1,317 @@
+// stillpoint nbd: images served without a daemon, called as qemu-nbd is, and judged by those who call qemu-nbd.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { copyFile } from 'node:fs/promises'
+import net from 'node:net'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { NbdClient } from 'nbd-client-ts'
+import t from 'tap'
+import { scratchFolder } from '../helpers/control.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
+import { makePki } from '../helpers/pki.ts'
+import { randomBytes } from '../helpers/random-bytes.ts'
+import { environment, MAIN } from '../helpers/stillpoint.ts'
+import { attempt, missing, PYTHON, PYTHON_LIBNBD, run } from '../helpers/tools.ts'
+
+const MIB = 1 << 20
+const skipQemu = missing('qemu-img', 'qemu-nbd', 'qemu-io')
+const skipLibnbd = missing(PYTHON, PYTHON_LIBNBD)
+
+const stack = new AsyncDisposableStack()
+t.teardown(() => stack.disposeAsync())
+const folder = await scratchFolder(stack)
+const path = (name: string) => join(folder, name)
+const cli = stack.use(new CliWorker())
+const bytes = randomBytes(MIB, 1)
+const raw = (name: string, content = bytes) => {
+  writeFileSync(path(name), content)
+  return path(name)
+}
+const PROGRAM = [process.execPath, MAIN, 'nbd']
+
+/** It, once clients can connect: what it has printed then, and its end. */
+async function start(...args: string[]) {
+  const child = spawn(PROGRAM[0]!, [...PROGRAM.slice(1), ...args], { cwd: folder, env: { ...process.env, ...environment() } })
+  const exit = once(child, 'exit') as Promise<[number | null, string | null]>
+  let said = ''
+  let failed = ''
+  child.stdout.on('data', (data: Buffer) => (said += data.toString()))
+  child.stderr.on('data', (data: Buffer) => (failed += data.toString()))
+  while (!said.endsWith('\n')) {
+    if (child.exitCode !== null) throw new Error(`exit code ${child.exitCode}: ${failed}`)
+    await sleep(20)
+  }
+  return {
+    uris: said.trimEnd().split('\n'),
+    exit,
+    stderr: () => failed,
+    pid: child.pid!,
+    async stop(this: void, signal: NodeJS.Signals = 'SIGTERM') {
+      child.kill(signal)
+      return await exit
+    },
+  }
+}
+
+async function startTheirs(socket: string, args: readonly string[]) {
+  const child = spawn('qemu-nbd', args, { stdio: 'ignore' })
+  const exit = once(child, 'exit')
+  while (!existsSync(socket)) {
+    if (child.exitCode !== null) throw new Error(`qemu-nbd ${args.join(' ')}: exit code ${child.exitCode}`)
+    await sleep(20)
+  }
+  return async () => {
+    child.kill()
+    await exit
+  }
+}
+
+const python = (script: string, ...args: string[]) => run(PYTHON, ['-c', script, ...args], { timeoutMs: 60_000 })
+
+t.test('it ends when its client has left, with -t when it is stopped, and the socket goes with it', async t => {
+  raw('once.raw')
+  const first = await start('-f', 'raw', '-k', 'once.sock', 'once.raw')
+  t.same(first.uris, [`nbd+unix:///?socket=${path('once.sock')}`])
+  t.equal(statSync(path('once.sock')).mode & 0o777, 0o600)
+  const client = await NbdClient.connect(first.uris[0]!)
+  t.equal(client.size, MIB)
+  t.notOk(client.offers('CAN_MULTI_CONN'), 'one client at a time')
+  const now = Buffer.alloc(MIB)
+  await client.read(0, now)
+  t.ok(now.equals(bytes))
+  await client.write(4096, Buffer.from('written'))
+  await client.close()
+  t.same(await first.exit, [0, null])
+  t.notOk(existsSync(path('once.sock')))
+  t.equal(readFileSync(path('once.raw')).subarray(4096, 4103).toString(), 'written')
+
+  const second = await start('-f', 'raw', '-t', '-k', 'once.sock', '--socket-mode', '660', 'once.raw')
+  t.equal(statSync(path('once.sock')).mode & 0o777, 0o660)
+  for (let round = 0; round < 2; round++) await (await NbdClient.connect(second.uris[0]!)).close()
+  t.same(await second.stop(), [0, null])
+  t.notOk(existsSync(path('once.sock')))
+  t.equal(first.stderr() + second.stderr(), '')
+})
+
+t.test('who only looks in does not end it, as with qemu-nbd', async t => {
+  raw('look.raw')
+  const server = await start('-f', 'raw', '-k', 'look.sock', 'look.raw')
+  const { stdout } = await cli.run('nbd', '-L', '-k', path('look.sock'))
+  t.match(stdout, 'exports available: 1\n')
+  await (await NbdClient.connect(server.uris[0]!)).close()
+  t.same(await server.exit, [0, null])
+})
+
+t.test('with -e one client more waits until another leaves', async t => {
+  raw('shared.raw')
+  const { uris, stop } = await start('-t', '-e', '2', '-f', 'raw', '-k', 'shared.sock', 'shared.raw')
+  const two = [await NbdClient.connect(uris[0]!), await NbdClient.connect(uris[0]!)]
+  t.ok(two[0]!.offers('CAN_MULTI_CONN'))
+  let connected = false
+  const third = NbdClient.connect(uris[0]!).then(client => {
+    connected = true
+    return client
+  })
+  await two[1]!.read(0, Buffer.alloc(MIB)) // more turns than a handshake takes
+  t.notOk(connected)
+  await two[0]!.close()
+  const client = await third
+  await client.write(0, Buffer.from('third'))
+  await client.close()
+  await two[1]!.close()
+  t.same(await stop('SIGINT'), [0, null])
+})
+
+t.test('qemu-nbd --list finds what it finds at qemu-nbd, and our -L lists as it does', { skip: skipQemu }, async t => {
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', path('a.qcow2'), '3M'])
+  await run('qemu-img', ['bitmap', '--add', path('a.qcow2'), 'b0'])
+  await run('qemu-img', ['bitmap', '--add', '--disable', path('a.qcow2'), 'b1'])
+  for (const options of [
+    ['-r', '-A', '-B', 'b1', '-x', 'a name', '-D', 'what it is'],
+    ['-e', '3', '-x', 'n'],
+  ]) {
+    const lists: string[] = []
+    for (const whose of ['theirs', 'ours']) {
+      const socket = path(`${whose}.sock`)
+      const args = ['-k', socket, '-t', '-f', 'qcow2', ...options, path('a.qcow2')]
+      const stop = whose === 'ours' ? (await start(...args)).stop : await startTheirs(socket, args)
+      const theirs = await run('qemu-nbd', ['-L', '-k', socket])
+      const { stdout } = await cli.run('nbd', '-L', '-k', socket)
+      t.equal(stdout, theirs, `at ${whose}`)
+      lists.push(theirs)
+      await stop()
+    }
+    t.equal(lists[1], lists[0], options.join(' '))
+  }
+})
+
+t.test('several images are served by their names, and each bitmap with its image', { skip: skipQemu }, async t => {
+  for (const name of ['one.qcow2', 'two.qcow2']) {
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', path(name), '1M'])
+    await run('qemu-img', ['bitmap', '--add', '-g', '64k', path(name), 'b'])
+  }
+  await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 7 128k 64k', path('two.qcow2')])
+  const { stop } = await start('--json', '-t', '-e', '0', '-r', '-B', 'b', '-k', 'more.sock', 'one.qcow2', 'two.qcow2')
+  const listed = JSON.parse(await run('nbdinfo', ['--json', '--list', `nbd+unix:///?socket=${path('more.sock')}`])).exports as {
+    'export-name': string
+  }[]
+  t.same(
+    listed.map(one => one['export-name']),
+    ['one.qcow2', 'two.qcow2'],
+  )
+  const map = async (name: string) =>
+    JSON.parse(
+      await run('nbdinfo', ['--json', '--map=qemu:dirty-bitmap:b', `nbd+unix:///${name}?socket=${path('more.sock')}`]),
+    ) as object[]
+  t.match(await map('one.qcow2'), [{ offset: 0, length: MIB, type: 0 }])
+  t.match(await map('two.qcow2'), [{ type: 0 }, { offset: 128 << 10, length: 64 << 10, type: 1 }, { type: 0 }])
+  const [one] = (await cli.run('nbd', '-L', `nbd+unix:///?socket=${path('more.sock')}`, '--json')).stdout.split('\n')
+  t.match(JSON.parse(one!), { name: 'one.qcow2', size: MIB, contexts: ['base:allocation', 'qemu:dirty-bitmap:b'] })
+  await stop()
+  const named = await start('-t', '-r', '-x', 'x', '-x', 'y', '-k', 'more.sock', 'one.qcow2', 'two.qcow2')
+  t.same(
+    named.uris.map(uri => new URL(uri).pathname),
+    ['/x', '/y'],
+  )
+  await named.stop()
+})
+
+t.test('a client that starts it talks over a socket or over pipes', { skip: skipLibnbd }, async t => {
+  const image = raw('single.raw')
+  const script = `
+import nbd, sys
+h = nbd.NBD()
+h.connect_command(sys.argv[1:])
+h.pwrite(b'hello', 512)
+print(h.get_size(), h.pread(5, 512).decode())
+h.shutdown()
+`
+  const command = [...PROGRAM, '--single', '-f', 'raw', image]
+  t.equal(await python(script, ...command), `${MIB} hello\n`)
+  const quotedCommand = command.map(word => `'${word}'`).join(' ')
+  t.equal(await python(script, 'sh', '-c', `cat | ${quotedCommand} | cat`), `${MIB} hello\n`)
+})
+
+t.test('it listens at the sockets that are handed over', { skip: skipLibnbd }, async t => {
+  const image = raw('activated.raw')
+  const script = `
+import nbd, sys
+h = nbd.NBD()
+h.connect_systemd_socket_activation(sys.argv[1:])
+print(h.get_size())
+h.shutdown()
+`
+  t.equal(await python(script, ...PROGRAM, '-f', 'raw', image), `${MIB}\n`)
+  const twice = await attempt(PROGRAM[0]!, [...PROGRAM.slice(1), '-k', 'x.sock', '-f', 'raw', image], {
+    env: { LISTEN_FDS: '1', LISTEN_PID: '1' },
+    timeoutMs: 1, // for another process: so it listens at x.sock, until it is killed
+  })
+  t.equal(twice.signal, 'SIGKILL')
+})
+
+t.test('in the background with -s, what is written is seen, and lost at the end', { skip: skipQemu }, async t => {
+  const image = raw('below.raw')
+  const before = new Set(readdirSync('/var/tmp'))
+  const args = ['--fork', '--pid-file', path('fork.pid'), '-t', '-e', '2', '-f', 'raw', '-s', '-k', path('fork.sock'), image]
+  await run(PROGRAM[0]!, [...PROGRAM.slice(1), ...args], { cwd: '/' })
+  const uri = `nbd+unix:///?socket=${path('fork.sock')}`
+  await run('qemu-io', ['-f', 'raw', '-c', 'write -P 9 0 64k', '-c', 'discard 64k 64k', uri])
+  await run('qemu-io', ['-f', 'raw', '-c', 'read -P 9 0 64k', uri])
+  const client = await NbdClient.connect(uri)
+  const tail = Buffer.alloc(MIB - (128 << 10))
+  await client.read(128 << 10, tail)
+  t.ok(tail.equals(bytes.subarray(128 << 10)))
+  await client.close()
+  t.same(
+    readdirSync('/var/tmp').filter(name => name.startsWith('stillpoint-nbd-') && !before.has(name)),
+    [],
+  )
+  process.kill(Number(readFileSync(path('fork.pid'), 'utf8')))
+  while (existsSync(path('fork.pid'))) await sleep(20)
+  t.ok(readFileSync(image).equals(bytes))
+})
+
+t.test(
+  'clients come in by certificate, by the rules, and new certificates count at once',
+  { skip: missing('openssl', 'nbdinfo') },
+  async t => {
+    raw('tls.raw')
+    const [pki, other] = [await makePki(path('pki')), await makePki(path('other'))]
+    const credentials = `tls-creds-x509,id=tls0,dir=${pki},endpoint=server`
+    const rules = 'authz-list,id=who,rules.0.match=O=Example*CN=backup,rules.0.format=glob,rules.0.policy=allow'
+    const tls = ['--object', credentials, '--object', rules, '--tls-creds', 'tls0', '--tls-authz', 'who']
+    const server = await start('-t', '-e', '0', '-f', 'raw', '-p', '0', ...tls, 'tls.raw')
+    const uri = server.uris[0]!
+    t.match(uri, /^nbds:\/\/127\.0\.0\.1:\d+\/$/)
+    const certified = (folder: string) => `${uri}?tls-certificates=${folder}`
+    t.equal(await run('nbdinfo', ['--size', certified(pki)]), `${MIB}\n`)
+    t.not((await attempt('nbdinfo', ['--size', certified(other)])).code, 0)
+    t.not((await attempt('nbdinfo', ['--size', uri.replace('nbds:', 'nbd:')])).code, 0)
+    const client = await NbdClient.connect(certified(pki), { allowLocalFiles: true })
+    for (const name of ['ca-cert.pem', 'server-cert.pem', 'server-key.pem']) await copyFile(join(other, name), join(pki, name))
+    process.kill(server.pid, 'SIGHUP')
+    // Connections are made until the new ones are seen; how soon that is is not ours to say.
+    while ((await attempt('nbdinfo', ['--size', certified(other)])).code !== 0) await sleep(50)
+    await client.write(0, Buffer.from('still here'))
+    await client.close()
+    const { port } = new URL(uri.replace('nbds:', 'http:'))
+    const asClient = ['--object', `tls-creds-x509,id=c,dir=${other},endpoint=client`, '--tls-creds', 'c']
+    const list = await cli.run('nbd', '-L', '-p', port, '-b', '127.0.0.1', ...asClient, '--json')
+    t.match(JSON.parse(list.stdout), { name: '', size: MIB })
+    await server.stop()
+  },
+)
+
+t.test('a part of an image, an abstract socket, and a port', async t => {
+  raw('part.raw')
+  const name = `@${path('abstract').slice(-40)}`
+  const { uris, stop } = await start('-t', '-r', '-f', 'raw', '-o', '4k', '-k', name, 'part.raw')
+  const client = await NbdClient.connect(uris[0]!)
+  t.equal(client.size, MIB - 4096)
+  const block = Buffer.alloc(512)
+  await client.read(0, block)
+  t.ok(block.equals(bytes.subarray(4096, 4608)))
+  await t.rejects(client.write(0, block), { code: 'EPERM' })
+  await client.close()
+  await stop()
+  const inet = await start('-t', '-r', '-p', '0', 'part.raw')
+  t.match(inet.uris, [/^nbd:\/\/127\.0\.0\.1:\d+\/$/])
+  const socket = net.connect(Number(new URL(inet.uris[0]!.replace('nbd:', 'http:')).port), '127.0.0.1')
+  await once(socket, 'data')
+  socket.destroy()
+  await inet.stop()
+})
+
+t.test('what makes no sense is refused with what to do instead', async t => {
+  raw('wrong.raw')
+  const refuse = async (args: readonly string[], code: number, message: RegExp) => {
+    const { code: exit, stdout, stderr } = await cli.run('nbd', ...args)
+    t.same([exit, stdout], [code, ''], args.join(' '))
+    t.match(stderr, message)
+  }
+  const image = path('wrong.raw')
+  await refuse([], 2, /name the image to serve, or -L/)
+  await refuse([image], 2, /looks raw: say so with -f raw/)
+  await refuse(['-r', '-k', 'a', '-p', '1', image], 2, /choose one of them/)
+  await refuse(['-r', '--socket-mode', '600', image], 2, /name it with -k/)
+  await refuse(['-r', '--socket-mode', '900', '-k', 'a', image], 2, /octal/)
+  await refuse(['-r', '-e', '-1', '-k', 'a', image], 2, /whole number/)
+  await refuse(['-r', '--single', '--fork', image], 2, /cannot be used with/)
+  await refuse(['-r', '--single', '-k', 'a', image], 2, /cannot be used with/)
+  await refuse(['-r', image, image], 2, /two exports would be called 'wrong.raw'/)
+  await refuse(['-r', '-x', 'a', '-x', 'b', image], 2, /more names or descriptions than images/)
+  await refuse(['-r', '-n', '-k', path('no.sock'), image], 1, /cache.direct is not supported; leave it out/)
+  await refuse(['-r', '-B', 'b', '-k', path('no.sock'), image], 1, /Bitmap 'b' is not found/)
+  await refuse(['-r', '--tls-creds', 'x', '-k', path('no.sock'), image], 1, /No TLS credentials with id 'x'/)
+  await refuse(['-r', '--object', 'nonsense,id=x', image], 1, /--object nonsense,id=x: /)
+  await refuse(['-r', '-k', path('no.sock'), path('missing.raw')], 1, /missing\.raw/)
+  await refuse(['-r', '-k', path('x'.repeat(120)), image], 1, /at most 107 bytes/)
+  await refuse(['-L', '-k', path('nobody.sock')], 1, /nobody\.sock/)
+  await refuse(['-L', 'http://example.com'], 1, /none of the schemes/)
+  await refuse(['-L', '-k', 'a', 'nbd://b'], 2, /lists one server/)
+  await refuse(['-L', '-x', 'a', '-k', 'a'], 2, /leave out the options that say what is served/)
+  t.notOk(existsSync(path('no.sock')))
+})
