@@ -5,7 +5,9 @@
 
 import { Cancelled, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
-import { READER, type Graph } from '../block/graph.ts'
+import type { Range } from '../base/ranges.ts'
+import type { Graph } from '../block/graph.ts'
+import { ALL, Permission } from '../block/permissions.ts'
 import { openPlace, openRepository } from '../push/open-place.ts'
 import { push, type PushDisk, type PushProgress, type PushResult } from '../push/push.ts'
 import type { RepositorySettings } from '../settings/settings.ts'
@@ -109,9 +111,15 @@ export class PushSession {
     signal.throwIfAborted()
     await using edges = new AsyncDisposableStack()
     const sources = disks.map(({ disk, freeze, changes }): PushDisk => {
-      const source = graph.attach(freeze.view, { description: `backup session '${this.name}'`, ...READER })
+      const source = graph.attach(freeze.view, {
+        description: `backup session '${this.name}'`,
+        perm: Permission.consistentRead | Permission.write, // to discard what it has read
+        shared: ALL,
+      })
       edges.defer(() => graph.detach(source))
-      return { name: disk.name, source, changes, checkpoint }
+      // What guests overwrite from then on need not be kept, and what was kept of it is given back.
+      const release = (range: Range) => source.discard(range)
+      return { name: disk.name, source, changes, checkpoint, release }
     })
     await using place = await openPlace(wanted.name, wanted.settings, log)
     const repository = await openRepository(place, signal)

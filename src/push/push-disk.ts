@@ -3,6 +3,7 @@
 // Chunks are read, hashed and sealed many at a time, and taken in the order of the disk: so packs are in disk order, a leaf is complete
 // when the next one begins, and there are never more chunks in memory than the sealer has slots.
 
+import type { Range } from '../base/ranges.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { BlobType } from '../repository/blob.ts'
 import type { Sealer, Slot } from '../repository/sealer.ts'
@@ -33,7 +34,12 @@ export interface DiskWork {
   readonly touched: readonly number[]
   readonly writer: RepositoryWriter
   readonly sealer: Sealer
+  /** Told of what is not read again. */
+  readonly release?: ((range: Range) => Promise<void>) | undefined
 }
+
+/** What is released at once. */
+const RELEASE_BYTES = 4 << 20
 
 interface Leaf {
   readonly number: number
@@ -85,6 +91,8 @@ class Pipeline {
   #taking: Leaf | undefined
   readonly #untouched: Set<number>
   #lastIsNew: boolean
+  /** Chunks that are done with, and not released yet. */
+  readonly #over = { from: 0, to: 0 }
 
   constructor(
     private readonly work: DiskWork,
@@ -104,6 +112,7 @@ class Pipeline {
         const next = Math.min(end, (await this.#editor.nextLeaf(number, Math.ceil(end / FAN_OUT))) * FAN_OUT)
         if (next > from) {
           this.progress.done += this.#bytes(from, next)
+          await this.#done(from, next)
           from = next
           continue
         }
@@ -130,6 +139,7 @@ class Pipeline {
 
   async finish() {
     while (this.#queue.length > 0) await this.#takeOne()
+    await this.#release()
     await this.#closeLeaf()
     for (const number of this.#untouched) {
       const leaf = await this.#editor.leaf(number)
@@ -181,6 +191,7 @@ class Pipeline {
     if (item.zero) {
       this.#queue.shift()
       for (let chunk = item.from; chunk < item.to; chunk++) this.#set(item.leaf, chunk, undefined)
+      await this.#done(item.from, item.to)
       return
     }
     const { id, sealed } = await item.found
@@ -194,6 +205,24 @@ class Pipeline {
     this.#slots--
     item.slot[Symbol.dispose]()
     this.#set(item.leaf, item.chunk, id)
+    await this.#done(item.chunk, item.chunk + 1)
+  }
+
+  /** In order but for holes that are skipped: whatever does not adjoin is released at once. */
+  async #done(from: number, to: number) {
+    const over = this.#over
+    if (from !== over.to) {
+      await this.#release()
+      over.from = from
+    }
+    over.to = to
+    if ((over.to - over.from) * this.work.plan.chunkSize >= RELEASE_BYTES) await this.#release()
+  }
+
+  async #release() {
+    const { from, to } = this.#over
+    this.#over.from = to
+    if (to > from) await this.work.release?.({ offset: from * this.work.plan.chunkSize, length: this.#bytes(from, to) })
   }
 
   #set(leaf: Leaf, chunk: number, id: Buffer | undefined) {

@@ -1,10 +1,13 @@
 // One disk of a push: how it is read, and what that is changed to when the bitmap lies or the earlier restore point is damaged. Neither
 // stops a backup; both are said in the manifest.
 
+import type { Range } from '../base/ranges.ts'
 import type { BitmapReader, BlockIo } from '../block/driver.ts'
 import { Damaged } from '../repository/faults.ts'
 import type { DiskManifest } from '../repository/manifest.ts'
 import type { Sealer } from '../repository/sealer.ts'
+import { FAN_OUT, leavesOf } from '../repository/tree-node.ts'
+import { walkNodes, type DiskShape } from '../repository/walk.ts'
 import type { RepositoryWriter } from '../repository/writer.ts'
 import { findChangedChunk } from './clean-sample.ts'
 import { mistrusted } from './mistrusted.ts'
@@ -25,6 +28,8 @@ export interface PushDisk {
   readonly changes?: Changes | readonly Changes[] | { readonly missing: string } | undefined
   /** The checkpoint of this instant, for a later push to start from. */
   readonly checkpoint?: string | undefined
+  /** Told of each range that is not read again: nobody needs to keep it any more. */
+  readonly release?: ((range: Range) => Promise<void>) | undefined
 }
 
 export interface PushProgress extends DiskProgress {
@@ -65,13 +70,18 @@ const COUNTS = ['done', 'total', 'read', 'dirty', 'new', 'stored'] as const
 /** Adds to the progress, which it yields from time to time. */
 export async function* pushOne(one: OneDisk, progress: PushProgress): AsyncGenerator<PushProgress, Pushed> {
   const before = { ...progress }
+  let released = false
+  const { release } = one.disk
+  const watched = release && (async (range: Range) => ((released = true), release(range)))
   try {
-    return yield* attempt(one, progress)
+    return yield* attempt({ ...one, disk: { ...one.disk, release: watched } }, progress)
   } catch (error) {
     const { parent, parentDisk } = one.start
     if (!(error instanceof Damaged) || !parentDisk) throw error
-    for (const what of COUNTS) progress[what] = before[what]
     const why = `the earlier restore point ${parent} is damaged: ${error.message}`
+    if (released)
+      throw new Damaged(`${why}; it could be read a moment ago, and what is backed up is half gone: push again`, { cause: error })
+    for (const what of COUNTS) progress[what] = before[what]
     return yield* attempt({ ...one, start: { ...one.start, mode: 'full', why, parentDisk: undefined } }, progress)
   }
 }
@@ -95,6 +105,12 @@ async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: Push
       touched = await mistrusted(writer, parentDisk, plan)
     }
   }
+  const { release } = disk
+  if (release) {
+    // While all of the disk can still be read: what is damaged now is found now.
+    if (parentDisk) for await (const _node of neededNodes(writer, parentDisk, plan)) writer.signal.throwIfAborted()
+    for (const range of plan.rest()) await release(range)
+  }
   const counts: DiskProgress = { done: 0, read: 0, dirty: 0, new: 0, stored: 0 }
   const before = { ...progress }
   progress.disk = name
@@ -104,7 +120,7 @@ async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: Push
     return { ...progress }
   }
   let told = 0
-  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer }, counts)
+  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer, release }, counts)
   let step = await work.next()
   try {
     for (; !step.done; step = await work.next()) {
@@ -130,6 +146,11 @@ async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: Push
     ...(checkpoint !== undefined && { checkpoint }),
   }
   return { manifest, liar }
+}
+
+/** The nodes of the parent that are read to make the new tree. */
+async function* neededNodes({ nodes }: RepositoryWriter, parent: DiskShape, plan: PushPlan) {
+  yield* walkNodes(nodes, parent, (_id, level, leaf) => plan.touches(leaf * FAN_OUT, (leaf + leavesOf(level)) * FAN_OUT))
 }
 
 /** What the bitmap says, and what it cannot know: behind the parent's end nothing is backed up, and its last chunk was shorter, or ours is. */

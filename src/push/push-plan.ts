@@ -40,6 +40,12 @@ export class PushPlan {
     return this.#chosen?.has(chunk) ?? true
   }
 
+  /** Whether it has a chunk from `from` up to `to`, exclusive. */
+  touches(from: number, to: number) {
+    const end = Math.min(to, this.chunks)
+    return from < end && (!this.#chosen || this.#chosen.next(true, from, end) < end)
+  }
+
   /** Bytes of a chunk: the last one of a disk may be short. */
   lengthOf(chunk: number) {
     return Math.min(this.chunkSize, this.size - chunk * this.chunkSize)
@@ -57,6 +63,16 @@ export class PushPlan {
       yield { offset, length: Math.min(to * this.chunkSize, this.size) - offset }
       from = this.#chosen.next(true, to, this.chunks)
     }
+  }
+
+  /** What of the disk lies between them. */
+  *rest(): Generator<Range> {
+    let at = 0
+    for (const range of this.ranges()) {
+      if (range.offset > at) yield { offset: at, length: range.offset - at }
+      at = endOf(range)
+    }
+    if (at < this.size) yield { offset: at, length: this.size - at }
   }
 
   /** Bytes of all its chunks. */

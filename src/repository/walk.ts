@@ -23,7 +23,7 @@ export interface VisitedNode {
 export async function* walkNodes(
   nodes: Pick<NodeReader, 'node'>,
   disk: DiskShape,
-  enter: (id: Buffer, level: number) => boolean = () => true,
+  enter: (id: Buffer, level: number, leaf: number) => boolean = () => true,
 ): AsyncGenerator<VisitedNode> {
   if (disk.root === null) return
   yield* below(nodes, Buffer.from(disk.root, 'hex'), rootLevel(disk.size, disk.chunkSize), 0, enter)
@@ -34,9 +34,9 @@ async function* below(
   id: Buffer,
   level: number,
   leaf: number,
-  enter: (id: Buffer, level: number) => boolean,
+  enter: (id: Buffer, level: number, leaf: number) => boolean,
 ): AsyncGenerator<VisitedNode> {
-  if (!enter(id, level)) return
+  if (!enter(id, level, leaf)) return
   const node = await nodes.node(id, level)
   yield { id, level, leaf, node }
   if (level === 0) return

@@ -155,6 +155,34 @@ t.test('guests write on while it is pushed, and it is of its instant; one at a t
   await check(next.point, content.root)
 })
 
+t.test(
+  'what has been read need not be kept: a guest overwrites all of it, and scratch space for a tenth of it is enough',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const { execute, content, write, check, hold } = await world(stack, 'scratch: { limit: 256K }\n')
+    await writeFile(hold, '')
+    const whole = async (name: string) => {
+      for (;;) {
+        const [{ progress }] = await execute<[Pushed]>('query-backups', { name })
+        if (progress.total > SIZE && progress.done === progress.total) return
+        await sleep(10)
+      }
+    }
+    const full = await begin(execute)
+    await whole(full.name) // its packs wait to be stored
+    const instant = Buffer.from(content.root)
+    for (let chunk = 0; chunk < 64; chunk++) await write(chunk * CHUNK, randomBytes(CHUNK, chunk + 100))
+    await rm(hold)
+    const first = await ended(execute, full.name)
+    t.match(first, { status: 'finished', disks: [{ read: 'full' }, {}] })
+    await check(first.point, instant)
+
+    const next = await pushed(execute)
+    t.match(next, { disks: [{ read: 'bitmap' }, {}] })
+    await check(next.point, content.root)
+  },
+)
+
 t.test('whatever ends a push early, the last good restore point stays what the next one begins from', async t => {
   await using stack = new AsyncDisposableStack()
   const { execute, content, write, check, hold, plugins, repository, events } = await world(stack, 'scratch: { limit: 256K }\n')
@@ -174,6 +202,7 @@ t.test('whatever ends a push early, the last good restore point stays what the n
   t.match(events.at(-1), { event: 'BACKUP_ABORTED', data: { session: stopped.name, reason: 'aborted by the user' } })
   await stays('aborted')
 
+  await writeFile(hold, 'sessions/') // before anything is read
   const broken = await begin(execute)
   for (let chunk = 5; chunk < 30; chunk++) await write(chunk * CHUNK, randomBytes(CHUNK, chunk))
   t.match(await ended(execute, broken.name), { status: 'failed', reason: /scratch|space|limit/i })

@@ -21,11 +21,36 @@ import {
   sourceOf,
 } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
-import { push } from '../../src/push/push.ts'
+import { push, type PushDisk } from '../../src/push/push.ts'
 import { restore } from '../../src/restore/restore.ts'
 import { addPassphrase, initRepository, listSlots, removeSlot } from '../../src/repository/repository-file.ts'
 
 const CHUNK = 65536
+
+/** A disk that fails what reads again what was released. */
+class ForgetfulSource extends BytesSource {
+  readonly released: { readonly offset: number; readonly length: number; readonly readsBefore: number }[] = []
+
+  release = async ({ offset, length }: { offset: number; length: number }) => {
+    this.#check(offset, length)
+    this.released.push({ offset, length, readsBefore: this.reads.length })
+  }
+
+  override async read(offset: number, into: Buffer) {
+    this.#check(offset, into.length)
+    await super.read(offset, into)
+  }
+
+  checkAllReleased() {
+    const sum = this.released.reduce((sum, { length }) => sum + length, 0)
+    if (sum !== this.size) throw new Error(`${sum} of ${this.size} bytes are released`)
+  }
+
+  #check(offset: number, length: number) {
+    const gone = this.released.find(one => one.offset < offset + length && offset < one.offset + one.length)
+    if (gone) throw new Error(`${length} bytes at ${offset} are wanted, and ${gone.length} at ${gone.offset} have been released`)
+  }
+}
 
 for (const passphrase of [undefined, 'correct horse']) {
   t.test(`a full push ${passphrase ? 'into an encrypted repository ' : ''}restores bit for bit, whatever the size`, async t => {
@@ -219,9 +244,10 @@ t.test('restore points of random histories restore as the model says', async () 
           if (kind === 'new disk') name = `disk${seed % 3}`
         }
         const changesSince = dirty ? { bitmap: bitmapOf(dirty), since: `c${round - 1}` } : { missing: 'lost' }
-        const { key } = await pushDisks(repository, [
-          { name, source: sourceOf(Buffer.from(disk)), changes: changesSince, checkpoint: `c${round}` },
-        ])
+        const source = new ForgetfulSource(Buffer.from(disk))
+        const { release } = source
+        const { key } = await pushDisks(repository, [{ name, source, changes: changesSince, checkpoint: `c${round}`, release }])
+        source.checkAllReleased()
         kept.push({ key, name, bytes: Buffer.from(disk) })
         dirty = []
       }
@@ -295,6 +321,47 @@ t.test('a tree of more than two levels grows and shrinks with its disk', async t
       )
     }
   }
+})
+
+t.test('all of a disk is given back by the end, nothing that is read again, and what is clean at once', async t => {
+  const target = new MemoryTarget()
+  const repository = await newRepository(target)
+  const bytes = diskContent(600 * CHUNK + 9, 1)
+  const pushed = async (source: ForgetfulSource, changes?: PushDisk['changes'], checkpoint?: string) => {
+    const { key, manifest } = await pushDisks(repository, [
+      { name: 'root', source, changes, checkpoint, release: source.release },
+    ])
+    source.checkAllReleased()
+    t.ok((await restored(repository, key, 'root')).equals(source.bytes))
+    return manifest.disks[0]!.read
+  }
+  await pushed(new ForgetfulSource(bytes), undefined, 'one')
+  const changed = Buffer.from(bytes)
+  changed.set(randomBytes(CHUNK, 2), 300 * CHUNK)
+  const bitmap = bitmapOf([{ offset: 300 * CHUNK, length: CHUNK }])
+  const incremental = new ForgetfulSource(changed)
+  t.match(await pushed(incremental, { bitmap, since: 'one' }, 'two'), { mode: 'bitmap' })
+  const outside = incremental.released.findLast(({ offset }) => offset > 300 * CHUNK)
+  t.ok(outside && outside.readsBefore < 40, 'behind what changed: when the sample was read')
+
+  const lying = { bitmap: bitmapOf([]), since: 'one' }
+  const other = diskContent(600 * CHUNK + 9, 3)
+  t.match(await pushed(new ForgetfulSource(other), lying, 'three'), { mode: 'compare', why: /is wrong/ })
+
+  const broken = Object.assign(new ForgetfulSource(other), { read: () => Promise.reject(new Damaged('a bad node')) })
+  broken.release = async range => void broken.released.push({ ...range, readsBefore: 0 })
+  const late = pushDisks(repository, [
+    { name: 'root', source: broken, changes: { missing: 'lost' }, release: range => broken.release(range) },
+  ])
+  await t.rejects(late, /a bad node/)
+
+  // Nobody has been told yet that they are not there, so whoever restores may still look for them.
+  const nodes = (await Array.fromAsync(target.list('meta/'))).map(({ key }) => key)
+  await target.delete(nodes)
+  const last = new ForgetfulSource(other)
+  const { manifest } = await pushDisks(repository, [{ name: 'root', source: last, release: last.release }])
+  t.match(manifest.disks[0]!.read, { mode: 'full', why: /is damaged/ })
+  last.checkAllReleased()
 })
 
 t.test('a restore in place writes only what differs', async t => {
