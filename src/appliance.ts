@@ -75,7 +75,9 @@ export class Appliance implements AsyncDisposable {
       events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': name, msg: event.error.message, fatal: event.fatal })
     })
     const nodeExports = parts.use(new NodeExports({ graph, emit: events.emit, turns, log }))
-    const machines = parts.use(await Machines.open(settings.machines, { graph, exports, nodeExports, state, log }))
+    const machines = parts.use(
+      await Machines.open(settings.machines, { graph, exports, nodeExports, state, log, emit: events.emit }),
+    )
     const memory = new Memory(NBD_MEMORY)
     const placesOf = ({ nbd }: Settings) =>
       nbd.map(listener => ({
@@ -84,6 +86,7 @@ export class Appliance implements AsyncDisposable {
         options: { exports, log, memory },
       }))
     const listeners = parts.use(await Listeners.open(placesOf(settings)))
+    machines.recover()
     const configured = settings.nbd.length > 0 ? exports : undefined
     const onDemandServer = parts.use(new OnDemandServer(configured, nodeExports, { log, memory }))
     const backups = parts.use(

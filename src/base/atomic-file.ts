@@ -1,6 +1,6 @@
 // A file that is always whole: what a crash leaves under its name is either the old content or the new.
 
-import { open, readFile, rename } from 'node:fs/promises'
+import { open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
 /** Of a small file. Durable when it returns. The name must not be written by two at once. */
@@ -20,7 +20,17 @@ export async function renameDurably(path: string, name: string) {
     await file.sync()
   }
   await rename(path, name)
-  await using folder = await open(dirname(name), 'r')
+  await syncFolderOf(name)
+}
+
+/** Durable when it returns. It need not be there. */
+export async function removeFile(path: string) {
+  await rm(path, { force: true })
+  await syncFolderOf(path)
+}
+
+async function syncFolderOf(path: string) {
+  await using folder = await open(dirname(path), 'r')
   await folder.sync()
 }
 

@@ -41,7 +41,7 @@ export function progressOf({ status, progress }: SessionInfo): string | undefine
 }
 
 export function describePush(session: SessionInfo): string {
-  const { name, machine, status, reason, repository, point, checkpoint, time, progress } = session
+  const { name, machine, status, reason, repository, point, checkpoint, time, consistency, progress } = session
   const head = facts({
     session: name,
     machine,
@@ -51,6 +51,7 @@ export function describePush(session: SessionInfo): string {
     point,
     checkpoint,
     instant: formatTime(time),
+    consistency,
     read:
       progress &&
       `${formatSize(progress.read)}, of which ${formatSize(progress.new)} were new; stored: ${formatSize(progress.stored)}`,

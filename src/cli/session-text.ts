@@ -21,7 +21,7 @@ const contextOf = ({ bitmap }: { readonly bitmap?: string }) => (bitmap === unde
 
 export function describeSession(session: SessionInfo, nbd: readonly Listener[]): string {
   if (session.mode === 'push') return describePush(session)
-  const { name, machine, status, reason, since, checkpoint, time, expires } = session
+  const { name, machine, status, reason, since, checkpoint, time, consistency, expires } = session
   const head = facts({
     session: name,
     machine,
@@ -30,6 +30,7 @@ export function describeSession(session: SessionInfo, nbd: readonly Listener[]):
     since,
     checkpoint,
     instant: formatTime(time),
+    consistency,
     expires: expires && `${formatTime(expires)} (in ${formatSpan(Date.parse(expires) - Date.now())})`,
   })
   const { disks } = sessionForPrograms(session, nbd)

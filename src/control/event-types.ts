@@ -62,6 +62,26 @@ export const eventTypes: readonly EventType[] = [
     summary: 'An export is gone, and its node is free.',
     data: z.strictObject({ id: z.string() }),
   },
+  {
+    name: 'MACHINE_NOT_QUIESCED',
+    summary: 'The guest could not be frozen, and the instant was taken all the same, as the configuration says.',
+    data: z.strictObject({ machine: z.string(), reason: z.string() }),
+  },
+  {
+    name: 'MACHINE_NOT_THAWED',
+    summary: 'The guest is frozen, and could not be thawed; that is tried again and again.',
+    data: z.strictObject({ machine: z.string(), reason: z.string() }),
+  },
+  {
+    name: 'MACHINE_THAWED',
+    summary: 'A guest that could not be thawed at once is.',
+    data: z.strictObject({ machine: z.string() }),
+  },
+  {
+    name: 'MACHINE_HOOK_FAILED',
+    summary: 'A command that is to be run afterwards has failed.',
+    data: z.strictObject({ machine: z.string(), hook: z.literal('after'), reason: z.string() }),
+  },
   { name: 'BACKUP_BEGUN', summary: 'A backup session is open.', data: z.strictObject(backupSession) },
   {
     name: 'BACKUP_BROKEN',

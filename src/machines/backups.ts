@@ -12,6 +12,7 @@ import { CollectChanges } from './collect-changes.ts'
 import { takeInstant } from './instant.ts'
 import type { Machine } from './machine.ts'
 import { PullSession } from './pull-session.ts'
+import type { Outcome } from './quiesce/guest.ts'
 import { PushSession } from './push-session.ts'
 import { Pushes, type BeginPush, type PushesContext } from './pushes.ts'
 
@@ -39,6 +40,8 @@ export interface PullOptions {
   /** A unix socket for this session alone, whose exports are called as the disks. */
   readonly socket?: string | undefined
   readonly expireMs?: number | undefined
+  /** True: freeze the guest, or make none; false: do not; undefined: as the configuration says. */
+  readonly quiesce?: boolean | undefined
 }
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
@@ -95,8 +98,9 @@ export class Backups implements AsyncDisposable {
       return { disk, freeze, changes }
     })
     const instant = disks.map(({ disk, freeze, changes }) => ({ disk, freeze, changes: changes ? [changes] : [] }))
-    const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description })
-    const { time } = taken
+    const quiescing = { operation: { kind: 'pull', name }, wanted: options.quiesce } as const
+    const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description, quiescing })
+    const { time, consistency } = taken
     await using undo = taken.undo
     const exports = socket === undefined ? this.context.exports : new Exports()
     const exported: NodeExport[] = []
@@ -121,6 +125,7 @@ export class Backups implements AsyncDisposable {
       since,
       checkpoint,
       time,
+      consistency,
       expires: new Date(Date.now() + expireMs),
       disks: disks.map((disk, index) => ({ ...disk, export: exported[index]! })),
       ...(server && { socket: { path: socket!, server } }),
@@ -148,7 +153,7 @@ export class Backups implements AsyncDisposable {
       throw new InvalidParameter(
         `the backup is not whole: ${session.broken.message}; 'stillpoint backup abort ${name}' ends the session`,
       )
-    await this.#end(session, 'BACKUP_FINISHED', {})
+    await this.#end(session, 'BACKUP_FINISHED', { result: 'done' })
   }
 
   /** What was read of it is not to be used; the checkpoint that came with it is taken back. */
@@ -156,7 +161,7 @@ export class Backups implements AsyncDisposable {
     const session = this.get(name)
     if (session instanceof PushSession) return this.pushes.abort(session)
     const { checkpoints, checkpoint } = session.parts
-    await this.#end(session, 'BACKUP_ABORTED', { reason })
+    await this.#end(session, 'BACKUP_ABORTED', { result: 'failed', reason })
     if (checkpoint !== undefined && checkpoints.list.some(({ name }) => name === checkpoint)) await checkpoints.delete(checkpoint)
   }
 
@@ -166,12 +171,15 @@ export class Backups implements AsyncDisposable {
     for (const session of this.#sessions.values()) await this.abort(session.name, 'the daemon stopped')
   }
 
-  async #end(session: PullSession, event: string, data: object) {
+  async #end(session: PullSession, event: string, outcome: Outcome) {
     clearTimeout(this.#timers.get(session.name))
     this.#timers.delete(session.name)
     this.#sessions.delete(session.name)
     await session[Symbol.asyncDispose]()
-    this.context.emit(event, { machine: session.parts.machine.name, session: session.name, ...data })
+    const { machine, consistency, checkpoint } = session.parts
+    const { reason } = outcome
+    this.context.emit(event, { machine: machine.name, session: session.name, ...(reason !== undefined && { reason }) })
+    machine.guest.ended({ kind: 'pull', name: session.name }, { ...outcome, consistency, checkpoint })
   }
 
   #broken(session: PullSession, disk: string, error: Error) {

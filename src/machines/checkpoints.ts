@@ -18,6 +18,7 @@ import type { GraphNode } from '../block/graph-node.ts'
 import { transact } from '../transactions/transact.ts'
 import { bitmapName, handOver, layersOf, partsOf, startPart, type Part } from './checkpoint-bitmaps.ts'
 import type { Disk, Machine } from './machine.ts'
+import type { Consistency, Quiescing } from './quiesce/guest.ts'
 import type { StateFolder } from './state-folder.ts'
 
 const checkpoint = z.strictObject({
@@ -53,6 +54,13 @@ export interface NewCheckpoint {
   /** The instant. */
   readonly time: Date
   readonly consistency?: Checkpoint['consistency'] | undefined
+}
+
+export interface CreateOptions {
+  readonly name: string
+  readonly description?: string | undefined
+  /** True: freeze the guest, or make none; false: do not; undefined: as the configuration says. */
+  readonly quiesce?: boolean | undefined
 }
 
 export interface DeleteOptions {
@@ -111,11 +119,13 @@ export class Checkpoints {
   }
 
   /** One instant over all disks, or nothing. */
-  async create({ name, description }: { readonly name: string; readonly description?: string | undefined }): Promise<Checkpoint> {
+  async create({ name, description, quiesce }: CreateOptions): Promise<Checkpoint> {
     this.checkFree(name)
     await this.announce(name)
     try {
-      return await this.add({ name, description, time: await this.#transact(this.createActions(name)) })
+      const quiescing = { operation: { kind: 'checkpoint', name }, wanted: quiesce } as const
+      const taken = await this.#transact(this.createActions(name), quiescing)
+      return await this.add({ name, description, ...taken })
     } catch (error) {
       // It could not be made, made durable or written down, so it is none.
       await this.#finish()
@@ -349,18 +359,22 @@ export class Checkpoints {
   }
 
   /** Does it with no write under way on any disk, and says when that was. */
-  async #transact(actions: readonly Action[]): Promise<Date> {
+  async #transact(actions: readonly Action[], quiescing?: Quiescing): Promise<{ time: Date; consistency: Consistency }> {
     let time = new Date()
-    await transact(actions, commits =>
+    let consistency: Consistency = 'crash'
+    const drained = (commits: () => void | Promise<void>) =>
       this.graph.drained(
         this.machine.disks.map(({ node }) => node),
         async () => {
           await commits()
           time = new Date()
         },
-      ),
-    )
-    return time
+      )
+    await transact(actions, async commits => {
+      if (quiescing) consistency = await this.machine.guest.frozen(quiescing, () => drained(commits))
+      else await drained(commits)
+    })
+    return { time, consistency }
   }
 
   async #save(all: readonly Checkpoint[], unfinished: readonly Unfinished[]) {

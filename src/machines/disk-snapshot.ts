@@ -9,6 +9,7 @@ import { transact } from '../transactions/transact.ts'
 import { diskId, type DiskJobs } from './disk-jobs.ts'
 import type { Disk, Machine } from './machine.ts'
 import type { Machines } from './machines.ts'
+import type { Consistency } from './quiesce/guest.ts'
 
 export interface SnapshotContext {
   readonly graph: Graph
@@ -25,7 +26,12 @@ export interface NewSnapshot {
 }
 
 /** Of all of them, or of none: then no file that was made for it is left. */
-export async function snapshotDisks(context: SnapshotContext, machine: Machine, wanted: readonly NewSnapshot[], reuse: boolean) {
+export async function snapshotDisks(
+  context: SnapshotContext,
+  machine: Machine,
+  wanted: readonly NewSnapshot[],
+  { reuse, quiesce }: { readonly reuse: boolean; readonly quiesce?: boolean | undefined },
+): Promise<Consistency> {
   const { graph, machines, diskJobs, filenameOf } = context
   if (wanted.length === 0) throw new InvalidParameter('a snapshot needs at least one disk')
   for (const { disk, file } of wanted) {
@@ -54,12 +60,16 @@ export async function snapshotDisks(context: SnapshotContext, machine: Machine, 
   const nodes = wanted.map(({ disk }) => disk.node)
   let begun = false
   try {
-    await transact(actions, commits =>
+    let consistency: Consistency = 'crash'
+    const drained = (commits: () => void | Promise<void>) =>
       graph.drained(nodes, () => {
         begun = true
         return commits()
-      }),
-    )
+      })
+    await transact(actions, async commits => {
+      consistency = await machine.guest.frozen({ operation: { kind: 'snapshot' }, wanted: quiesce }, () => drained(commits))
+    })
+    return consistency
   } catch (error) {
     if (!begun) for (const file of made) await rm(file, { force: true })
     throw error

@@ -7,6 +7,7 @@ import { transact } from '../transactions/transact.ts'
 import type { Checkpoints } from './checkpoints.ts'
 import type { CollectChanges } from './collect-changes.ts'
 import type { Disk, Machine } from './machine.ts'
+import type { Consistency, Quiescing } from './quiesce/guest.ts'
 
 export interface InstantDisk {
   readonly disk: Disk
@@ -21,28 +22,38 @@ export interface InstantOptions {
   readonly disks: readonly InstantDisk[]
   readonly checkpoint: string | undefined
   readonly description?: string | undefined
+  readonly quiescing: Quiescing
+}
+
+interface Taken {
+  readonly time: Date
+  readonly consistency: Consistency
+  readonly undo: AsyncDisposableStack
 }
 
 /** When it was; and what takes all of it back, until that is moved elsewhere. All of it happens, or nothing. */
-export async function takeInstant(options: InstantOptions): Promise<{ time: Date; undo: AsyncDisposableStack }> {
-  const { graph, machine, checkpoints, disks, checkpoint, description } = options
+export async function takeInstant(options: InstantOptions): Promise<Taken> {
+  const { graph, machine, checkpoints, disks, checkpoint, description, quiescing } = options
   if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
   const actions: Action[] = [
     ...disks.flatMap(({ freeze, changes }) => [freeze, ...changes]),
     ...(checkpoint === undefined ? [] : checkpoints.createActions(checkpoint)),
   ]
   let time = new Date()
+  let consistency: Consistency = 'crash'
   if (checkpoint !== undefined) await checkpoints.announce(checkpoint)
   try {
-    await transact(actions, commits =>
+    const drained = (commits: () => void | Promise<void>) =>
       graph.drained(
         machine.disks.map(({ node }) => node),
         async () => {
           await commits()
           time = new Date()
         },
-      ),
-    )
+      )
+    await transact(actions, async commits => {
+      consistency = await machine.guest.frozen(quiescing, () => drained(commits))
+    })
   } catch (error) {
     for (const { freeze } of disks) await freeze[Symbol.asyncDispose]()
     if (checkpoint !== undefined) await checkpoints.withdraw()
@@ -52,8 +63,8 @@ export async function takeInstant(options: InstantOptions): Promise<{ time: Date
   for (const { freeze } of disks) undo.use(freeze)
   if (checkpoint !== undefined) {
     undo.defer(() => checkpoints.withdraw())
-    await checkpoints.add({ name: checkpoint, description, time })
+    await checkpoints.add({ name: checkpoint, description, time, consistency })
     undo.defer(async () => void (await checkpoints.delete(checkpoint)))
   }
-  return { time, undo: undo.move() }
+  return { time, consistency, undo: undo.move() }
 }

@@ -7,12 +7,14 @@ import { dirname } from 'node:path'
 import { z } from 'zod'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
+import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import type { NodeOptions } from '../block/driver.ts'
 import { READER, type Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { DiskSettings, MachineSettings } from '../settings/settings.ts'
 import { foreignFormatOf } from './foreign-format.ts'
+import { Guest } from './quiesce/guest.ts'
 import type { StateFolder } from './state-folder.ts'
 
 export interface Disk {
@@ -30,6 +32,13 @@ interface Opened {
   readonly parts: AsyncDisposableStack
 }
 
+export interface MachineContext {
+  readonly graph: Graph
+  readonly state: StateFolder
+  readonly log: Log
+  readonly emit: Emit
+}
+
 export class Machine implements AsyncDisposable {
   #places = ''
   #remembering = Promise.resolve()
@@ -38,16 +47,19 @@ export class Machine implements AsyncDisposable {
 
   private constructor(
     readonly name: string,
+    /** What runs on its disks. */
+    readonly guest: Guest,
     private readonly graph: Graph,
     private readonly state: StateFolder,
     private readonly log: Log,
   ) {}
 
   /** Opens all disks, or none. */
-  static async open(name: string, { disks }: MachineSettings, graph: Graph, state: StateFolder, log: Log): Promise<Machine> {
+  static async open(name: string, settings: MachineSettings, { graph, state, log, emit }: MachineContext): Promise<Machine> {
     await using undo = new AsyncDisposableStack()
-    const machine = undo.use(new Machine(name, graph, state, log))
-    for (const [disk, settings] of Object.entries(disks)) await machine.addDisk(disk, settings)
+    const guest = await Guest.open(name, settings, state, log, emit)
+    const machine = undo.use(new Machine(name, guest, graph, state, log))
+    for (const [disk, diskSettings] of Object.entries(settings.disks)) await machine.addDisk(disk, diskSettings)
     undo.move()
     return machine
   }
@@ -102,6 +114,7 @@ export class Machine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
+    await this.guest[Symbol.asyncDispose]()
     await this.#remembering
     for (const { parts } of this.#opened.toReversed()) await parts[Symbol.asyncDispose]()
   }

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict'
 import { isDeepStrictEqual } from 'node:util'
 import { Fault, NotFound } from '../base/errors.ts'
+import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
@@ -22,6 +23,7 @@ export interface MachinesContext {
   readonly exports: Exports
   readonly nodeExports: NodeExports
   readonly log: Log
+  readonly emit?: Emit | undefined
   /** Where checkpoints are remembered; a daemon that has machines has one. */
   readonly state: StateFolder | undefined
 }
@@ -86,6 +88,7 @@ export class Machines implements AsyncDisposable {
         await attempt(`opened machine ${name}`, () => this.#open(name, machineSettings))
         continue
       }
+      if (machine.guest.reconfigure(machineSettings)) changes.push(`changed how the guest of machine ${name} is treated`)
       for (const [disk, diskSettings] of Object.entries(machineSettings.disks)) {
         if (machine.disks.some(other => other.name === disk)) continue
         await attempt(`opened disk ${name}/${disk}`, () => this.#addDisk(machine, disk, diskSettings))
@@ -95,10 +98,10 @@ export class Machines implements AsyncDisposable {
   }
 
   async #open(name: string, settings: MachineSettings) {
-    const { graph, state, log } = this.context
+    const { graph, state, log, emit = () => {} } = this.context
     assert(state, 'whoever has machines remembers their checkpoints')
     await using undo = new AsyncDisposableStack()
-    const machine = undo.use(await Machine.open(name, settings, graph, state, log))
+    const machine = undo.use(await Machine.open(name, settings, { graph, state, log, emit }))
     const checkpoints = await Checkpoints.open(machine, graph, state)
     for (const disk of machine.disks) {
       await this.#export(machine, disk)
@@ -124,7 +127,7 @@ export class Machines implements AsyncDisposable {
     }
     this.#settings = {
       ...this.#settings,
-      [machine.name]: { disks: { ...this.#settings[machine.name]?.disks, [name]: settings } },
+      [machine.name]: { ...this.#settings[machine.name], disks: { ...this.#settings[machine.name]?.disks, [name]: settings } },
     }
   }
 
@@ -145,6 +148,11 @@ export class Machines implements AsyncDisposable {
     const exported = this.#exported.get(id)
     this.#exported.delete(id)
     await exported?.remove('hard')
+  }
+
+  /** Once the disks can be reached: guests that an earlier daemon has left frozen are thawed. */
+  recover() {
+    for (const { machine } of this.list) machine.guest.recover()
   }
 
   get list(): readonly Entry[] {

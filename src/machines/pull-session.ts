@@ -5,6 +5,7 @@ import type { Freeze } from '../transactions/freeze.ts'
 import type { CollectChanges } from './collect-changes.ts'
 import type { Checkpoints } from './checkpoints.ts'
 import type { Disk, Machine } from './machine.ts'
+import type { Consistency } from './quiesce/guest.ts'
 
 export interface FrozenDisk {
   readonly disk: Disk
@@ -21,6 +22,7 @@ export interface SessionParts {
   readonly checkpoint?: string | undefined
   /** When the instant was. */
   readonly time: Date
+  readonly consistency: Consistency
   readonly expires: Date
   readonly disks: readonly FrozenDisk[]
   /** A server of its own, where it was asked for one, and its path. */
@@ -41,7 +43,7 @@ export class PullSession implements AsyncDisposable {
 
   /** In the shape of `query-backups`; sizes are bytes. */
   info() {
-    const { name, machine, since, checkpoint, time, expires, disks, socket } = this.parts
+    const { name, machine, since, checkpoint, time, consistency, expires, disks, socket } = this.parts
     return {
       name,
       machine: machine.name,
@@ -51,6 +53,7 @@ export class PullSession implements AsyncDisposable {
       ...(since !== undefined && { since }),
       ...(checkpoint !== undefined && { checkpoint }),
       time: time.toISOString(),
+      consistency,
       expires: expires.toISOString(),
       ...(socket && { socket: socket.path }),
       disks: disks.map(({ disk, changes, export: exported }) => ({

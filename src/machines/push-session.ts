@@ -14,6 +14,7 @@ import type { RepositorySettings } from '../settings/settings.ts'
 import type { Freeze } from '../transactions/freeze.ts'
 import type { Checkpoints } from './checkpoints.ts'
 import type { Disk, Machine } from './machine.ts'
+import type { Consistency } from './quiesce/guest.ts'
 
 export interface PushedDisk {
   readonly disk: Disk
@@ -28,6 +29,7 @@ export interface PushParts {
   readonly checkpoint: string
   /** The instant. */
   readonly time: Date
+  readonly consistency: Consistency
   readonly repository: { readonly name: string; readonly settings: RepositorySettings }
   readonly disks: readonly PushedDisk[]
   readonly graph: Graph
@@ -35,6 +37,9 @@ export interface PushParts {
 }
 
 const NONE: PushProgress = { disk: '', done: 0, total: 0, read: 0, dirty: 0, new: 0, stored: 0 }
+
+/** As people and commands name it. */
+export const pointName = ({ key }: PushResult) => key.replace(/^points\//, '')
 
 export class PushSession {
   readonly mode = 'push' as const
@@ -78,7 +83,7 @@ export class PushSession {
 
   /** In the shape of `query-backups`; sizes are bytes. */
   info() {
-    const { name, machine, checkpoint, time, disks, repository } = this.parts
+    const { name, machine, checkpoint, time, consistency, disks, repository } = this.parts
     const { done, total, read, stored, new: fresh } = this.#progress
     const { result } = this
     const ms = Math.max(1, (this.#ended?.at ?? performance.now()) - this.#begun)
@@ -90,9 +95,10 @@ export class PushSession {
       ...(this.concluded && !result && { reason: messageOf(this.error) }),
       ...(this.concluded && result?.unfinished !== undefined && { reason: result.unfinished }),
       repository: repository.name,
-      ...(result && { point: result.key.replace(/^points\//, '') }),
+      ...(result && { point: pointName(result) }),
       checkpoint,
       time: time.toISOString(),
+      consistency,
       progress: { done, total, read, new: fresh, stored, rate: Math.round((done / ms) * 1000) },
       disks: disks.map(({ disk }) => {
         const pushed = result?.manifest.disks.find(({ name }) => name === disk.name)
@@ -106,7 +112,7 @@ export class PushSession {
   }
 
   async #run(): Promise<PushResult> {
-    const { machine, time, disks, checkpoint, repository: wanted, graph, log } = this.parts
+    const { machine, time, consistency, disks, checkpoint, repository: wanted, graph, log } = this.parts
     const { signal } = this.#stop
     signal.throwIfAborted()
     await using edges = new AsyncDisposableStack()
@@ -123,7 +129,7 @@ export class PushSession {
     })
     await using place = await openPlace(wanted.name, wanted.settings, log)
     const repository = await openRepository(place, signal)
-    const work = push({ repository, machine: machine.name, time, disks: sources, signal })
+    const work = push({ repository, machine: machine.name, time, consistency, disks: sources, signal })
     let step = await work.next()
     for (; !step.done; step = await work.next()) this.#progress = step.value
     return step.value

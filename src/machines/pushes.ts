@@ -1,6 +1,6 @@
 // The push sessions: how they begin, what follows their end, and what is remembered of the last ones.
 
-import { Busy, CheckpointInconsistent, NotFound } from '../base/errors.ts'
+import { Busy, CheckpointInconsistent, messageOf, NotFound } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import { timeName } from '../base/time.ts'
@@ -14,7 +14,7 @@ import type { Checkpoints } from './checkpoints.ts'
 import { CollectChanges } from './collect-changes.ts'
 import { takeInstant, type InstantDisk } from './instant.ts'
 import type { Machine } from './machine.ts'
-import { PushSession } from './push-session.ts'
+import { pointName, PushSession } from './push-session.ts'
 
 export interface PushesContext {
   readonly graph: Graph
@@ -33,6 +33,8 @@ export interface BeginPush {
   /** `auto`: the newest checkpoint whose restore point the repository has; `full`: read everything; or the name of a checkpoint. */
   readonly since: string
   readonly description?: string | undefined
+  /** True: freeze the guest, or make none; false: do not; undefined: as the configuration says. */
+  readonly quiesce?: boolean | undefined
 }
 
 /** As its checkpoints begin, by which those of one repository are told. */
@@ -53,7 +55,7 @@ export class Pushes implements AsyncDisposable {
   }
 
   /** One instant over all disks; the rest goes on by itself. */
-  async begin({ name, machine, checkpoints, repository: wanted, since, description }: BeginPush): Promise<PushSession> {
+  async begin({ name, machine, checkpoints, repository: wanted, since, description, quiesce }: BeginPush): Promise<PushSession> {
     const { graph, scratch, log, emit } = this.context
     const settings = this.#settingsOf(wanted)
     const before = [...this].filter(({ parts }) => parts.machine === machine && parts.repository.name === wanted)
@@ -72,14 +74,17 @@ export class Pushes implements AsyncDisposable {
       freeze,
       changes: collected.map(({ changes }) => changes),
     }))
-    const { time, undo } = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description })
-    undo.move()
+    const quiescing = { operation: { kind: 'push', name, repository: wanted }, wanted: quiesce } as const
+    const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description, quiescing })
+    const { time, consistency } = taken
+    taken.undo.move()
     const session = new PushSession({
       name,
       machine,
       checkpoints,
       checkpoint,
       time,
+      consistency,
       repository: { name: wanted, settings },
       disks: disks.map(({ disk, freeze, collected, missing }) => ({ disk, freeze, changes: offered(collected, missing) })),
       graph,
@@ -112,7 +117,7 @@ export class Pushes implements AsyncDisposable {
     if (session.concluded) return
     session.concluded = true
     const { log, emit } = this.context
-    const { name, machine, checkpoint, checkpoints, repository, disks } = session.parts
+    const { name, machine, checkpoint, checkpoints, repository, disks, consistency } = session.parts
     const { result, error } = session
     const told = { machine: machine.name, session: name }
     for (const { freeze } of disks) {
@@ -129,6 +134,12 @@ export class Pushes implements AsyncDisposable {
         log.warn('a checkpoint of a push could not be taken away', { ...told, checkpoint: one.name, err: failure })
       }
     }
+    machine.guest.ended(
+      { kind: 'push', name, repository: repository.name },
+      result
+        ? { result: 'done', consistency, checkpoint, point: pointName(result) }
+        : { result: 'failed', consistency, reason: messageOf(error) },
+    )
     if (!result) {
       log.error('a push has failed; the last restore point, and its checkpoint, are as they were', { ...told, err: error })
       return emit('BACKUP_ABORTED', { ...told, reason: (error as Error).message })

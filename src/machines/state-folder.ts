@@ -3,7 +3,7 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { readFileIfThere, writeFileAtomic } from '../base/atomic-file.ts'
+import { readFileIfThere, removeFile, writeFileAtomic } from '../base/atomic-file.ts'
 import { Busy, InvalidParameter } from '../base/errors.ts'
 import { lockFile } from '../base/file-lock.ts'
 import { systemFault } from '../base/system-fault.ts'
@@ -49,6 +49,16 @@ export class StateFolder implements AsyncDisposable {
       await writeFileAtomic(path, `${JSON.stringify(data, undefined, 2)}\n`)
     } catch (error) {
       throw systemFault(`cannot write ${path}`, error)
+    }
+  }
+
+  /** Durable when it returns. It need not be there. */
+  async remove(name: string) {
+    const path = this.#pathOf(name)
+    try {
+      await removeFile(path)
+    } catch (error) {
+      throw systemFault(`cannot remove ${path}`, error)
     }
   }
 

@@ -5,7 +5,7 @@ import { dirname, join, resolve } from 'node:path'
 import { BadSettings, strerror } from '../base/errors.ts'
 import { problemsOf } from './problems.ts'
 import { schema, type Checked } from './schema.ts'
-import type { Listener, Settings } from './settings.ts'
+import type { Listener, QuiesceSettings, Settings } from './settings.ts'
 import { Sources } from './sources.ts'
 import { nameOf, YamlSource, type Path, type Place, type Problem } from './yaml-source.ts'
 
@@ -135,13 +135,15 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
     state: absolute(state),
     control: { socket: absolute(control.socket) },
     nbd: nbd.map(({ unix, tcp }): Listener => (tcp ? tcp : { unix: absolute(unix!) })),
-    machines: mapValues(machines, ({ disks }, machine) => ({
+    machines: mapValues(machines, ({ disks, quiesce, hooks }, machine) => ({
       disks: mapValues(disks, ({ image, format, bitmaps, 'read-only': readOnly }, disk) => ({
         image: absolute(image),
         format,
         bitmaps: bitmaps === undefined ? join(absolute(state), 'bitmaps', `${machine}.${disk}.qcow2`) : absolute(bitmaps),
         readOnly,
       })),
+      ...(quiesce && { quiesce: settleQuiesce(quiesce, absolute) }),
+      ...(hooks && { hooks: { before: hooks.before, after: hooks.after, timeoutMs: hooks.timeout } }),
     })),
     repositories: mapValues(repositories, ({ encryption, ...target }) => ({
       // Ours are the only plugins whose paths we know.
@@ -156,6 +158,15 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
     },
     sessions: { expireMs: sessions.expire },
   }
+}
+
+function settleQuiesce(
+  { agent, freeze, thaw, timeout: timeoutMs, 'on-failure': onFailure }: NonNullable<Checked['machines'][string]['quiesce']>,
+  absolute: (path: string) => string,
+): QuiesceSettings {
+  return agent === undefined
+    ? { freeze: freeze!, thaw: thaw!, timeoutMs, onFailure }
+    : { agent: absolute(agent), timeoutMs, onFailure }
 }
 
 const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) => B): Record<string, B> =>

@@ -5,6 +5,7 @@
 import { z } from 'zod'
 import { objectionTo } from '../base/secret-reference.ts'
 import { parseDuration, parseSize } from '../base/units.ts'
+import type { CommandLine } from './settings.ts'
 
 /** QEMU's limit for the name of a node, and a disk's node is called MACHINE.DISK. */
 const MAX_NODE_NAME = 31
@@ -12,7 +13,7 @@ const MAX_NODE_NAME = 31
 const MAX_EXPIRE = '24d'
 
 /** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
-export const laterKeys = new Set(['schedules', 'metrics', 'web', 'notify', 'machines.*.quiesce'])
+export const laterKeys = new Set(['schedules', 'metrics', 'web', 'notify'])
 
 const path = z.string().min(1, 'a path must not be empty')
 
@@ -88,6 +89,41 @@ const disk = z.strictObject({
   'read-only': z.boolean().default(false).describe('Nobody writes to this disk.'),
 })
 
+const wantedCommand = 'must be a command: a text for the shell, or a list of the program and its arguments'
+
+const commandLine = z
+  .union([z.string().min(1), z.array(z.string()).min(1, wantedCommand)], wantedCommand)
+  .transform((command): CommandLine =>
+    typeof command === 'string' ? ['/bin/sh', '-c', command] : (command as [string, ...string[]]),
+  )
+
+const quiesce = z
+  .strictObject({
+    agent: path.optional().describe('The unix socket of the QEMU guest agent’s port on this host. It freezes and thaws.'),
+    freeze: commandLine.optional().describe('A command that freezes the guest; the instant is taken when it has ended well.'),
+    thaw: commandLine
+      .optional()
+      .describe('A command that thaws it. It is run whatever came of the freeze, and again until it ends well.'),
+    timeout: duration.default(30_000).describe('How long each of them may take. Default: 30s.'),
+    'on-failure': z
+      .enum(['fail', 'continue'], 'must be "fail" or "continue"')
+      .default('fail')
+      .describe(
+        '"continue": when the guest cannot be frozen the instant is taken all the same, and is as after a power cut. With --quiesce it fails in any case.',
+      ),
+  })
+  .superRefine(({ agent, freeze, thaw }, context) => {
+    const commands = freeze !== undefined || thaw !== undefined
+    if ((agent !== undefined) === commands || (freeze === undefined) !== (thaw === undefined))
+      context.addIssue({ code: 'custom', message: 'needs either agent: SOCKET, or both freeze: COMMAND and thaw: COMMAND' })
+  })
+
+const hooks = z.strictObject({
+  before: commandLine.optional().describe('Run first. When it fails, nothing else is done.'),
+  after: commandLine.optional().describe('Run last, whatever came of it.'),
+  timeout: duration.default(60_000).describe('How long each of them may take. Default: 1m.'),
+})
+
 const machine = z.strictObject({
   disks: z
     .record(
@@ -99,6 +135,12 @@ const machine = z.strictObject({
     )
     .refine(disks => Object.keys(disks).length > 0, 'a machine needs at least one disk')
     .describe('The disks, by name. All of them are checkpointed and backed up at one instant.'),
+  quiesce: quiesce
+    .optional()
+    .describe(
+      'How the guest’s file systems are frozen for the instant of a checkpoint, a backup or a snapshot. With it they are, unless --no-quiesce is said.',
+    ),
+  hooks: hooks.optional().describe('Commands around each checkpoint, backup and snapshot.'),
 })
 
 const machines = z.record(name, machine).superRefine((all, context) => {
@@ -144,7 +186,7 @@ export const schema = z
       .array(listener)
       .default([{ unix: '/run/stillpoint/nbd.sock' }])
       .describe('Where NBD clients connect. Each disk is the export MACHINE/DISK.'),
-    machines: machines.default({}).describe('The machines, by name.'),
+    machines: machines.prefault({}).describe('The machines, by name.'),
     repositories: z.record(name, repository).default({}).describe('Where pushed backups live, by name.'),
     scratch: z
       .strictObject({

@@ -37,6 +37,26 @@ export type Listener = { readonly unix: string } | { readonly host: string; read
 
 export interface MachineSettings {
   readonly disks: Readonly<Record<string, DiskSettings>>
+  readonly quiesce?: QuiesceSettings | undefined
+  readonly hooks?: HookSettings | undefined
+}
+
+/** A program and its arguments. */
+export type CommandLine = readonly [program: string, ...args: string[]]
+
+/** How the guest is frozen for an instant. */
+export type QuiesceSettings = {
+  /** For each step. */
+  readonly timeoutMs: number
+  /** What becomes of an instant for which the guest cannot be frozen, where nobody has said --quiesce. */
+  readonly onFailure: 'fail' | 'continue'
+} & ({ readonly agent: string } | { readonly freeze: CommandLine; readonly thaw: CommandLine })
+
+/** What is run around whatever is done with the disks. */
+export interface HookSettings {
+  readonly before?: CommandLine | undefined
+  readonly after?: CommandLine | undefined
+  readonly timeoutMs: number
 }
 
 export interface DiskSettings {

@@ -88,7 +88,7 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
   t.equal(await complete('stillpoint backup finish '), 'full more')
   t.equal(await complete('stillpoint disk map db/'), 'db/root db/data')
   t.equal(await complete('stillpoint checkpoint delete db t'), 'tuesday')
-  t.equal(await complete('stillpoint checkpoint create db '), '--description --json --socket --help')
+  t.equal(await complete('stillpoint checkpoint create db '), '--description --quiesce --no-quiesce --json --socket --help')
   t.equal(await complete('stillpoint --socket /s.sock qmp query-b'), 'query-block')
   t.equal(await complete('stillpoint daemon --log-level '), 'debug info warn error silent')
   t.equal(await complete('stillpoint daemon --config st'), 'stillpoint')

@@ -12,12 +12,14 @@ import { scratchFolder } from './control.ts'
 export interface ApplianceOptions {
   /** Their content; a disk is called after its key, and the machine is `db`. */
   readonly disks: Readonly<Record<string, Buffer>>
+  /** More keys of the machine, as YAML in one line: `, hooks: {}`. `$D` is the folder. */
+  readonly machine?: string
   /** More lines of the configuration. */
   readonly more?: string
 }
 
 /** Ends with the stack. */
-export async function startAppliance(stack: AsyncDisposableStack, { disks, more = '' }: ApplianceOptions) {
+export async function startAppliance(stack: AsyncDisposableStack, { disks, machine = '', more = '' }: ApplianceOptions) {
   const folder = await scratchFolder(stack)
   const image = (name: string) => join(folder, `${name}.raw`)
   for (const [name, content] of Object.entries(disks)) await writeFile(image(name), content)
@@ -25,7 +27,7 @@ export async function startAppliance(stack: AsyncDisposableStack, { disks, more 
   const text = `state: ./state
 control: { socket: ./control.sock }
 nbd: [ { unix: ./nbd.sock } ]
-machines: { db: { disks: { ${names.join(', ')} } } }
+machines: { db: { disks: { ${names.join(', ')} }${machine.replaceAll('$D', folder)} } }
 ${more}`
   const log: string[] = []
   const settings = parseSettings(Buffer.from(text), join(folder, 'stillpoint.yaml'))
@@ -36,6 +38,7 @@ ${more}`
   const socket = join(folder, 'nbd.sock')
   return {
     appliance,
+    folder,
     events,
     image,
     log,

@@ -114,9 +114,13 @@ t.test('each mistake is told in one sentence, with its place', async t => {
       'repositories: { local: { plugin: file, encryption: { key: hush } } }',
       '1:59: "repositories.local.encryption.key" must say where the secret is, and not what it is: file:/PATH, credential:NAME or env:NAME',
     ],
+    ...['{}', '{ agent: /a, freeze: x, thaw: y }', '{ freeze: x }', '{ agent: /a, thaw: y }'].map((quiesce): [string, string] => [
+      `machines:\n  db:\n    disks: { r: { image: /a } }\n    quiesce: ${quiesce}`,
+      '4:14: "machines.db.quiesce" needs either agent: SOCKET, or both freeze: COMMAND and thaw: COMMAND',
+    ]),
     [
-      'machines:\n  db:\n    disks: { r: { image: /a } }\n    quiesce: {}',
-      '4:5: "quiesce" comes in a later version of Stillpoint; leave it out for now',
+      'machines:\n  db:\n    disks: { r: { image: /a } }\n    hooks: { before: [] }',
+      '4:22: "machines.db.hooks.before" must be a command: a text for the shell, or a list of the program and its arguments',
     ],
     // types
     ['- a', '1:1: the file must be a map, and is a list'],

@@ -9,6 +9,7 @@ import { Misuse } from '../failure.ts'
 import { formatSpan, formatTime } from '../format.ts'
 import { note, print, printJson } from '../output.ts'
 import { checkPushed, progressOf, waitForPush } from '../push-text.ts'
+import { quiesceOptions } from '../quiesce-options.ts'
 import type { Listener, SessionInfo } from '../replies.ts'
 import { describeSession, sessionForPrograms } from '../session-text.ts'
 import { table, type Column } from '../table.ts'
@@ -28,6 +29,7 @@ interface StartOptions {
   socket?: string
   /** Seconds. */
   expire?: number
+  quiesce?: boolean
 }
 
 const start = verb<{ machine: string }, StartOptions>({
@@ -47,6 +49,7 @@ const start = verb<{ machine: string }, StartOptions>({
     ),
     new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
     new Option('--description <text>', 'a note to keep with the checkpoint'),
+    ...quiesceOptions,
     new Option('--socket <path>', "a unix socket of the session's own, where its exports are called as the disks"),
     new Option('--expire <time>', 'end it by itself after 90s, 10m, 24h (default: as configured)').argParser(seconds),
   ],
@@ -59,7 +62,7 @@ const start = verb<{ machine: string }, StartOptions>({
     ['stillpoint --socket ./control.sock backup start db --pull', "--socket before the noun is the daemon's"],
   ],
   async run({ args: { machine }, options, json, socket }) {
-    const { pull, push, async, name, since, checkpoint, description, socket: ownSocket, expire } = options
+    const { pull, push, async, name, since, checkpoint, description, socket: ownSocket, expire, quiesce } = options
     if (push !== undefined) return startPush(machine, push, options, { json, socket })
     if (!pull)
       throw new Misuse(
@@ -70,7 +73,8 @@ const start = verb<{ machine: string }, StartOptions>({
       throw new Misuse('--description is kept with a checkpoint: name it with --checkpoint')
     await using daemon = await connectDaemon(socket)
     // The daemon has a working directory of its own.
-    const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: ownSocket && resolve(ownSocket), expire }
+    const own = ownSocket && resolve(ownSocket)
+    const asked = { machine, mode: 'pull', name, since, checkpoint, description, socket: own, expire, quiesce }
     // Asked before, so that nothing can fail once there is a session.
     const { nbd } = await daemon.ask('query-daemon')
     tell(await daemon.ask('backup-begin', asked), nbd, json)
@@ -80,7 +84,7 @@ const start = verb<{ machine: string }, StartOptions>({
 async function startPush(
   machine: string,
   repository: string,
-  { async, name, since, description, checkpoint, socket: ownSocket, expire }: StartOptions,
+  { async, name, since, description, checkpoint, socket: ownSocket, expire, quiesce }: StartOptions,
   { json, socket }: { readonly json: boolean; readonly socket: string },
 ) {
   if (checkpoint !== undefined || ownSocket !== undefined || expire !== undefined)
@@ -88,7 +92,7 @@ async function startPush(
       '--checkpoint, --socket and --expire are for --pull; a push makes a checkpoint of its own, and ends by itself',
     )
   await using daemon = await connectDaemon(socket)
-  const begun = await daemon.ask('backup-begin', { machine, mode: 'push', repository, name, since, description })
+  const begun = await daemon.ask('backup-begin', { machine, mode: 'push', repository, name, since, description, quiesce })
   const session = async ? begun : await waitForPush(daemon, begun)
   if (json || session.status !== 'failed') tell(session, [], json)
   checkPushed(session)

@@ -6,24 +6,26 @@ import { connectDaemon } from '../connect.ts'
 import { verb, type Noun } from '../define.ts'
 import { clean, formatTime } from '../format.ts'
 import { note, print, printJson } from '../output.ts'
+import { quiesceOptions } from '../quiesce-options.ts'
 import type { CheckpointInfo } from '../replies.ts'
 import { facts, table } from '../table.ts'
 
 const MACHINE = 'the machine, as the configuration calls it'
 
-const create = verb<{ machine: string; name?: string }, { description?: string }>({
+const create = verb<{ machine: string; name?: string }, { description?: string; quiesce?: boolean }>({
   name: 'create',
   summary: 'make a checkpoint of all disks of a machine at one instant',
   details: 'From then on the daemon knows what changed since. Guests go on writing meanwhile.',
   arguments: { '<machine>': MACHINE, '[name]': 'what to call it (default: the time)' },
-  options: [new Option('--description <text>', 'a note to keep with it')],
+  options: [new Option('--description <text>', 'a note to keep with it'), ...quiesceOptions],
   examples: [
     ['stillpoint checkpoint create db monday', 'one instant over all disks of the machine db'],
+    ['stillpoint checkpoint create db monday --quiesce', 'the file systems of its guest frozen for that instant'],
     ['stillpoint checkpoint create db --description "before the upgrade"', 'called by the time, with a note'],
   ],
-  async run({ args: { machine, name }, options: { description }, json, socket }) {
+  async run({ args: { machine, name }, options: { description, quiesce }, json, socket }) {
     await using daemon = await connectDaemon(socket)
-    const made = await daemon.ask('checkpoint-create', { machine, name, description })
+    const made = await daemon.ask('checkpoint-create', { machine, name, description, quiesce })
     if (json) printJson(made)
     else print(describe(made))
   },

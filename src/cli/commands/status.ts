@@ -31,7 +31,11 @@ export const status = verb<object, { wait?: number }>({
       connection.ask('query-jobs'),
     ])
     if (json) return printJson({ daemon, machines, backups, jobs })
-    print([describe(daemon), machineTable(machines), sessionTable(backups), jobTable(jobs)].filter(Boolean).join('\n'))
+    print(
+      [describe(daemon), machineTable(machines), frozenText(machines), sessionTable(backups), jobTable(jobs)]
+        .filter(Boolean)
+        .join('\n'),
+    )
   },
 })
 
@@ -73,6 +77,15 @@ const machineTable = (machines: readonly MachineInfo[]) =>
     { title: 'CURRENT', of: ({ current }) => current },
     { title: 'SESSIONS', of: ({ sessions }) => sessions.join(',') || undefined },
   ])
+
+const frozenText = (machines: readonly MachineInfo[]) =>
+  machines
+    .filter(({ frozen }) => frozen)
+    .map(
+      ({ name, frozen }) =>
+        `The guest of ${clean(name)} is frozen since ${formatTime(frozen!.since)}: ${clean(frozen!.reason)}\n`,
+    )
+    .join('')
 
 const sum = (numbers: readonly number[]) => numbers.reduce((total, number) => total + number, 0)
 

@@ -2,8 +2,12 @@
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
+import { operate } from '../../machines/quiesce/operate.ts'
+import type { PullSession } from '../../machines/pull-session.ts'
+import type { PushSession } from '../../machines/push-session.ts'
 import { command } from '../command.ts'
 import { uint64 } from '../qapi-type.ts'
+import { quiesce } from '../quiesce-argument.ts'
 import { sessionInfo } from '../session-info.ts'
 
 /** A timer's longest. */
@@ -28,18 +32,33 @@ export const backupBegin = command({
     description: z.string().optional().describe("The checkpoint's"),
     socket: z.string().optional().describe('A unix socket of its own, where the exports are called as the disks'),
     expire: uint64.optional().describe('Seconds after which the session ends by itself'),
+    quiesce,
   }),
   returns: sessionInfo,
-  async run({ machine: wanted, mode, repository, ...options }, { machines, backups, diskJobs }) {
+  turn: false,
+  async run({ machine: wanted, mode, repository, quiesce, ...options }, { machines, backups, diskJobs, turns }) {
     const { machine, checkpoints } = machines.get(wanted)
-    for (const disk of machine.disks) diskJobs.checkCopy(machine, disk)
-    if (mode === 'push') return (await backups.beginPush({ machine, checkpoints, ...pushOptions(repository, options) })).info()
+    const begin = (name: string | undefined, work: () => Promise<PullSession | PushSession>) =>
+      operate({
+        turns,
+        machine,
+        operation: { kind: mode, name, repository },
+        quiesce,
+        work: async () => {
+          for (const disk of machine.disks) diskJobs.checkCopy(machine, disk)
+          return (await work()).info()
+        },
+      })
+    if (mode === 'push') {
+      const push = { machine, checkpoints, quiesce, ...pushOptions(repository, options) }
+      return begin(push.name, () => backups.beginPush(push))
+    }
     if (repository !== undefined) throw new InvalidParameter("Parameter 'repository' is for mode 'push'")
     const { expire, ...more } = options
     if (expire !== undefined && (expire < 1 || expire > MAX_EXPIRE_SECONDS))
       throw new InvalidParameter(`Parameter 'expire' expects 1 to ${MAX_EXPIRE_SECONDS} seconds`)
-    const session = await backups.beginPull({ machine, checkpoints, ...more, expireMs: expire && expire * 1000 })
-    return session.info()
+    const pull = { machine, checkpoints, quiesce, ...more, expireMs: expire && expire * 1000 }
+    return begin(pull.name, () => backups.beginPull(pull))
   },
 })
 

@@ -3,7 +3,9 @@
 import { z } from 'zod'
 import { checkpointInfo, describeCheckpoint } from '../checkpoint-info.ts'
 import { timeName } from '../../base/time.ts'
+import { operate } from '../../machines/quiesce/operate.ts'
 import { command } from '../command.ts'
+import { quiesce } from '../quiesce-argument.ts'
 
 export const checkpointCreate = command({
   name: 'checkpoint-create',
@@ -12,10 +14,19 @@ export const checkpointCreate = command({
     machine: z.string(),
     name: z.string().optional().describe('By default the time'),
     description: z.string().optional(),
+    quiesce,
   }),
   returns: checkpointInfo,
-  async run({ machine: wanted, name = timeName(), description }, { machines }) {
+  turn: false,
+  async run({ machine: wanted, name = timeName(), description, quiesce }, { machines, turns }) {
     const { machine, checkpoints } = machines.get(wanted)
-    return describeCheckpoint(machine, checkpoints, await checkpoints.create({ name, description }))
+    return operate({
+      turns,
+      machine,
+      operation: { kind: 'checkpoint', name },
+      quiesce,
+      work: async () => describeCheckpoint(machine, checkpoints, await checkpoints.create({ name, description, quiesce })),
+      outcome: ({ consistency }) => ({ consistency, checkpoint: name }),
+    })
   },
 })

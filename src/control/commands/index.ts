@@ -49,6 +49,7 @@ import { jobDismiss } from './job-dismiss.ts'
 import { jobFinalize } from './job-finalize.ts'
 import { jobPause } from './job-pause.ts'
 import { jobResume } from './job-resume.ts'
+import { machineThaw } from './machine-thaw.ts'
 import { nbdServerAdd } from './nbd-server-add.ts'
 import { nbdServerRemove } from './nbd-server-remove.ts'
 import { nbdServerStart } from './nbd-server-start.ts'
@@ -126,6 +127,7 @@ export const commands: readonly AnyCommand[] = [
   jobFinalize,
   jobPause,
   jobResume,
+  machineThaw,
   nbdServerAdd,
   nbdServerRemove,
   nbdServerStart,

@@ -20,6 +20,8 @@ const machine = z.strictObject({
   checkpoints: uint64,
   current: z.string().optional(),
   sessions: z.array(z.string()),
+  /** Its guest could not be thawed so far: since when, and why. */
+  frozen: z.strictObject({ since: z.string(), reason: z.string() }).optional(),
 })
 
 export const queryMachines = command({
@@ -27,7 +29,7 @@ export const queryMachines = command({
   summary: 'The machines, their disks and exports, how many checkpoints they have and which backup sessions are open.',
   returns: z.array(machine),
   run: (_, { machines, backups, exports }) =>
-    machines.list.map(({ machine: { name, disks }, checkpoints }) => ({
+    machines.list.map(({ machine: { name, disks, guest }, checkpoints }) => ({
       name,
       disks: disks.map(({ name: disk, node }) => ({
         name: disk,
@@ -41,5 +43,6 @@ export const queryMachines = command({
       checkpoints: checkpoints.list.length,
       current: checkpoints.current?.name,
       sessions: [...backups].filter(session => session.parts.machine.name === name).map(session => session.name),
+      frozen: guest.stuck && { ...guest.stuck },
     })),
 })

@@ -8,6 +8,7 @@ import type { Daemon } from '../../daemon-client.ts'
 import { verb } from '../../define.ts'
 import { Misuse } from '../../failure.ts'
 import { print, printJson } from '../../output.ts'
+import { quiesceOptions } from '../../quiesce-options.ts'
 import { NotFound } from '../../../base/errors.ts'
 import { namedDisk } from './named-disk.ts'
 
@@ -16,6 +17,7 @@ interface Options {
   readonly name?: string
   readonly disk?: readonly string[]
   readonly reuse?: boolean
+  readonly quiesce?: boolean
 }
 
 export const snapshot = verb<{ what: string; file?: string }, Options>({
@@ -31,6 +33,7 @@ export const snapshot = verb<{ what: string; file?: string }, Options>({
       (value: string, before: readonly string[] | undefined) => [...(before ?? []), value],
     ),
     new Option('--reuse', 'the overlays are there already, and are used as they are'),
+    ...quiesceOptions,
   ],
   examples: [
     ['stillpoint disk snapshot db/root /images/root.monday.qcow2', 'one disk'],
@@ -40,7 +43,7 @@ export const snapshot = verb<{ what: string; file?: string }, Options>({
   async run({ args, options, json, socket }) {
     await using daemon = await connectDaemon(socket)
     const { machine, disks } = await wanted(daemon, args, options)
-    const made = await daemon.ask('disk-snapshot', { machine, disks, reuse: options.reuse })
+    const made = await daemon.ask('disk-snapshot', { machine, disks, reuse: options.reuse, quiesce: options.quiesce })
     if (json) return made.forEach(one => printJson({ machine, ...one }))
     print(made.map(({ disk, file }) => `${machine}/${disk} is now written to ${file}\n`).join(''))
   },
