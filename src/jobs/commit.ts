@@ -4,8 +4,8 @@
 // Where the topmost of the images is the active one it is a mirror to the base, which is completed by the user (mirror-work.ts). Else nobody
 // writes to any of the images, and it ends by itself (QEMU's block/commit.c).
 //
-// The base's bitmaps do not record what is copied into it: the disk does not change. When the images are gone they get what those images'
-// bitmaps say. So nothing has to be put right when the job fails, is cancelled, or ends with the daemon.
+// The base's bitmaps do not record what is copied into it: the disk does not change. Before the images go they get what those images'
+// bitmaps say (carry-bitmaps.ts). So nothing has to be put right when the job fails, is cancelled, or ends with the daemon.
 
 import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
 import type { Extent } from '../block/driver.ts'
@@ -13,9 +13,8 @@ import type { Edge } from '../block/edge.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
-import { mergeIntoBase } from './chain-bitmaps.ts'
+import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, copyPart } from './copy-layers.ts'
-import type { PivotHooks } from './mirror-options.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import { commitTop } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
@@ -42,14 +41,14 @@ export async function startCommit(context: ChainContext, options: CommitOptions)
 
 export async function startActiveCommit(context: ChainContext, options: CommitOptions): Promise<void> {
   const { graph, jobs } = context
-  const { jobId, top, base, onError, carry, ...rest } = options
+  const { jobId, top, base, onError, carriesAll, ...rest } = options
   jobs.check(jobId)
   const image = withoutFilters(base)
   const wasReadOnly = image.readOnly
-  const carried = carry?.(top, image)
   const layers = layersOf(top, base)
   const chain = chainFrom(top)
   if (wasReadOnly) await graph.setReadOnly(image, false)
+  let carried: CarryBitmaps | undefined
   const work = new MirrorWork(context, {
     type: 'commit',
     options: { ...rest, jobId, source: top, target: base, onSourceError: onError, onTargetError: onError },
@@ -58,15 +57,13 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
     copyMode: 'background',
     first: extent => isInLayers(extent, layers, 1),
     targetIsBehind: true,
-    beforePivot: async () => carried?.before(),
-    atPivot(copied) {
-      mergeIntoBase(image, layers.images, copied!)
-      carried?.at()
+    beforePivot(copied) {
+      carried = carryToBase(layers, { held: copied!, carriesAll, active: withoutFilters(top) })
+      return carried.before()
     },
     async afterwards(pivoted) {
       await carried?.after(pivoted)
-      if (pivoted) await image.bitmaps.keeper?.settle()
-      else if (wasReadOnly) await graph.setReadOnly(image, true)
+      if (!pivoted && wasReadOnly) await graph.setReadOnly(image, true)
     },
   })
   await work.prepareInstant()
@@ -77,21 +74,32 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
   await jobs.recorded()
 }
 
-function layersOf(top: GraphNode, base: GraphNode): Layers {
+function layersOf(top: GraphNode, base: GraphNode) {
   const images = imagesFrom(top)
   const image = withoutFilters(base)
   return { images: images.slice(0, images.indexOf(image)), base: image }
 }
 
+interface Committed extends Pick<CommitOptions, 'carriesAll'> {
+  /** What the base has been given. */
+  readonly held: DirtyBitmap
+  /** Where guests write to it. */
+  readonly active?: GraphNode
+}
+
+function carryToBase({ images, base }: Layers & { base: GraphNode }, { held, carriesAll, active }: Committed) {
+  return new CarryBitmaps(images, base, { names: carriesAll ? 'all' : 'none', held, active })
+}
+
 /** Of images below the active one. */
 class Commit implements JobWork {
   readonly #base: GraphNode
-  readonly #layers: Layers
+  readonly #layers: Layers & { readonly base: GraphNode }
   /** What has been copied, as fine as the base's clusters. */
   readonly #copied: DirtyBitmap
   readonly #held: Disposable[] = []
   readonly #wasReadOnly: boolean
-  readonly #carried: PivotHooks | undefined
+  #carried: CarryBitmaps | undefined
   #filter: GraphNode | undefined
   #hold: Edge | undefined
   #from: Edge | undefined
@@ -110,9 +118,8 @@ class Commit implements JobWork {
     private readonly context: ChainContext,
     private readonly options: CommitOptions,
   ) {
-    const { top, base, carry } = options
+    const { top, base } = options
     this.#base = withoutFilters(base)
-    this.#carried = carry?.(top, this.#base)
     this.#layers = layersOf(top, base)
     this.#wasReadOnly = this.#base.readOnly
     this.#copied = new DirtyBitmap({ size: Math.max(top.size, base.size), granularity: this.#base.clusterSize ?? 65536 })
@@ -177,9 +184,10 @@ class Commit implements JobWork {
   /** The headers of those above say what `commit` will make true; what was committed is in the base, so they may. */
   async prepare() {
     const { graph, backingName } = this.context
-    const { base, backingFile } = this.options
+    const { base, backingFile, carriesAll } = this.options
     const overlays = this.#overlays()
-    await this.#carried?.before()
+    this.#carried = carryToBase(this.#layers, { held: this.#copied, carriesAll })
+    await this.#carried.before()
     this.#relinks = overlays.map(overlay => graph.planBacking(overlay, base))
     for (const overlay of overlays) {
       if (overlay.readOnly) {
@@ -197,8 +205,6 @@ class Commit implements JobWork {
     this.#forgetPlans()
     this.#renamed.splice(0)
     for (const overlay of this.#overlays()) graph.planBacking(overlay, this.options.base).commit()
-    mergeIntoBase(this.#base, this.#layers.images, this.#copied)
-    this.#carried?.at()
     this.#taken = true
   }
 
@@ -216,9 +222,7 @@ class Commit implements JobWork {
       graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, top] as const])))).commit()
     if (to) await graph.detach(to)
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    // What the removed images' bitmaps said is durable before the images are closed.
     await this.#carried?.after(this.#taken)
-    if (this.#taken) await this.#base.bitmaps.keeper?.settle()
     if (hold) await graph.detach(hold)
     if (from) await graph.detach(from)
     for (const image of this.#opened.splice(0)) await graph.setReadOnly(image, true)

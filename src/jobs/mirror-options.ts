@@ -41,8 +41,6 @@ export interface MirrorOptions extends CopyOptions {
 export interface PivotHooks {
   /** While writes are held, and the target has all. What it throws keeps the disk where it is. */
   before(): Promise<void>
-  /** In the turn in which the target is put in the source's place. */
-  at(): void
   /** When the job has let go of everything, whatever came of it. */
   after(pivoted: boolean): Promise<void>
 }

@@ -55,10 +55,8 @@ export interface MirrorPlan {
   readonly first: 'all' | 'data' | 'none' | ((extent: Extent) => boolean)
   /** The target is behind the source: what is copied to it changes nothing that anybody sees. */
   readonly targetIsBehind?: boolean
-  /** While writes are held, and the target has all. */
-  beforePivot?(): Promise<void>
-  /** In the turn in which the target is put in its place. `copied` has all that the job has, where the target is behind the source. */
-  atPivot?(copied: DirtyBitmap | undefined): void
+  /** While writes are held, and the target has all. `copied` has all that the job has, where the target is behind the source. */
+  beforePivot?(copied: DirtyBitmap | undefined): Promise<void>
   /** When it has let go of everything, whatever came of it. */
   afterwards?(pivoted: boolean): Promise<void>
 }
@@ -205,11 +203,14 @@ export class MirrorWork implements JobWork {
         `'${this.#target!.node.name}' did not take the last of the data within ${PATIENCE_MS / 1000} s; the disk is used as before: look at the target, then try again`,
       )
     }
+    const until = performance.now() + PATIENCE_MS
     await within(PATIENCE_MS, this.#catchUp(tooLate.signal), late)
     this.#job!.progress = this.#copy!.progress
     if (this.#wish !== 'complete') return
     this.#changing = this.#planPivot()
-    await this.plan.beforePivot?.()
+    // Writes are held, and this is more that the target is to take.
+    const ready = this.plan.beforePivot?.(this.#copied)
+    if (ready) await within(until - performance.now(), ready, late)
   }
 
   commit() {
@@ -217,7 +218,6 @@ export class MirrorWork implements JobWork {
       this.#planPivot().commit()
       this.#changing = undefined
       this.#pivoted = true
-      this.plan.atPivot?.(this.#copied)
     }
     this.#letGo()
   }

@@ -30,7 +30,6 @@ export class MirrorAction implements Action {
     const { pivot } = this.options
     const hooks = pivot && {
       beforePivot: () => pivot.before(),
-      atPivot: () => pivot.at(),
       afterwards: (pivoted: boolean) => pivot.after(pivoted),
     }
     const work = new MirrorWork(this.context, { type: 'mirror', options: this.options, replaced, copyMode, first, ...hooks })

@@ -11,12 +11,11 @@ import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
 import { ALL, type PermissionChange } from '../block/permissions.ts'
-import { BitmapMove } from './chain-bitmaps.ts'
+import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, Operation } from './copy-layers.ts'
 import type { ErrorPolicy } from './error-policy.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import type { Jobs } from './jobs.ts'
-import type { PivotHooks } from './mirror-options.ts'
 import { streamTop, type StreamFilter } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
 
@@ -37,8 +36,8 @@ export interface ChainJobOptions {
   readonly filterNodeName?: string | undefined
   /** Of the commit of an active image: it is completed by itself when it is ready. */
   readonly atReady?: 'complete' | undefined
-  /** Of a commit: what goes from the topmost image to the base with the data. */
-  readonly carry?: ((from: GraphNode, to: GraphNode) => PivotHooks) | undefined
+  /** Of a commit: the base gets also those bitmaps of which it has none by that name. */
+  readonly carriesAll?: boolean | undefined
   readonly autoFinalize?: boolean | undefined
   readonly autoDismiss?: boolean | undefined
 }
@@ -66,7 +65,8 @@ class Stream implements JobWork {
   #filter: GraphNode | undefined
   #stream: StreamFilter | undefined
   #hold: Edge | undefined
-  #move: BitmapMove | undefined
+  #carried: CarryBitmaps | undefined
+  #taken = false
   #relink: PermissionChange | undefined
   /** What was behind the image, when it is no more. */
   #unused: GraphNode | undefined
@@ -135,11 +135,13 @@ class Stream implements JobWork {
   async prepare() {
     const { graph, backingName } = this.context
     const [image, base] = [this.#image, this.#base]
-    this.#move = new BitmapMove(image.bitmaps, this.#layers.slice(1))
     this.#relink = graph.planBacking(image, base)
+    if (this.#layers.length < 2) return
+    this.#carried = new CarryBitmaps(this.#layers.slice(1), image, { names: 'all' })
+    await this.#carried.before()
     // All that the images between have is in this one, so its header may say so whatever becomes of the others of the group.
     const name = this.options.backingFile ?? (base && (await backingName(image, base)))
-    if (this.#layers.length > 1) await image.changeBackingFile(name, base && withoutFilters(base).driver.name)
+    await image.changeBackingFile(name, base && withoutFilters(base).driver.name)
   }
 
   /** Who reads meanwhile sees the same, whichever way he goes. */
@@ -150,15 +152,12 @@ class Stream implements JobWork {
     if (this.#layers.length < 2) return
     this.#unused = this.#image.children.get('backing')?.node
     graph.planBacking(this.#image, this.#base).commit()
-    this.#move?.commit()
-    this.#move = undefined
+    this.#taken = true
   }
 
   abort() {
     this.#relink?.abort()
     this.#relink = undefined
-    this.#move?.abort()
-    this.#move = undefined
   }
 
   async clean() {
@@ -171,7 +170,7 @@ class Stream implements JobWork {
         .commit()
     if (hold) await graph.detach(hold)
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    // What the removed images' bitmaps said is durable before the images are closed.
+    await this.#carried?.after(this.#taken)
     await this.#image.bitmaps.keeper?.settle()
     if (unused) await graph.closeUnused(unused)
     if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)

@@ -42,7 +42,7 @@ export async function startCopy(context: CopyContext, options: DiskCopyOptions):
     filename === undefined
       ? givenTarget(graph, from, { nodeName, shallow })
       : await openCopyTarget(graph, from, { ...options, filename })
-  const bitmaps = new CarryBitmaps(source, target.node)
+  const bitmaps = CarryBitmaps.toCopy(source, target.node)
   const jobId = diskJobs.idFor('copy', machine, disk)
   const action = new MirrorAction(context, {
     jobId,
@@ -58,7 +58,6 @@ export async function startCopy(context: CopyContext, options: DiskCopyOptions):
         machine.checkFindable(disk, target.node)
         await bitmaps.before()
       },
-      at: () => bitmaps.at(),
       async after(pivoted) {
         await bitmaps.after(pivoted)
         if (!pivoted) return

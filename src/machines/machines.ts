@@ -6,6 +6,7 @@ import { Fault, NotFound } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import type { Action } from '../block/action.ts'
+import { withoutFilters } from '../block/chain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { Exports } from '../nbd-server/exports.ts'
@@ -167,6 +168,12 @@ export class Machines implements AsyncDisposable {
       throw new NotFound(`there is no machine '${name}'; the configuration has ${known || 'none'}`)
     }
     return entry
+  }
+
+  /** The disk that is in this image. */
+  diskOn(node: GraphNode): Disk | undefined {
+    const image = withoutFilters(node)
+    return this.list.flatMap(({ machine }) => machine.disks).find(disk => disk.node === image)
   }
 
   /**

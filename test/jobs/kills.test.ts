@@ -33,8 +33,6 @@ interface Kind {
   readonly instant?: boolean
   /** What nobody needs when it has succeeded. */
   readonly spare: readonly string[]
-  /** When it has succeeded there are checkpoints that are of no use, and it is said why. */
-  readonly leavesBitmaps?: boolean
   /** It is done once more, to its end. */
   readonly repeated?: boolean
 }
@@ -53,13 +51,11 @@ const kinds: Record<string, Kind> = {
       }),
     repeated: true,
     spare: [IMAGES.middle],
-    leavesBitmaps: true,
   },
   'block-commit of the active image': {
     start: (daemon, speed) => daemon.execute('block-commit', { 'job-id': 'j', device: 'db.root', speed }),
     ready: true,
     spare: [IMAGES.middle, IMAGES.top],
-    leavesBitmaps: true,
   },
   'block-stream': {
     start: (daemon, speed) => daemon.execute('block-stream', { 'job-id': 'j', device: 'db.root', speed }),
@@ -76,7 +72,6 @@ const kinds: Record<string, Kind> = {
     },
     ready: true,
     spare: Object.values(IMAGES),
-    leavesBitmaps: true,
   },
   'blockdev-snapshot-sync': {
     start: (daemon, _speed, attempt) =>
@@ -148,7 +143,7 @@ t.test(`a daemon is killed in the middle of jobs (seed ${seed})`, { skip, timeou
         const { now, wrong, unusable, extra } = await lookAt(daemon, copies)
         t.comment(`${at}: ${extra} granules too many, over all checkpoints; of no use: ${unusable.join('; ') || 'none'}`)
         t.same([...load.wrongIn(now), ...wrong], [], at)
-        if (!kind.leavesBitmaps) t.same(unusable, [], at)
+        t.same(unusable, [], at)
         const jobs = () => daemon.execute<{ id: string; status: string; error?: string }[]>('query-jobs')
         const known = { id: 'j', status: 'concluded', error: /the daemon ended while it ran; .*start the job again/ }
         // About its end it may be over, or not; then it is as well to be told of it as not.
@@ -198,7 +193,7 @@ async function repeat(t: Test, kind: Kind, daemon: Daemon, before: Buffer, copie
   const later = await lookAt(last, copies)
   t.ok(later.now.equals(before), 'and so after a restart without the images that were taken out')
   t.same(later.wrong, [])
-  if (!kind.leavesBitmaps) t.same(later.unusable, [])
+  t.same(later.unusable, [])
   await last.stop()
   return true
 }

@@ -45,7 +45,7 @@ type Given = z.output<typeof args>
 export async function startBlockCommit(
   given: Given,
   context: CommandContext,
-  { atReady, carry }: Pick<ChainJobOptions, 'atReady' | 'carry'> = {},
+  { atReady }: Pick<ChainJobOptions, 'atReady'> = {},
 ) {
   const { graph } = context
   const device = graph.find(given.device)
@@ -63,7 +63,8 @@ export async function startBlockCommit(
   if (base === top) throw new InvalidParameter('cannot commit an image into itself')
   checkSpeed(given.speed ?? 0)
 
-  const options = { ...chainJobOptions(given), top, base, atReady, carry }
+  const carriesAll = context.machines.diskOn(device) !== undefined // so that its checkpoints stay what they are
+  const options = { ...chainJobOptions(given), top, base, atReady, carriesAll }
   if (top !== device && !isActive(top)) return startCommit(chainContext(context), options)
   if (given['backing-file'] !== undefined) throw new InvalidParameter("'backing-file' specified, but 'top' is the active layer")
   return startActiveCommit(chainContext(context), options)

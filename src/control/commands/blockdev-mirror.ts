@@ -3,7 +3,9 @@
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
+import { withoutFilters } from '../../block/chain.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
+import { CarryBitmaps } from '../../jobs/carry-bitmaps.ts'
 import { MirrorAction } from '../../jobs/mirror.ts'
 import { deferred } from '../../transactions/deferred.ts'
 import { actionCommand } from '../action-command.ts'
@@ -42,12 +44,13 @@ export const blockdevMirror = actionCommand({
     deferred(() => {
       const source = context.graph.get(args.device)
       checkRoot(source)
+      const target = context.graph.get(args.target)
       return new MirrorAction(
         context,
         {
           jobId: args['job-id'] ?? '',
           source,
-          target: context.graph.get(args.target),
+          target,
           replaces: args.replaces,
           sync: args.sync,
           speed: args.speed,
@@ -59,6 +62,8 @@ export const blockdevMirror = actionCommand({
           copyMode: args['copy-mode'],
           autoFinalize: args['auto-finalize'],
           autoDismiss: args['auto-dismiss'],
+          // So that its checkpoints stay what they are.
+          pivot: context.machines.diskOn(source) && CarryBitmaps.toCopy(source, withoutFilters(target)),
         },
         group,
       )

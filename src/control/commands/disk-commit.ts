@@ -3,7 +3,6 @@
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
 import { backingOf } from '../../block/chain.ts'
-import { CarryBitmaps } from '../../jobs/carry-bitmaps.ts'
 import { command } from '../command.ts'
 import { describeDiskJob, diskArguments, diskJobInfo, findDisk } from '../disk-job-info.ts'
 import { filenameOf } from '../node-filename.ts'
@@ -43,7 +42,6 @@ export const diskCommit = command({
     }
     await startBlockCommit({ 'job-id': jobId, device: node.name, ...named, speed: args.speed }, context, {
       atReady: args.pivot ? 'complete' : undefined,
-      carry: (from, to) => new CarryBitmaps(from, to),
     })
     return describeDiskJob(diskJobs.started(jobId, { machine, disk, type: 'commit' }))
   },
