@@ -33,7 +33,7 @@ const layers = [
   ['src/scheduler', 'src/machines'],
   ['src/nbd-server'],
   ['src/jobs', 'src/transactions'],
-  ['src/restore', 'src/push'],
+  ['src/restore', 'src/push', 'src/archive'],
   ['src/drivers', 'src/filters'],
   ['src/repository'],
   ['src/block', 'src/bitmaps'],

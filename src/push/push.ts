@@ -21,6 +21,8 @@ export interface PushOptions {
   /** The instant. */
   readonly time: Date
   readonly disks: readonly PushDisk[]
+  /** The restore point's; by default a new one. */
+  readonly id?: string
   readonly consistency?: Manifest['consistency']
   /** False when a disk of the machine is left out. */
   readonly complete?: boolean
@@ -94,6 +96,7 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
     kept.push({ name, size: bytes.length, id: id.toString('hex') })
   }
   const result = await writer.commit({
+    ...(options.id !== undefined && { id: options.id }),
     machine,
     time: time.toISOString(),
     consistency: options.consistency ?? 'crash',

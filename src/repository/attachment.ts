@@ -6,7 +6,7 @@ import { MAX_PLAIN } from './blob.ts'
 import { Damaged } from './faults.ts'
 
 const MAGIC = Buffer.from('SPa1')
-const MAX_ATTACHMENT = 4 << 20
+export const MAX_ATTACHMENT = 4 << 20
 
 export function attachmentBytes(bytes: Buffer) {
   if (bytes.length > Math.min(MAX_ATTACHMENT, MAX_PLAIN)) throw new InvalidParameter('an attachment has more than 4 MiB')

@@ -43,7 +43,7 @@ const disk = z.object({
 })
 export type DiskManifest = z.infer<typeof disk>
 
-const manifest = z.object({
+export const manifestSchema = z.object({
   format: z.literal(1),
   repository: z.string(),
   id: z.string(),
@@ -59,7 +59,7 @@ const manifest = z.object({
   /** The machine's configuration and the like, by name; blobs of type 3. */
   attachments: z.array(z.object({ name: z.string(), size, id: hexId })),
 })
-export type Manifest = z.infer<typeof manifest>
+export type Manifest = z.infer<typeof manifestSchema>
 
 export interface ManifestSeal {
   readonly session: string
@@ -91,7 +91,7 @@ export function decodeManifest(from: Buffer, keys: RepositoryKeys, repository: s
   })
   const { format } = parseJson(plain, z.object({ format: z.number() }), what)
   if (format !== 1) throw new UnknownFormat(`${what} has format ${format}, and this version reads 1: use a newer one`)
-  return parseJson(plain, manifest, what)
+  return parseJson(plain, manifestSchema, what)
 }
 
 // --- names ------------------------------------------------------------------------------------------------------------------------

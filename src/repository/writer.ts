@@ -147,7 +147,7 @@ export class RepositoryWriter implements AsyncDisposable {
    * Once committed it stays so: what is left to do then may fail here, and is done by whoever comes next.
    */
   async commit(
-    point: Omit<Manifest, 'format' | 'repository' | 'id'>,
+    point: Omit<Manifest, 'format' | 'repository' | 'id'> & { readonly id?: string },
   ): Promise<{ key: string; manifest: Manifest; unfinished?: string }> {
     await this.flush()
     const { repository, session } = this

@@ -35,7 +35,7 @@ export const pointDisk = (options: PointDiskOptions): BlockDriver<Record<string,
   open: async () => new PointDisk(options),
 })
 
-class PointDisk implements BlockNode {
+export class PointDisk implements BlockNode {
   /** By chunk, the one that was used last at the end. */
   readonly #cache = new Map<number, Buffer>()
   readonly #coming = new Map<number, Promise<Buffer | undefined>>()

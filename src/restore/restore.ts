@@ -113,7 +113,7 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
 }
 
 /** What of a range does not read as zeroes; it is read where the sink cannot tell, as no block device can. */
-async function* notZero(sink: NonNullable<RestoreOptions['inPlace']>, range: Range): AsyncGenerator<Range> {
+export async function* notZero(sink: NonNullable<RestoreOptions['inPlace']>, range: Range): AsyncGenerator<Range> {
   let bytes: Buffer | undefined
   for await (const extent of sink.extents?.(range) ?? [{ ...range, zero: false }]) {
     if (extent.zero) continue

@@ -78,6 +78,7 @@ t.test('the commands of docs/repositories.md do what the page says', { skip: mis
   }
   t.ok(readFileSync(`${folder}/restore/root.raw`).equals(root))
   t.ok(readFileSync(`${folder}/restore/data.raw`).equals(data))
+  t.ok(readFileSync(`${folder}/restore/from-the-archive.raw`).equals(root))
   t.ok(readFileSync(`${folder}/restore/what-there-is.raw`).equals(data))
   t.ok(readFileSync(`${folder}/dev/vg0/root`).equals(root))
   for (const image of ['root.qcow2', 'overlay.qcow2'])

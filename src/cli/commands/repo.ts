@@ -5,6 +5,7 @@ import { Option } from 'commander'
 import { formatSize, parseDuration, parseSize } from '../../base/units.ts'
 import type { Manifest } from '../../repository/manifest.ts'
 import { verb, type Noun } from '../define.ts'
+import { exportVerb, importVerb } from './export-import.ts'
 import { Misuse } from '../failure.ts'
 import { formatTime, plural } from '../format.ts'
 import {
@@ -260,5 +261,5 @@ const takeOver = verb<Named, ConfigOption>({
 export const repo: Noun = {
   name: 'repo',
   summary: 'repositories: make, check and tidy them',
-  verbs: [init, check, stats, prune, gc, takeOver],
+  verbs: [init, check, stats, prune, gc, exportVerb, importVerb, takeOver],
 }

@@ -2,15 +2,17 @@
 
 import { Option } from 'commander'
 import { formatSize } from '../../base/units.ts'
+import { findArchived, isArchive } from '../archived-point.ts'
 import { verb } from '../define.ts'
 import { exitCodes } from '../exit-codes.ts'
 import { Misuse } from '../failure.ts'
 import { clean, formatSpan, plural } from '../format.ts'
 import { interruptible } from '../interruptible.ts'
-import { configOption, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
+import { configOption, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
 import { print, printJson } from '../output.ts'
 import { findPointKey, pointArgument } from '../point-name.ts'
 import type { Restored } from '../restore/restore-disks.ts'
+import type { RestoreSource } from '../restore/source.ts'
 
 interface Options extends ConfigOption {
   readonly to?: string
@@ -26,7 +28,7 @@ export const restore = verb<{ repository: string; point: string; disk?: string; 
   details:
     'No daemon is needed. A new file has `.partial` behind its name until all of it is there. What is there already and holds data is not touched without --force or --in-place, and what is in use is not touched at all. A target that is called .qcow2 gets that format, if --format does not say otherwise.',
   arguments: {
-    ...repositoryArgument,
+    '<repository>': 'its name in the configuration, or an archive that `repo export` wrote, called .zip',
     ...pointArgument,
     '[disk]': 'which disk; to be left out where there is only one, or with --to for all of them',
     '[target]': 'a file, a block device, or nbd://...; not with --to',
@@ -47,21 +49,37 @@ export const restore = verb<{ repository: string; point: string; disk?: string; 
     ['stillpoint restore offsite db/latest --to /restore', 'all disks of the newest restore point'],
     ['stillpoint restore offsite db/20261125T020000 root root.qcow2', 'one disk, to a new image'],
     ['stillpoint restore offsite db/latest root /dev/vg0/root --in-place', 'back onto a device, and only what differs'],
+    ['stillpoint restore db.zip latest --to /restore', 'from a portable archive'],
     ["stillpoint restore offsite db/latest root 'nbd://host/root' --force", 'into an NBD export'],
   ],
   run: ({ args, options, json }) => {
     const { format, force = false, inPlace = false, skipDamaged = false } = options
     const { disk, to } = whatAndWhere(args, options)
+    const from = async (source: RestoreSource, point: string, signal: AbortSignal) => {
+      const { restoreDisks } = await import('../restore/restore-disks.ts')
+      let damaged = false
+      for await (const one of restoreDisks(source, { disk, to, format, force, inPlace, skipDamaged, signal })) {
+        damaged ||= one.damaged.length > 0
+        tell(shortPoint(point), one, json)
+      }
+      return damaged ? exitCodes.damageFound : undefined
+    }
+    if (isArchive(args.repository))
+      return interruptible(async signal => {
+        const [{ Archive }, { archiveSource }] = await Promise.all([
+          import('../../archive/archive.ts'),
+          import('../restore/source.ts'),
+        ])
+        await using archive = await Archive.open(args.repository)
+        const point = findArchived(archive, args.point)
+        return await from(archiveSource(archive, point), point.key, signal)
+      })
     return withRepository(args.repository, options, repository =>
       interruptible(async signal => {
         const point = await findPointKey(repository, args.point)
-        const { restoreDisks } = await import('../restore/restore-disks.ts')
-        let damaged = false
-        for await (const one of restoreDisks(repository, { point, disk, to, format, force, inPlace, skipDamaged, signal })) {
-          damaged ||= one.damaged.length > 0
-          tell(shortPoint(point), one, json)
-        }
-        return damaged ? exitCodes.damageFound : undefined
+        const { repositorySource } = await import('../restore/source.ts')
+        await using source = await repositorySource(repository, point, signal)
+        return await from(source, point, signal)
       }),
     )
   },

@@ -4,18 +4,14 @@ import { join } from 'node:path'
 import { InvalidParameter, NotFound } from '../../base/errors.ts'
 import type { Range } from '../../base/ranges.ts'
 import type { DiskManifest, Manifest } from '../../repository/manifest.ts'
-import { RepositoryReader } from '../../repository/reader.ts'
-import type { Repository } from '../../repository/repository.ts'
-import { restore } from '../../restore/restore.ts'
 import { clean } from '../format.ts'
 import { Images } from '../image/images.ts'
 import { note } from '../output.ts'
 import { Progress } from '../progress.ts'
 import { openSink, type TargetFormat } from './sink.ts'
+import type { RestoreSource } from './source.ts'
 
 export interface RestoreWanted {
-  /** Its key. */
-  readonly point: string
   /** Undefined: all of them, to a folder; or the only one. */
   readonly disk: string | undefined
   readonly to: { readonly target: string } | { readonly folder: string }
@@ -39,13 +35,10 @@ export interface Restored {
 }
 
 /** Yields each disk when it is there. */
-export async function* restoreDisks(repository: Repository, wanted: RestoreWanted): AsyncGenerator<Restored> {
-  const { signal } = wanted
-  await using reader = await RepositoryReader.begin(repository, [wanted.point], { signal })
-  const { manifest } = reader.points[0]!
+export async function* restoreDisks(source: RestoreSource, wanted: RestoreWanted): AsyncGenerator<Restored> {
   // What cannot be is found out before anything is written.
-  const disks = chosen(manifest, wanted).map(disk => ({ disk, target: targetOf(disk, wanted) }))
-  for (const { disk, target } of disks) yield await restoreDisk(reader, disk, target, wanted)
+  const disks = chosen(source.manifest, wanted).map(disk => ({ disk, target: targetOf(disk, wanted) }))
+  for (const { disk, target } of disks) yield await restoreDisk(source, disk, target, wanted)
 }
 
 function chosen({ disks, machine }: Manifest, { disk: name, to }: RestoreWanted): readonly DiskManifest[] {
@@ -70,12 +63,7 @@ function targetOf({ name }: DiskManifest, { to, format = 'raw' }: RestoreWanted)
   return join(to.folder, `${name}.${format}`)
 }
 
-async function restoreDisk(
-  reader: RepositoryReader,
-  disk: DiskManifest,
-  target: string,
-  wanted: RestoreWanted,
-): Promise<Restored> {
+async function restoreDisk(source: RestoreSource, disk: DiskManifest, target: string, wanted: RestoreWanted): Promise<Restored> {
   const { format, force, inPlace, skipDamaged, signal } = wanted
   const begun = performance.now()
   await using images = new Images()
@@ -84,9 +72,7 @@ async function restoreDisk(
   const { io } = sink
   try {
     using shown = new Progress(`restoring ${clean(disk.name)}`, disk.size)
-    const work = restore({
-      reader,
-      disk,
+    const work = source.restore(disk, {
       sink: io,
       sinkIsZero: sink.isZero,
       ...(inPlace && { inPlace: io }),
