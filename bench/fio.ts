@@ -16,7 +16,10 @@ export interface Load {
 }
 
 /** Requests in a second. */
-export async function fio(uri: string, { rw, block, depth, size, seconds, requests, flushEvery }: Load): Promise<number> {
+export const fio = async (uri: string, load: Load): Promise<number> => (await fioResult(uri, load)).iops
+
+/** The same, and how many there were. */
+export async function fioResult(uri: string, { rw, block, depth, size, seconds, requests, flushEvery }: Load) {
   const said = await run('fio', [
     '--name=load',
     '--ioengine=nbd',
@@ -33,6 +36,9 @@ export async function fio(uri: string, { rw, block, depth, size, seconds, reques
     ...(flushEvery === undefined ? [] : [`--fsync=${flushEvery}`]),
   ])
   // Lines that are not JSON may come first.
-  const { jobs } = JSON.parse(said.slice(said.indexOf('{'))) as { jobs: [Record<'read' | 'write', { readonly iops: number }>] }
-  return jobs[0][rw.endsWith('read') ? 'read' : 'write'].iops
+  const { jobs } = JSON.parse(said.slice(said.indexOf('{'))) as {
+    jobs: [Record<'read' | 'write', { readonly iops: number; readonly total_ios: number }>]
+  }
+  const { iops, total_ios: count } = jobs[0][rw.endsWith('read') ? 'read' : 'write']
+  return { iops, count }
 }

@@ -8,10 +8,11 @@ import { parseArgs } from 'node:util'
 import { messageOf } from '../src/base/errors.ts'
 import { root } from './demo/tools.ts'
 import { bitmaps } from './parts/bitmaps.ts'
+import { nbd } from './parts/nbd.ts'
 import { qcow2 } from './parts/qcow2.ts'
 import { Report, type Part } from './report.ts'
 
-const parts: readonly Part[] = [qcow2, bitmaps]
+const parts: readonly Part[] = [nbd, qcow2, bitmaps]
 
 const USAGE = `usage: npm run bench [-- [PART...] [--rounds N] [--folder DIR]]
 ${parts.map(({ name, title }) => `  ${name.padEnd(10)} ${title}`).join('\n')}

@@ -2,7 +2,7 @@
 
 import { cpus, hostname, release, totalmem } from 'node:os'
 import { mkdir, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 
 /** A measurement: a value, or a ratio of ours to another's. */
 export interface Figure {
@@ -28,17 +28,26 @@ export interface BenchOptions {
   readonly folder: string
 }
 
+/** What is compared in more than one direction. */
+interface Table {
+  readonly head: readonly string[]
+  readonly rows: readonly (readonly string[])[]
+}
+
 interface Section {
   readonly title: string
   readonly figures: Figure[]
+  readonly tables: Table[]
   readonly remarks: string[]
 }
 
 export class Report {
   readonly #sections: Section[] = []
+  /** By the end of the file's name. */
+  readonly #plots = new Map<string, string>()
 
   begin(title: string) {
-    this.#sections.push({ title, figures: [], remarks: [] })
+    this.#sections.push({ title, figures: [], tables: [], remarks: [] })
     console.log(`\n${title}`)
   }
 
@@ -46,6 +55,20 @@ export class Report {
     this.#sections.at(-1)!.figures.push(figure)
     const { what, value, goal } = figure
     console.log(`  ${what.padEnd(66)} ${value.padStart(20)}${goal ? `   goal: ${goal} ${verdict(figure)}` : ''}`)
+  }
+
+  table(head: readonly string[], rows: readonly (readonly string[])[]) {
+    this.#sections.at(-1)!.tables.push({ head, rows })
+    const widths = head.map((_, column) => Math.max(...[head, ...rows].map(row => row[column]!.length)))
+    for (const row of [head, ...rows])
+      console.log(
+        `  ${row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join('  ')}`,
+      )
+  }
+
+  /** Written beside the table, as SVG. */
+  plot(name: string, svg: string) {
+    this.#plots.set(name, svg)
   }
 
   remark(text: string) {
@@ -69,10 +92,21 @@ export class Report {
       '',
       `${hostname()}: ${cpus().length} x ${model.trim()}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, Node ${process.version}`,
     ]
-    for (const { title, figures, remarks } of this.#sections) {
-      lines.push('', `## ${title}`, '', '| | | goal | |', '|---|---|---|---|')
+    for (const { title, figures, tables, remarks } of this.#sections) {
+      lines.push('', `## ${title}`)
+      for (const { head, rows } of tables)
+        lines.push(
+          '',
+          ...[head, head.map((_, column) => (column === 0 ? '---' : '--:')), ...rows].map(row => `| ${row.join(' | ')} |`),
+        )
+      if (figures.length > 0) lines.push('', '| | | goal | |', '|---|---|---|---|')
       for (const figure of figures) lines.push(`| ${figure.what} | ${figure.value} | ${figure.goal ?? ''} | ${verdict(figure)} |`)
       for (const remark of remarks) lines.push('', remark)
+    }
+    for (const [name, svg] of this.#plots) {
+      const plot = `${path.slice(0, -'.md'.length)}-${name}.svg`
+      await writeFile(plot, svg)
+      lines.push('', `![${name}](${basename(plot)})`)
     }
     await writeFile(path, `${lines.join('\n')}\n`)
     return path

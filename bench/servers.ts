@@ -28,19 +28,27 @@ export async function startServer(
   socket: string,
   nodes: readonly string[],
 ): Promise<Server> {
-  const [program, ...args] = servers[name]
-  const child = spawn(
-    find(program) ?? program,
-    [
-      ...args,
-      ...nodes.flatMap(node => ['--blockdev', node]),
-      '--nbd-server',
-      `addr.type=unix,addr.path=${socket}`,
-      '--export',
-      'type=nbd,id=export,node-name=disk,name=disk,writable=on',
-    ],
-    { stdio: ['ignore', 'ignore', 'pipe'] },
-  )
+  await startProgram(stack, [...servers[name], ...daemonOptions(socket, nodes)], socket)
+  return { uri: `nbd+unix:///disk?socket=${socket}` }
+}
+
+/** What both daemons understand. */
+export const daemonOptions = (socket: string, nodes: readonly string[]) => [
+  ...nodes.flatMap(node => ['--blockdev', node]),
+  '--nbd-server',
+  `addr.type=unix,addr.path=${socket}`,
+  '--export',
+  'type=nbd,id=export,node-name=disk,name=disk,writable=on',
+]
+
+/** Any program that listens at the socket, once it does. Returns its process id. */
+export async function startProgram(
+  stack: AsyncDisposableStack,
+  [program = '', ...args]: readonly string[],
+  socket: string,
+  env: Readonly<Record<string, string>> = {},
+): Promise<number> {
+  const child = spawn(find(program) ?? program, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
   const said: Buffer[] = []
   child.stderr.on('data', (data: Buffer) => said.push(data))
   const gone = once(child, 'exit')
@@ -50,10 +58,10 @@ export async function startServer(
   })
   for (const deadline = performance.now() + START_MS; !(await accepts(socket));) {
     if (child.exitCode !== null || performance.now() > deadline)
-      throw new Error(`${name} has not started: ${Buffer.concat(said).toString()}`)
+      throw new Error(`${program} has not started: ${Buffer.concat(said).toString()}`)
     await sleep(20)
   }
-  return { uri: `nbd+unix:///disk?socket=${socket}` }
+  return child.pid!
 }
 
 const accepts = (path: string) =>

@@ -47,7 +47,7 @@ const packages = {
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
-  bench: ['qemu-utils', 'qemu-system-common', 'fio'],
+  bench: ['qemu-utils', 'qemu-system-common', 'fio', 'libnbd-bin', 'nbdkit'],
   test: [
     'qemu-utils',
     'qemu-system-common',

@@ -1,0 +1,187 @@
+// Raw images over NBD: our daemon with a dirty bitmap that records, against other people's servers, each with the same load in turns.
+
+import { readFile, rm, writeFile } from 'node:fs/promises'
+import { randomFillSync } from 'node:crypto'
+import { join } from 'node:path'
+import { QmpClient } from '../../src/control/qmp-client.ts'
+import { run } from '../demo/tools.ts'
+import { fioResult, type Load } from '../fio.ts'
+import { plotRatios } from '../plot.ts'
+import { digits, median, spread, type Part, type Report } from '../report.ts'
+import { daemonOptions, servers, startProgram } from '../servers.ts'
+
+const KiB = 1024
+const MiB = 2 ** 20
+const SIZE = 256 * MiB
+/** What 100 ticks of a process's times in /proc are (proc(5)): USER_HZ is 100 on all that we run on. */
+const TICKS = 100
+
+const OURS = 'stillpoint'
+const PLAIN = 'stillpoint without native help'
+const QSD = 'qemu-storage-daemon'
+
+interface Served {
+  readonly pid: number
+  readonly uri: string
+}
+
+type Start = (stack: AsyncDisposableStack, folder: string, image: string) => Promise<Served>
+
+/** A daemon, with a bitmap on the disk that records. */
+const daemon =
+  (name: keyof typeof servers, env: Readonly<Record<string, string>> = {}): Start =>
+  async (stack, folder, image) => {
+    const [socket, control] = [join(folder, 'nbd.sock'), join(folder, 'qmp.sock')]
+    const nodes = [`driver=raw,node-name=disk,file.driver=file,file.filename=${image},discard=unmap,file.discard=unmap`]
+    const monitor = ['--chardev', `socket,id=c,path=${control},server=on,wait=off`, '--monitor', 'chardev=c']
+    const pid = await startProgram(stack, [...servers[name], ...daemonOptions(socket, nodes), ...monitor], control, env)
+    await using qmp = await QmpClient.connect(control)
+    await qmp.execute('block-dirty-bitmap-add', { node: 'disk', name: 'b', granularity: 64 * KiB })
+    return { pid, uri: `nbd+unix:///disk?socket=${socket}` }
+  }
+
+const program =
+  (command: (socket: string, image: string) => readonly string[]): Start =>
+  async (stack, folder, image) => {
+    const socket = join(folder, 'nbd.sock')
+    return { pid: await startProgram(stack, command(socket, image), socket), uri: `nbd+unix:///?socket=${socket}` }
+  }
+
+const contenders: Readonly<Record<string, Start>> = {
+  [OURS]: daemon('stillpoint'),
+  [PLAIN]: daemon('stillpoint', { STILLPOINT_NATIVE: 'off' }),
+  'qemu-nbd': program((socket, image) => ['qemu-nbd', '-f', 'raw', '-t', '-e', '0', '-k', socket, image]),
+  [QSD]: daemon(QSD),
+  nbdkit: program((socket, image) => ['nbdkit', '-f', '-U', socket, 'file', image]),
+}
+const NAMES = Object.keys(contenders)
+
+/** What is done, how often in a second, and how many times in all. */
+type Work = (uri: string) => Promise<{ rate: number; count: number }>
+
+const copy =
+  (connections: number): Work =>
+  async uri => {
+    const begun = performance.now()
+    await run('nbdcopy', [`--connections=${connections}`, '--request-size=262144', uri, 'null:'])
+    const seconds = (performance.now() - begun) / 1000
+    return { rate: SIZE / MiB / seconds, count: SIZE / (256 * KiB) }
+  }
+
+const load =
+  (what: Omit<Load, 'size' | 'seconds'>): Work =>
+  async uri => {
+    const { iops, count } = await fioResult(uri, { ...what, size: SIZE, seconds: 1 })
+    return { rate: iops, count }
+  }
+
+interface Workload {
+  readonly title: string
+  readonly work: Work
+  /** The least that ours must be of nbdkit's. */
+  readonly overNbdkit: number
+}
+
+const workloads: readonly Workload[] = [
+  { title: 'copy out, 256 KiB, 4 connections', work: copy(4), overNbdkit: 1.5 },
+  { title: 'copy out, 256 KiB, 1 connection', work: copy(1), overNbdkit: 1.5 },
+  { title: 'read 4 KiB, 1 at a time', work: load({ rw: 'randread', block: 4 * KiB, depth: 1 }), overNbdkit: 1.2 },
+  { title: 'read 4 KiB, 16 at a time', work: load({ rw: 'randread', block: 4 * KiB, depth: 16 }), overNbdkit: 1.5 },
+  { title: 'read 4 KiB, 64 at a time', work: load({ rw: 'randread', block: 4 * KiB, depth: 64 }), overNbdkit: 1.5 },
+  { title: 'write 4 KiB, 64 at a time', work: load({ rw: 'randwrite', block: 4 * KiB, depth: 64 }), overNbdkit: 1.5 },
+]
+
+interface Measured {
+  readonly rate: number
+  /** Of the server's, in microseconds for each request. */
+  readonly cpu: number
+}
+
+export const nbd: Part = {
+  name: 'nbd',
+  title: 'raw images over NBD, as a multiple of qemu-nbd (median, least to most)',
+  async measure(report, { rounds, folder }) {
+    report.begin(this.title)
+    const image = join(folder, 'disk.raw')
+    await writeFile(image, randomFillSync(Buffer.alloc(SIZE)))
+    const rows: { readonly workload: Workload; readonly rates: number[][]; readonly cpus: number[][] }[] = []
+    for (const workload of workloads) {
+      const measured = await inTurns(workload, rounds, folder, image)
+      rows.push({
+        workload,
+        rates: NAMES.map((_, at) => measured.map(round => round[at]!.rate)),
+        cpus: NAMES.map((_, at) => measured.map(round => round[at]!.cpu)),
+      })
+    }
+    await rm(image)
+    const ratios = (row: (typeof rows)[number], name: string, base: string) => {
+      const [ours, theirs] = [row.rates[NAMES.indexOf(name)]!, row.rates[NAMES.indexOf(base)]!]
+      return ours.map((rate, round) => rate / theirs[round]!)
+    }
+    const titles = rows.map(({ workload }) => workload.title)
+    report.table(
+      ['', ...NAMES],
+      rows.map((row, at) => [titles[at]!, ...NAMES.map(name => spread(ratios(row, name, 'qemu-nbd')))]),
+    )
+    report.remark('Processor time of the server for a request, in microseconds (median):')
+    report.table(
+      ['', ...NAMES],
+      rows.map((row, at) => [titles[at]!, ...row.cpus.map(cpus => digits(median(cpus)))]),
+    )
+    for (const row of rows) judge(report, row.workload, (name, base) => ratios(row, name, base))
+    report.plot(
+      'ratios',
+      plotRatios(
+        'Requests a second, as a multiple of qemu-nbd',
+        NAMES,
+        rows.map((row, at) => ({ title: titles[at]!, bars: NAMES.map(name => bar(ratios(row, name, 'qemu-nbd'))) })),
+      ),
+    )
+  },
+}
+
+const bar = (values: readonly number[]) => ({ value: median(values), least: Math.min(...values), most: Math.max(...values) })
+
+function judge(report: Report, { title, overNbdkit }: Workload, ratios: (name: string, base: string) => number[]) {
+  for (const [name, base, least] of [
+    [OURS, 'nbdkit', overNbdkit],
+    [OURS, QSD, 1.5],
+    [PLAIN, 'qemu-nbd', 1],
+  ] as const) {
+    const values = ratios(name, base)
+    report.add({
+      what: `${title}: ${name === OURS ? 'ours' : 'ours without help'} / ${base}`,
+      value: spread(values),
+      goal: `>= ${least}`,
+      reached: median(values) >= least,
+    })
+  }
+}
+
+/** All of them one after the other, in another order each time; what they hold is let go of before the next one begins. */
+async function inTurns({ work }: Workload, rounds: number, folder: string, image: string): Promise<Measured[][]> {
+  const all: Measured[][] = []
+  for (let round = 0; round < rounds; round++) {
+    const measured: Measured[] = []
+    for (let turn = 0; turn < NAMES.length; turn++) {
+      const at = (turn + round) % NAMES.length
+      await using stack = new AsyncDisposableStack()
+      for (const name of ['nbd.sock', 'qmp.sock']) stack.defer(() => rm(join(folder, name), { force: true }))
+      const { pid, uri } = await contenders[NAMES[at]!]!(stack, folder, image)
+      await work(uri) // warm
+      const before = await cpuOf(pid)
+      const { rate, count } = await work(uri)
+      measured[at] = { rate, cpu: ((await cpuOf(pid)) - before) / count }
+    }
+    all.push(measured)
+  }
+  return all
+}
+
+/** What a process has had of the processor so far, in microseconds. */
+async function cpuOf(pid: number): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
+  // Behind the name, which is in brackets and may hold anything: utime and stime are the 14th and 15th field of all.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  return ((Number(fields[11]) + Number(fields[12])) / TICKS) * 1e6
+}
