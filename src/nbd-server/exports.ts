@@ -30,40 +30,76 @@ export class Exports implements Iterable<Export> {
   readonly #entries = new Map<string, Entry>()
   /** By name, for new clients. */
   readonly #names = new Map<string, Entry>()
+  /** Of those that are about to be there, or about to go. */
+  readonly #reserved = new Set<string>()
 
   constructor({ defaultName = '' }: { defaultName?: string } = {}) {
     this.#defaultName = defaultName
   }
 
   add(added: Export) {
-    const { id, name, description = '' } = added
+    this.#check(added)
+    const entry = { export: added, users: new Set<User>() }
+    this.#entries.set(added.id, entry)
+    this.#names.set(added.name, entry)
+  }
+
+  /** Takes the name for one that is added when this has been disposed of. @throws as `add` */
+  reserve(wanted: Export): Disposable {
+    this.#check(wanted)
+    return this.#reserveName(wanted.name)
+  }
+
+  /** No new client finds it until this has been disposed of, or it is removed; its name stays taken. @throws as `remove` */
+  hide(id: string, mode: RemoveMode = 'safe'): Disposable {
+    const entry = this.#removable(id, mode)
+    const { name } = entry.export
+    const reserved = this.#reserveName(name)
+    this.#names.delete(name)
+    return {
+      [Symbol.dispose]: () => {
+        reserved[Symbol.dispose]()
+        this.#names.set(name, entry)
+      },
+    }
+  }
+
+  #reserveName(name: string): Disposable {
+    this.#reserved.add(name)
+    return { [Symbol.dispose]: () => this.#reserved.delete(name) }
+  }
+
+  #check({ id, name, description = '' }: Export) {
     if (this.#entries.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
     this.checkFree(name)
     for (const [what, text] of Object.entries({ name, description })) {
       if (Buffer.byteLength(text) > MAX_STRING || text.includes('\0'))
         throw new InvalidParameter(`export ${what} of '${id}' must be at most ${MAX_STRING} bytes without a NUL`)
     }
-    const entry = { export: added, users: new Set<User>() }
-    this.#entries.set(id, entry)
-    this.#names.set(name, entry)
   }
 
   /** @throws InvalidParameter when an export is called so on the wire */
   checkFree(name: string) {
-    if (this.#names.has(name)) throw new InvalidParameter(`NBD server already has export named '${name}'`)
+    if (this.#names.has(name) || this.#reserved.has(name))
+      throw new InvalidParameter(`NBD server already has export named '${name}'`)
   }
 
   /** Done when nobody uses it any more. */
   async remove(id: string, mode: RemoveMode = 'safe') {
-    const entry = this.#entries.get(id)
-    if (!entry) throw new NotFound(`Export '${id}' is not found`)
-    if (entry.unused) throw new Busy(`Export '${id}' is already shutting down`)
-    if (mode === 'safe' && entry.users.size > 0) throw new Busy(`export '${id}' still in use`)
+    const entry = this.#removable(id, mode)
     entry.unused = Promise.withResolvers()
     this.#names.delete(entry.export.name)
     for (const user of entry.users) user.shutDown()
     if (entry.users.size > 0) await entry.unused.promise
     this.#entries.delete(id)
+  }
+
+  #removable(id: string, mode: RemoveMode): Entry {
+    const entry = this.#entries.get(id)
+    if (!entry) throw new NotFound(`Export '${id}' is not found`)
+    if (entry.unused || this.#names.get(entry.export.name) !== entry) throw new Busy(`Export '${id}' is already shutting down`)
+    if (mode === 'safe' && entry.users.size > 0) throw new Busy(`export '${id}' still in use`)
+    return entry
   }
 
   find(name: string): Export | undefined {

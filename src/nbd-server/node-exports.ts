@@ -36,11 +36,26 @@ export interface NodeExportsContext {
   readonly log: Log
 }
 
+/** One that is about to be there. */
+export interface PreparedExport {
+  commit(): NodeExport
+  abort(): Promise<void>
+}
+
+/** One that is about to go. */
+export interface PreparedRemoval {
+  commit(): void
+  settle(): Promise<void>
+  abort(): void
+}
+
 /** What is removed while clients have requests under way is waited for no longer than this. */
 const PATIENCE_MS = 1000
 
 export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
   readonly #byId = new Map<string, NodeExport>()
+  /** About to be added. */
+  readonly #reserved = new Set<string>()
 
   constructor(private readonly context: NodeExportsContext) {}
 
@@ -57,15 +72,20 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
   }
 
   checkFree(id: string) {
-    if (this.#byId.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
+    if (this.#byId.has(id) || this.#reserved.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
   }
 
   /** @throws InvalidParameter, PermissionConflict, Busy, in QEMU's words (block/export/export.c, nbd/server.c) */
   async add(exports: Exports, options: NodeExportOptions): Promise<NodeExport> {
+    return (await this.prepare(exports, options)).commit()
+  }
+
+  /** As `add`, in two steps: nobody sees it before the second, which cannot fail. `by`: what holds bitmaps until then. */
+  async prepare(exports: Exports, options: NodeExportOptions, by: object = options): Promise<PreparedExport> {
     const { id, name, description, node, writable = false, writethrough, bitmaps = [] } = options
     this.checkFree(id)
     checkWritable(node, writable)
-    for (const { bitmap } of bitmaps) checkAllows(bitmap, 'read')
+    for (const { bitmap } of bitmaps) checkAllows(bitmap, 'read', by)
     const edge = this.context.graph.attach(node, {
       description: `block export '${id}'`,
       perm: Permission.consistentRead | (writable ? Permission.write : 0),
@@ -76,12 +96,32 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       ...(options.allocationDepth ? [allocationDepth(edge)] : []),
       ...bitmaps.map(({ name, bitmap }) => dirtyBitmap(name, bitmap)),
     ]
+    const wanted = { id, name, description, writable, writethrough, io: edge, contexts }
+    const reserved = new DisposableStack()
     try {
-      exports.add({ id, name, description, writable, writethrough, io: edge, contexts })
+      reserved.use(exports.reserve(wanted))
     } catch (error) {
       await this.context.graph.detach(edge)
       throw error
     }
+    for (const { bitmap } of bitmaps) reserved.use(bitmap.hold(by, { shared: true }))
+    this.#reserved.add(id)
+    reserved.defer(() => this.#reserved.delete(id))
+    return {
+      commit: () => {
+        reserved.dispose()
+        exports.add(wanted)
+        return this.#added(exports, options, edge)
+      },
+      abort: () => {
+        reserved.dispose()
+        return this.context.graph.detach(edge)
+      },
+    }
+  }
+
+  #added(exports: Exports, options: NodeExportOptions, edge: Edge): NodeExport {
+    const { id, bitmaps = [] } = options
     const holds = bitmaps.map(({ bitmap }) => bitmap.hold(options, { shared: true }))
     const release = async () => {
       for (const hold of holds) hold[Symbol.dispose]()
@@ -100,15 +140,32 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
    * @throws Busy, InvalidParameter
    */
   async removeByUser(id: string, mode?: RemoveMode) {
+    const removal = this.prepareRemoval(id, mode)
+    removal.commit()
+    await removal.settle()
+  }
+
+  /** The same in steps: no new client finds it from the first on; the second, which cannot fail, cuts off those that there are. */
+  prepareRemoval(id: string, mode?: RemoveMode): PreparedRemoval {
     const wanted = this.get(id)
     if (wanted.keeper !== undefined)
       throw new InvalidParameter(`Export '${id}' belongs to ${wanted.keeper}, and stays as long as that does`)
     const { turns, log } = this.context
-    const idle = wanted.shutDown(mode)
-    if (await Promise.race([idle.then(() => true), sleep(PATIENCE_MS, false, { ref: false })])) return await wanted.release()
-    idle
-      .then(() => turns.take(() => wanted.release()))
-      .catch((error: unknown) => log.error('an export could not be removed', { export: id, err: error }))
+    const hidden = wanted.hide(mode)
+    let idle: Promise<void>
+    return {
+      commit: () => {
+        hidden[Symbol.dispose]()
+        idle = wanted.shutDown('hard')
+      },
+      settle: async () => {
+        if (await Promise.race([idle.then(() => true), sleep(PATIENCE_MS, false, { ref: false })])) return await wanted.release()
+        idle
+          .then(() => turns.take(() => wanted.release()))
+          .catch((error: unknown) => log.error('an export could not be removed', { export: id, err: error }))
+      },
+      abort: () => hidden[Symbol.dispose](),
+    }
   }
 
   /** Removes those that are left, once no server serves them any more. */
@@ -151,6 +208,11 @@ export class NodeExport {
     return this.exports.isShuttingDown(this.id)
   }
 
+  /** No new client finds it until this has been disposed of, or it is shut down. @throws as `shutDown` */
+  hide(mode?: RemoveMode): Disposable {
+    return this.exports.hide(this.id, mode)
+  }
+
   /** No client can find it any more; done when no request of a client is under way. `safe` refuses while clients are connected. */
   shutDown(mode?: RemoveMode): Promise<void> {
     return this.exports.remove(this.id, mode)
@@ -166,10 +228,14 @@ export function checkWritable(node: GraphNode, writable: boolean) {
   if (writable && node.readOnly) throw new InvalidParameter('Cannot export read-only node as writable')
 }
 
-/** The bitmap of that name on the node or on what is below it (QEMU looks through filters and backing files). @throws NotFound */
-export function findBitmap(node: GraphNode, name: string): DirtyBitmap {
+/**
+ * The bitmap of that name on the node or on what is below it (QEMU looks through filters and backing files). `by`: a transaction that is
+ * about to add some.
+ * @throws NotFound
+ */
+export function findBitmap(node: GraphNode, name: string, by?: object): DirtyBitmap {
   for (let at: GraphNode | undefined = node; at; at = at.filteredOrBacking) {
-    const bitmap = at.bitmaps.find(name)
+    const bitmap = at.bitmaps.find(name, by)
     if (bitmap) return bitmap
   }
   throw new NotFound(`Bitmap '${name}' is not found`)

@@ -34,8 +34,10 @@ const OURS = new Set([
     ...['quota', 'delay', 'inject-error'].flatMap(filter => [`${node}/driver/+${filter}`, `${node}/driver/${filter}`]),
     `${node}/+raw/bitmaps`,
   ]),
-  'transaction/actions/[]/type/+blockdev-mirror',
-  'transaction/actions/[]/type/blockdev-mirror',
+  ...['blockdev-mirror', 'block-export-add', 'block-export-del'].flatMap(type => [
+    `transaction/actions/[]/type/+${type}`,
+    `transaction/actions/[]/type/${type}`,
+  ]),
   'BLOCK_JOB_ERROR/reason', // QEMU's says only that something went wrong
 ])
 

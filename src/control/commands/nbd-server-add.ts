@@ -1,6 +1,7 @@
 // QMP's nbd-server-add, which block-export-add has replaced.
 
 import { z } from 'zod'
+import { transact } from '../../transactions/transact.ts'
 import { command } from '../command.ts'
 import { blockExportAdd } from './block-export-add.ts'
 
@@ -15,9 +16,9 @@ export const nbdServerAdd = command({
     bitmap: z.string().optional(),
   }),
   features: ['deprecated'],
-  async run({ device, name = device, description, writable = false, bitmap }, context, session) {
+  async run({ device, name = device, description, writable = false, bitmap }, context) {
     const node = context.graph.get(device)
-    await blockExportAdd.run(
+    const action = blockExportAdd.action(
       {
         type: 'nbd',
         id: name,
@@ -28,7 +29,7 @@ export const nbdServerAdd = command({
         bitmaps: bitmap === undefined ? undefined : [bitmap],
       },
       context,
-      session,
     )
+    await transact([action], async commits => commits())
   },
 })

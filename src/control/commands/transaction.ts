@@ -13,6 +13,8 @@ import { blockDirtyBitmapDisable } from './block-dirty-bitmap-disable.ts'
 import { blockDirtyBitmapEnable } from './block-dirty-bitmap-enable.ts'
 import { blockDirtyBitmapMerge } from './block-dirty-bitmap-merge.ts'
 import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
+import { blockExportAdd } from './block-export-add.ts'
+import { blockExportDel } from './block-export-del.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
 import { blockdevSnapshotInternalSync } from './blockdev-snapshot-internal-sync.ts'
 import { blockdevSnapshot } from './blockdev-snapshot.ts'
@@ -26,6 +28,8 @@ const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapEnable,
   blockDirtyBitmapMerge,
   blockDirtyBitmapRemove,
+  blockExportAdd,
+  blockExportDel,
   blockdevBackup,
   blockdevSnapshot,
   blockdevSnapshotInternalSync,
