@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { ActivityFolder } from './bitmaps/activity-folder.ts'
 import type { Log } from './base/log.ts'
 import { whyNotNative } from './base/native.ts'
+import { TlsCredentials } from './base/tls-credentials.ts'
 import { Turns } from './base/turns.ts'
 import { version } from './base/version.ts'
 import { Graph } from './block/graph.ts'
@@ -23,15 +24,28 @@ import { DiskJobs } from './machines/disk-jobs.ts'
 import type { Disk, Machine } from './machines/machine.ts'
 import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
+import { accessBy } from './nbd-server/access.ts'
 import { Exports } from './nbd-server/exports.ts'
 import { Listeners } from './nbd-server/listeners.ts'
 import { Memory } from './nbd-server/memory.ts'
 import { NodeExports } from './nbd-server/node-exports.ts'
 import { OnDemandServer } from './nbd-server/on-demand-server.ts'
-import type { Settings } from './settings/settings.ts'
+import type { NbdServerOptions } from './nbd-server/server.ts'
+import type { Listener, Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
 const NBD_MEMORY = 256 << 20
+
+/** What a listener of the configuration asks of its clients. */
+async function termsOf({ tls, allow }: Listener): Promise<Pick<NbdServerOptions, 'tls' | 'authorize'>> {
+  const credentials =
+    tls &&
+    ('psk' in tls ? TlsCredentials.pskFile(tls.psk) : TlsCredentials.x509(tls.certificates, { verifyPeer: tls.verifyPeer }))
+  return {
+    ...(credentials && { tls: { mode: 'forced', credentials: await credentials } }),
+    ...(allow && { authorize: accessBy(allow) }),
+  }
+}
 
 export class Appliance implements AsyncDisposable {
   private constructor(
@@ -40,6 +54,7 @@ export class Appliance implements AsyncDisposable {
     readonly quitAsked: Promise<void>,
     /** Reads the configuration again. @throws BadSettings, and all goes on as it was */
     readonly reload: () => Promise<Reconciled>,
+    private readonly listeners: Listeners,
   ) {}
 
   /**
@@ -82,8 +97,8 @@ export class Appliance implements AsyncDisposable {
     const placesOf = ({ nbd }: Settings) =>
       nbd.map(listener => ({
         key: JSON.stringify(listener),
-        address: 'unix' in listener ? { unix: listener.unix, mode: 0o660 } : listener,
-        options: { exports, log, memory },
+        address: 'unix' in listener ? { unix: listener.unix, mode: listener.mode } : { host: listener.host, port: listener.port },
+        options: async () => ({ exports, log, memory, ...(await termsOf(listener)) }),
       }))
     const listeners = parts.use(await Listeners.open(placesOf(settings)))
     machines.recover()
@@ -148,7 +163,9 @@ export class Appliance implements AsyncDisposable {
         state: settings.state,
         control: monitors.flatMap(monitor => ('path' in monitor ? [monitor.path] : [])),
         nbd: configuration.current.nbd.map(listener =>
-          'unix' in listener ? { type: 'unix', path: listener.unix } : { type: 'inet', ...listener },
+          'unix' in listener
+            ? { type: 'unix', path: listener.unix }
+            : { type: 'inet', host: listener.host, port: listener.port, ...(listener.tls && { tls: true }) },
         ),
         scratch: { path: scratch.folder, used: scratch.used, limit: scratch.limit },
       }),
@@ -157,7 +174,12 @@ export class Appliance implements AsyncDisposable {
     const server = control.use(await QmpServer.listen({ monitors, commands, context, events }))
     parts.defer(() => server.stop())
     const reload = () => turns.take(() => configuration.reload())
-    return new Appliance(parts.move(), quit.promise, reload)
+    return new Appliance(parts.move(), quit.promise, reload, listeners)
+  }
+
+  /** Where NBD clients of the configuration connect; the port is the system's choice where it says 0. */
+  get nbdAddresses() {
+    return this.listeners.addresses
   }
 
   /** The last opened is closed first: no more commands, jobs and sessions ended, requests of clients drained, images closed. */

@@ -59,7 +59,11 @@ export class TlsCredentials {
   }
 
   static async psk(folder: string) {
-    return await TlsCredentials.#of(() => loadPsk(join(folder, 'keys.psk')))
+    return await TlsCredentials.pskFile(join(folder, 'keys.psk'))
+  }
+
+  static async pskFile(path: string) {
+    return await TlsCredentials.#of(() => loadPsk(path))
   }
 
   static async #of(load: () => Promise<Loaded>) {

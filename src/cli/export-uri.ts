@@ -15,7 +15,7 @@ export function exportUri(listener: Listener, exportName: string): string {
   if (listener.type === 'unix') return `nbd+unix:///${escape(exportName)}?socket=${escape(listener.path)}`
   const host = reachable[listener.host] ?? listener.host
   const port = listener.port === 10809 ? '' : `:${listener.port}`
-  return `nbd://${host.includes(':') ? `[${host}]` : host}${port}/${escape(exportName)}`
+  return `${listener.tls ? 'nbds' : 'nbd'}://${host.includes(':') ? `[${host}]` : host}${port}/${escape(exportName)}`
 }
 
 /** Where an export of a session is found: at the session's own socket, or wherever the daemon listens, unix sockets first. */

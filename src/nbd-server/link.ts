@@ -10,6 +10,8 @@ import { ProtocolViolation } from './vanished.ts'
 export interface Peer {
   /** `unix`, or an address and a port. */
   readonly address: string
+  /** The address alone; undefined for a unix socket. */
+  readonly host?: string | undefined
   /** Where TLS is up: who it has proved to be. */
   readonly tls?: TlsIdentity
 }
@@ -32,7 +34,8 @@ export class Link {
   private constructor(socket: net.Socket, inbound: Inbound) {
     this.#socket = socket
     this.inbound = inbound
-    this.#peer = { address: socket.remoteAddress ? `${socket.remoteAddress}:${socket.remotePort}` : 'unix' }
+    const { remoteAddress: host, remotePort } = socket
+    this.#peer = host === undefined ? { address: 'unix' } : { address: `${host}:${remotePort}`, host }
     if (socket.remoteAddress) {
       socket.setNoDelay(true)
       socket.setKeepAlive(true, KEEP_ALIVE_MS)

@@ -1,4 +1,5 @@
-// The NBD servers of the configuration, one for each place where clients connect; a reload adds and removes some, and leaves the rest alone.
+// The NBD servers of the configuration, one for each place where clients connect; a reload adds and removes some, and leaves the rest alone,
+// but that it reads their certificates and keys again, for connections to come.
 
 import { Fault } from '../base/errors.ts'
 import { addressText, type ListenAddress } from './listening.ts'
@@ -9,11 +10,12 @@ export interface Place {
   /** The same for the same place with the same terms. */
   readonly key: string
   readonly address: ListenAddress
-  readonly options: NbdServerOptions
+  /** Reads what there is to read of it. @throws Fault */
+  options(): Promise<NbdServerOptions>
 }
 
 export class Listeners implements AsyncDisposable {
-  readonly #servers = new Map<string, { readonly server: NbdServer; readonly place: Place }>()
+  readonly #servers = new Map<string, { readonly server: NbdServer; readonly options: NbdServerOptions; readonly place: Place }>()
 
   /** At all places, or at none. */
   static async open(places: readonly Place[]) {
@@ -36,8 +38,12 @@ export class Listeners implements AsyncDisposable {
       changes.push(`no longer listens at ${addressText(place.address)}`)
     }
     for (const place of places) {
-      if (this.#servers.has(place.key)) continue
+      const served = this.#servers.get(place.key)
       try {
+        if (served) {
+          await served.options.tls?.credentials.reload()
+          continue
+        }
         await this.#add(place)
         changes.push(`listens at ${addressText(place.address)}`)
       } catch (error) {
@@ -48,13 +54,19 @@ export class Listeners implements AsyncDisposable {
     return { changes, problems }
   }
 
+  /** Where they listen, in the order of the configuration when it was read first. */
+  get addresses() {
+    return [...this.#servers.values()].map(({ server }) => server.address)
+  }
+
   /** Of all clients of all places. */
   get connections() {
     return [...this.#servers.values()].reduce((sum, { server }) => sum + server.connections, 0)
   }
 
   async #add(place: Place) {
-    this.#servers.set(place.key, { server: await NbdServer.listen(place.address, place.options), place })
+    const options = await place.options()
+    this.#servers.set(place.key, { server: await NbdServer.listen(place.address, options), options, place })
   }
 
   async [Symbol.asyncDispose]() {

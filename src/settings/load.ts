@@ -134,7 +134,7 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
     file: resolve(file),
     state: absolute(state),
     control: { socket: absolute(control.socket) },
-    nbd: nbd.map(({ unix, tcp }): Listener => (tcp ? tcp : { unix: absolute(unix!) })),
+    nbd: nbd.map(listener => settleListener(listener, absolute)),
     machines: mapValues(machines, ({ disks, quiesce, hooks }, machine) => ({
       disks: mapValues(disks, ({ image, format, bitmaps, 'read-only': readOnly }, disk) => ({
         image: absolute(image),
@@ -157,6 +157,24 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
       timeoutMs: scratch.timeout,
     },
     sessions: { expireMs: sessions.expire },
+  }
+}
+
+function settleListener(
+  { unix, mode = '660', tcp, tls, allow }: Checked['nbd'][number],
+  absolute: (path: string) => string,
+): Listener {
+  const where = tcp ?? {
+    unix: unix!.startsWith('@') ? `\0${unix!.slice(1)}` : absolute(unix!),
+    mode: Number.parseInt(mode, 8),
+  }
+  const by = typeof tls === 'object' ? tls : undefined
+  return {
+    ...where,
+    ...(by && {
+      tls: 'psk' in by ? { psk: absolute(by.psk) } : { certificates: absolute(by.certificates), verifyPeer: by['verify-peer'] },
+    }),
+    ...(allow && { allow }),
   }
 }
 

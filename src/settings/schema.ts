@@ -3,6 +3,7 @@
 // The types, the check, the JSON Schema for editors and the reference page are made from this.
 
 import { z } from 'zod'
+import { isAddressOrNetwork } from '../base/networks.ts'
 import { objectionTo } from '../base/secret-reference.ts'
 import { parseDuration, parseSize } from '../base/units.ts'
 import type { CommandLine } from './settings.ts'
@@ -45,27 +46,85 @@ const address = written(text => {
 
 const isLoopback = (host: string) => host === 'localhost' || host === '::1' || /^127(\.\d+){3}$/.test(host)
 
+const tls = z.union(
+  [
+    z.literal('none'),
+    z.strictObject({
+      certificates: path.describe('A folder with ca-cert.pem, server-cert.pem and server-key.pem, as QEMU has it.'),
+      'verify-peer': z.boolean().default(true).describe('Only clients are let in whose certificate ca-cert.pem has signed.'),
+    }),
+    z.strictObject({ psk: path.describe('A file with lines of USER:KEY, the key in hexadecimal, as psktool writes it.') }),
+  ],
+  'must be "none", or have "certificates: FOLDER" or "psk: FILE"',
+)
+
+const addressOrNetwork = z
+  .string()
+  .refine(isAddressOrNetwork, 'must be an address or a network, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32')
+
+const allowRule = z.strictObject({
+  address: addressOrNetwork.optional().describe('The client comes from this address or network.'),
+  certificate: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'The client has a certificate of this name, in which * and ? are wild: its common name; with "=" in it its distinguished name, "O=Example,CN=*"; with "DNS:" before it one of its alternative names.',
+    ),
+  user: z.string().min(1).optional().describe('The client has the key of this user, in which * and ? are wild.'),
+  exports: z
+    .array(z.string())
+    .min(1)
+    .default(['*'])
+    .describe('The exports that this opens, in which * and ? are wild. Default: all.'),
+})
+
 const listener = z
   .strictObject({
-    unix: path.optional().describe('The path of a unix socket. Who may open it may read and write every disk.'),
+    unix: path
+      .optional()
+      .describe('The path of a unix socket, or @NAME for one without a file. Who may open it may read and write every disk.'),
+    mode: z
+      .string()
+      .regex(/^0?[0-7]{3}$/, 'must be three octal digits in quotes, such as "660"')
+      .optional()
+      .describe('Who may open the unix socket. Default: "660".'),
     tcp: address.optional().describe('An address and a port; without a port, 10809.'),
-    tls: z
-      .literal('none', 'can only be "none" in this version: encryption comes in a later one')
+    tls: tls
       .optional()
       .describe(
-        '"none": whoever reaches the port may read and write every disk, and so may who listens on the way. An address other machines can reach needs these words.',
+        'What clients must prove who they are by: "certificates" or "psk". "none": whoever reaches the port may read and write every disk, and so may who listens on the way; an address other machines can reach needs these words.',
       ),
+    allow: z
+      .array(allowRule)
+      .min(1)
+      .optional()
+      .describe('Who may use which exports: a client that no rule lets in does not see them. Default: all who can connect, all.'),
   })
-  .superRefine(({ unix, tcp, tls }, context) => {
-    if ((unix === undefined) === (tcp === undefined))
-      context.addIssue({ code: 'custom', message: 'needs either unix: PATH or tcp: ADDRESS:PORT' })
-    else if (unix !== undefined && tls !== undefined)
-      context.addIssue({ code: 'custom', path: ['tls'], message: 'is for tcp: only' })
-    else if (tcp && tls === undefined && !isLoopback(tcp.host)) {
-      const message =
-        'can be reached by other machines, and this version has no encryption: use a unix socket or 127.0.0.1, or say tls: none beside it'
-      context.addIssue({ code: 'custom', path: ['tcp'], message })
-    }
+  .superRefine(({ unix, mode, tcp, tls, allow = [] }, context) => {
+    const issue = (path: (string | number)[], message: string) => context.addIssue({ code: 'custom', path, message })
+    if ((unix === undefined) === (tcp === undefined)) issue([], 'needs either unix: PATH or tcp: ADDRESS:PORT')
+    else if (unix !== undefined && tls !== undefined) issue(['tls'], 'is for tcp: only')
+    else if (mode !== undefined && (unix === undefined || unix.startsWith('@')))
+      issue(['mode'], 'is for the path of a unix socket')
+    else if (tcp && tls === undefined && !isLoopback(tcp.host))
+      issue(
+        ['tcp'],
+        'can be reached by other machines: say tls: { certificates: FOLDER } beside it, use a unix socket or 127.0.0.1, or say tls: none',
+      )
+    allow.forEach((rule, index) => {
+      const needs = (key: 'address' | 'certificate' | 'user', there: boolean, what: string) => {
+        if (rule[key] !== undefined && !there) issue(['allow', index, key], what)
+      }
+      const by = typeof tls === 'object' ? tls : undefined
+      needs('address', tcp !== undefined, 'is for tcp: only; who may open a unix socket, "mode" says')
+      needs(
+        'certificate',
+        by !== undefined && 'certificates' in by && by['verify-peer'],
+        'needs tls: { certificates: FOLDER } that verifies clients',
+      )
+      needs('user', by !== undefined && 'psk' in by, 'needs tls: { psk: FILE }')
+    })
   })
 
 const disk = z.strictObject({

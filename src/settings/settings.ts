@@ -33,7 +33,24 @@ export interface RepositorySettings {
   readonly key?: string | undefined
 }
 
-export type Listener = { readonly unix: string } | { readonly host: string; readonly port: number }
+export type Listener = ListenerAddress & {
+  /** Clients must use it. */
+  readonly tls?: ListenerTls | undefined
+  /** Who may use which exports (nbd-server/access.ts); undefined: all who can connect, all. */
+  readonly allow?: readonly AllowRule[] | undefined
+}
+
+/** The path of a unix socket with its permissions; with a NUL in front an abstract name. */
+type ListenerAddress = { readonly unix: string; readonly mode: number } | { readonly host: string; readonly port: number }
+
+export type ListenerTls = { readonly certificates: string; readonly verifyPeer: boolean } | { readonly psk: string }
+
+export interface AllowRule {
+  readonly address?: string | undefined
+  readonly certificate?: string | undefined
+  readonly user?: string | undefined
+  readonly exports: readonly string[]
+}
 
 export interface MachineSettings {
   readonly disks: Readonly<Record<string, DiskSettings>>

@@ -30,7 +30,7 @@ t.test('everything that is not said has its default', async t => {
     file: '/etc/stillpoint/stillpoint.yaml',
     state: '/var/lib/stillpoint',
     control: { socket: '/run/stillpoint/control.sock' },
-    nbd: [{ unix: '/run/stillpoint/nbd.sock' }],
+    nbd: [{ unix: '/run/stillpoint/nbd.sock', mode: 0o660 }],
     machines: {},
     repositories: {},
     scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30, timeoutMs: 10_000 },
@@ -48,6 +48,12 @@ nbd:
   - tcp: 127.0.0.1
   - tcp: "[::1]:10810"
   - { tcp: "0.0.0.0:0", tls: none }
+  - { unix: "@abstract" }
+  - { unix: open.sock, mode: "666" }
+  - tcp: 192.0.2.1
+    tls: { certificates: pki }
+    allow: [{ certificate: a.example, address: 192.0.2.0/24 }, { certificate: "O=E,CN=*", exports: ["db/*"] }]
+  - { tcp: 192.0.2.2, tls: { psk: keys.psk }, allow: [{ user: bob }] }
 machines:
   db:
     disks:
@@ -66,10 +72,22 @@ sessions: { expire: 1h30m }
     state: '/srv/sp/conf/state',
     control: { socket: '/srv/sp/run/c.sock' },
     nbd: [
-      { unix: '/srv/sp/conf/nbd.sock' },
+      { unix: '/srv/sp/conf/nbd.sock', mode: 0o660 },
       { host: '127.0.0.1', port: 10809 },
       { host: '::1', port: 10810 },
       { host: '0.0.0.0', port: 0 },
+      { unix: '\0abstract', mode: 0o660 },
+      { unix: '/srv/sp/conf/open.sock', mode: 0o666 },
+      {
+        host: '192.0.2.1',
+        port: 10809,
+        tls: { certificates: '/srv/sp/conf/pki', verifyPeer: true },
+        allow: [
+          { certificate: 'a.example', address: '192.0.2.0/24', exports: ['*'] },
+          { certificate: 'O=E,CN=*', exports: ['db/*'] },
+        ],
+      },
+      { host: '192.0.2.2', port: 10809, tls: { psk: '/srv/sp/conf/keys.psk' }, allow: [{ user: 'bob', exports: ['*'] }] },
     ],
     machines: {
       db: {
@@ -157,6 +175,32 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ],
     ['nbd:\n  - {}', '2:5: "nbd[1]" needs either unix: PATH or tcp: ADDRESS:PORT'],
     ['nbd:\n  - { unix: /a, tls: none }', '2:22: "nbd[1].tls" is for tcp: only'],
+    ['nbd:\n  - { unix: "@a", mode: "600" }', '2:25: "nbd[1].mode" is for the path of a unix socket'],
+    ['nbd:\n  - { unix: /a, mode: 660 }', '2:23: "nbd[1].mode" must be text, and is the number 660'],
+    [
+      'nbd:\n  - { tcp: 192.0.2.1, tls: yes }',
+      '2:28: "nbd[1].tls" must be "none", or have "certificates: FOLDER" or "psk: FILE", and is the text "yes"',
+    ],
+    [
+      'nbd:\n  - { tcp: 127.0.0.1, allow: [{ certificate: a }] }',
+      '2:46: "nbd[1].allow[1].certificate" needs tls: { certificates: FOLDER } that verifies clients',
+    ],
+    [
+      'nbd:\n  - { tcp: 127.0.0.1, tls: { certificates: a, verify-peer: false }, allow: [{ certificate: a }] }',
+      '2:92: "nbd[1].allow[1].certificate" needs tls: { certificates: FOLDER } that verifies clients',
+    ],
+    [
+      'nbd:\n  - { tcp: 127.0.0.1, tls: { certificates: a }, allow: [{ user: a }] }',
+      '2:65: "nbd[1].allow[1].user" needs tls: { psk: FILE }',
+    ],
+    [
+      'nbd:\n  - { unix: /a, allow: [{ address: 192.0.2.1 }] }',
+      '2:36: "nbd[1].allow[1].address" is for tcp: only; who may open a unix socket, "mode" says',
+    ],
+    [
+      'nbd:\n  - { tcp: 127.0.0.1, allow: [{ address: 192.0.2.0/33 }] }',
+      '2:42: "nbd[1].allow[1].address" must be an address or a network, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32',
+    ],
     [
       'nbd:\n  - tcp: 10809',
       '2:10: "nbd[1].tcp" must be an address such as 127.0.0.1:10809, [::1]:10809 or a host name, with a port up to 65535, not 10809',
@@ -329,7 +373,7 @@ t.test('what is dropped in comes over the file before: maps key by key, all else
   })
   const { state, nbd, machines, scratch } = await loadSettings(join(dir, 's.yaml'))
   t.equal(state, '/b')
-  t.same(nbd, [{ unix: '/n3' }])
+  t.same(nbd, [{ unix: '/n3', mode: 0o660 }])
   t.same(Object.keys(machines), ['db', 'web'])
   t.same(Object.keys(machines['db']!.disks), ['root', 'data'])
   t.equal(machines['db']!.disks['data']!.image, join(dir, 'd.raw'), 'from the folder of the main file')
@@ -395,11 +439,12 @@ t.test('the JSON Schema is up to date', async t => {
 })
 
 t.test('the reference page has every key of the schema, and no other', async t => {
-  type Schema = { properties?: Record<string, Schema>; additionalProperties?: Schema | false; items?: Schema }
-  const leaves = ({ properties, additionalProperties, items }: Schema, path: string): string[] => [
+  type Schema = { properties?: Record<string, Schema>; additionalProperties?: Schema | false; items?: Schema; anyOf?: Schema[] }
+  const leaves = ({ properties, additionalProperties, items, anyOf = [] }: Schema, path: string): string[] => [
     ...Object.entries(properties ?? {}).flatMap(([key, below]) => leaves(below, path ? `${path}.${key}` : key)),
     ...(additionalProperties ? leaves(additionalProperties, `${path}.NAME`) : []),
-    ...(items ? leaves(items, `${path}[]`) : []),
+    ...(items?.properties ? leaves(items, `${path}[]`) : []),
+    ...anyOf.flatMap(one => (one.properties ? leaves(one, path) : [])),
     ...(properties ? [] : [path]),
   ]
   const page = readFileSync(join(config, '../docs/configuration.md'), 'utf8')

@@ -15,7 +15,12 @@ const daemonInfo = z.strictObject({
   nbd: z.array(
     z.discriminatedUnion('type', [
       z.strictObject({ type: z.literal('unix'), path: z.string() }),
-      z.strictObject({ type: z.literal('inet'), host: z.string(), port: uint16 }),
+      z.strictObject({
+        type: z.literal('inet'),
+        host: z.string(),
+        port: uint16,
+        tls: z.boolean().optional().describe('Clients must use TLS'),
+      }),
     ]),
   ),
   scratch: z.strictObject({ path: z.string(), used: uint64, limit: uint64 }),

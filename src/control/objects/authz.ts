@@ -5,6 +5,7 @@
 import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
 import { InvalidParameter, messageOf, strerror } from '../../base/errors.ts'
+import { glob } from '../../base/glob.ts'
 import type { Objects } from '../../block/objects.ts'
 import { objectType } from './object-type.ts'
 
@@ -58,13 +59,6 @@ class Rules implements Authz {
     )
     return (rule?.policy ?? otherwise) === 'allow'
   }
-}
-
-const WILD: Readonly<Record<string, string>> = { '*': '.*', '?': '.' }
-
-const glob = (pattern: string) => {
-  const parts = pattern.split(/([*?])/).map(part => WILD[part] ?? part.replaceAll(/[\\^$.+()[\]{}|/-]/g, String.raw`\$&`))
-  return new RegExp(`^${parts.join('')}$`, 's')
 }
 
 /** The same in a file, which is read anew for each client. */
