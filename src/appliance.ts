@@ -31,6 +31,8 @@ import { Memory } from './nbd-server/memory.ts'
 import { NodeExports } from './nbd-server/node-exports.ts'
 import { OnDemandServer } from './nbd-server/on-demand-server.ts'
 import type { NbdServerOptions } from './nbd-server/server.ts'
+import { openPlace, settingsOf } from './push/open-place.ts'
+import { restorePoint } from './restore/restore-point.ts'
 import type { Listener, Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
@@ -77,7 +79,8 @@ export class Appliance implements AsyncDisposable {
     const control = parts.use(new AsyncDisposableStack())
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
     const logs = state && new ActivityFolder(join(state.path, 'activity'))
-    const graph = parts.use(new Graph([...drivers, ...filters], { logs }))
+    const restorePoints = restorePoint(async name => openPlace(name, settingsOf(name, configuration.current.repositories), log))
+    const graph = parts.use(new Graph([...drivers, restorePoints, ...filters], { logs }))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
     graph.watch((name, event) => {

@@ -6,7 +6,7 @@ import { Graph, READER } from '../block/graph.ts'
 import { baseAllocation, type Context } from '../nbd-server/context.ts'
 import { Exports } from '../nbd-server/exports.ts'
 import { NbdServer } from '../nbd-server/server.ts'
-import type { DiskManifest } from '../repository/manifest.ts'
+import type { DiskManifest, Manifest } from '../repository/manifest.ts'
 import { RepositoryReader } from '../repository/reader.ts'
 import type { Repository } from '../repository/repository.ts'
 import { Sealer } from '../repository/sealer.ts'
@@ -31,9 +31,7 @@ export async function servePoint(repository: Repository, { point, since, disk: w
   await using opened = new AsyncDisposableStack()
   const reader = opened.use(await RepositoryReader.begin(repository, since === undefined ? [point] : [point, since]))
   const [served, older] = reader.points
-  const disks = served!.manifest.disks.filter(({ name }) => wanted === undefined || name === wanted)
-  const names = served!.manifest.disks.map(({ name }) => `'${clean(name)}'`).join(', ')
-  if (disks.length === 0) throw new NotFound(`${shortPoint(point)} has no disk '${wanted}'; it has ${names}`)
+  const disks = chosenDisks(served!.manifest, point, wanted)
   const sealer = opened.use(Sealer.start({ maxPlain: Math.max(...disks.map(({ chunkSize }) => chunkSize)) }))
   const graph = opened.use(new Graph([]))
   // One disk needs no name.
@@ -48,6 +46,14 @@ export async function servePoint(repository: Repository, { point, since, disk: w
   opened.use(await NbdServer.listen({ unix }, { exports, log: createLog('warn') }))
   const parts = opened.move()
   return { disks, signal: reader.signal, [Symbol.asyncDispose]: () => parts.disposeAsync() }
+}
+
+/** @throws NotFound */
+export function chosenDisks(manifest: Manifest, point: string, wanted: string | undefined): readonly DiskManifest[] {
+  const disks = manifest.disks.filter(({ name }) => wanted === undefined || name === wanted)
+  const names = manifest.disks.map(({ name }) => `'${clean(name)}'`).join(', ')
+  if (disks.length === 0) throw new NotFound(`${shortPoint(point)} has no disk '${wanted}'; it has ${names}`)
+  return disks
 }
 
 /** As a dirty bitmap, which incremental readers know. */

@@ -7,6 +7,7 @@ import type { AnyDriver, NodeOptions } from '../block/driver.ts'
 import { genericOptions } from '../block/node-options.ts'
 import { drivers } from '../drivers/index.ts'
 import { filters } from '../filters/index.ts'
+import { restorePointDriver } from '../restore/restore-point.ts'
 import { named } from './qapi-type.ts'
 
 /** A node: all that opens it, and what is below it. */
@@ -21,7 +22,7 @@ export const blockdevRefOrNull = named('BlockdevRefOrNull', z.union([blockdevOpt
 const { driver: _driver, ...ofEveryNode } = genericOptions.shape
 const common = withoutDefaults(ofEveryNode)
 
-const [first, ...others] = [...drivers, ...filters].map(optionsOf)
+const [first, ...others] = [...drivers, restorePointDriver, ...filters].map(optionsOf)
 const byDriver = z.discriminatedUnion('driver', [first!, ...others])
 
 function optionsOf({ name, options, children }: AnyDriver) {

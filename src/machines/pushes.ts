@@ -1,12 +1,13 @@
 // The push sessions: how they begin, what follows their end, and what is remembered of the last ones.
 
-import { Busy, CheckpointInconsistent, messageOf, NotFound } from '../base/errors.ts'
+import { Busy, CheckpointInconsistent, messageOf } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import { timeName } from '../base/time.ts'
 import type { Turns } from '../base/turns.ts'
 import type { Graph } from '../block/graph.ts'
 import type { Scratch } from '../block/scratch.ts'
+import { settingsOf } from '../push/open-place.ts'
 import type { PushDisk } from '../push/push.ts'
 import type { RepositorySettings } from '../settings/settings.ts'
 import { Freeze } from '../transactions/freeze.ts'
@@ -57,7 +58,7 @@ export class Pushes implements AsyncDisposable {
   /** One instant over all disks; the rest goes on by itself. */
   async begin({ name, machine, checkpoints, repository: wanted, since, description, quiesce }: BeginPush): Promise<PushSession> {
     const { graph, scratch, log, emit } = this.context
-    const settings = this.#settingsOf(wanted)
+    const settings = settingsOf(wanted, this.context.repositories)
     const before = [...this].filter(({ parts }) => parts.machine === machine && parts.repository.name === wanted)
     const running = before.find(({ concluded }) => !concluded)
     if (running)
@@ -150,13 +151,6 @@ export class Pushes implements AsyncDisposable {
       log.warn('a push has left something to the next one', { ...told, reason: result.unfinished })
     log.info('a push has ended', { ...told, repository: repository.name, point: result.key })
     emit('BACKUP_FINISHED', told)
-  }
-
-  #settingsOf(name: string): RepositorySettings {
-    const { repositories } = this.context
-    if (Object.hasOwn(repositories, name)) return repositories[name]!
-    const known = Object.keys(repositories).map(one => `'${one}'`)
-    throw new NotFound(`there is no repository '${name}'; the configuration has ${known.join(', ') || 'none'}`)
   }
 
   /** Two in one second get names of their own. */

@@ -1,5 +1,6 @@
 // Where a repository of the configuration is: its store, opened, and its key.
 
+import { NotFound } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { readSecret } from '../base/secret-reference.ts'
 import { Repository } from '../repository/repository.ts'
@@ -17,6 +18,13 @@ export async function openPlace(name: string, { target: settings, key }: Reposit
   const passphrase = key === undefined ? undefined : await readSecret(key, `repositories.${name}.encryption.key`)
   const target = await openTarget(settings, { log }, `repositories.${name}`)
   return { target, passphrase, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
+}
+
+/** @throws NotFound */
+export function settingsOf(name: string, repositories: Readonly<Record<string, RepositorySettings>>): RepositorySettings {
+  if (Object.hasOwn(repositories, name)) return repositories[name]!
+  const known = Object.keys(repositories).map(one => `'${one}'`)
+  throw new NotFound(`there is no repository '${name}'; the configuration has ${known.join(', ') || 'none'}`)
 }
 
 export const openRepository = ({ target, passphrase }: Place, signal?: AbortSignal) =>

@@ -3,6 +3,7 @@
 // Forgetting does not delete: a tombstone takes the manifest's place, so that the second half of a commit, done late by somebody who
 // was stopped, cannot bring it back. The collector removes old tombstones.
 
+import { z } from 'zod'
 import { Busy, NotFound } from '../base/errors.ts'
 import { listSessions } from './commit.ts'
 import { find, putIf } from './conditional.ts'
@@ -35,6 +36,28 @@ export async function forget(repository: Repository, key: string, signal?: Abort
 export async function pin(repository: Repository, key: string, reason = '') {
   await repository.point(key)
   await repository.target.put(pinKey(key), Buffer.from(JSON.stringify({ pinned: new Date().toISOString(), reason })))
+}
+
+/** The same, but for what is pinned already: its reason stays. */
+export async function pinOnce(repository: Repository, key: string, reason: string) {
+  if ((await reasonOfPin(repository, key)) === undefined) await pin(repository, key, reason)
+}
+
+/** Takes away every pin that is there for this reason. */
+export async function unpinAll(repository: Repository, reason: string) {
+  for (const key of await pinnedPoints(repository))
+    if ((await reasonOfPin(repository, key)) === reason) await unpin(repository, key)
+}
+
+async function reasonOfPin({ target }: Repository, key: string): Promise<string | undefined> {
+  const found = await find(target, pinKey(key))
+  if (!found) return undefined
+  try {
+    return z.object({ reason: z.string() }).parse(JSON.parse(Buffer.from(found.body).toString())).reason
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof z.ZodError) return '' // somebody else's words; it is pinned all the same
+    throw error
+  }
 }
 
 export async function unpin(repository: Repository, key: string) {

@@ -13,8 +13,8 @@ import type { RepositoryReader } from '../repository/reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { idOf } from '../repository/walk.ts'
 
-/** Bytes of chunks that are kept for who reads them again. */
-const CACHE = 64 << 20
+/** Bytes of chunks that are kept for who reads them again, where nothing else is said. */
+export const POINT_CACHE = 64 << 20
 /** Bytes that are fetched at once for one request, and for all. */
 const FETCH = 8 << 20
 const ALL_FETCHES = 64 << 20
@@ -25,14 +25,20 @@ export interface PointDiskOptions {
   readonly reader: RepositoryReader
   readonly disk: DiskManifest
   readonly sealer: Sealer
+  /** What is kept at least, however little: the last chunk. */
+  readonly cacheBytes?: number | undefined
+  /** Closed with it. */
+  readonly needs?: AsyncDisposable
 }
+
+export const openPointDisk = (options: PointDiskOptions): BlockNode => new PointDisk(options)
 
 /** Has one node only: for whoever made it. */
 export const pointDisk = (options: PointDiskOptions): BlockDriver<Record<string, never>> => ({
   name: 'restore-point',
   options: z.strictObject({}),
   children: {},
-  open: async () => new PointDisk(options),
+  open: async () => openPointDisk(options),
 })
 
 export class PointDisk implements BlockNode {
@@ -48,11 +54,6 @@ export class PointDisk implements BlockNode {
 
   get size() {
     return this.options.disk.size
-  }
-
-  get filename() {
-    const { reader, disk } = this.options
-    return `${reader.repository.target.location}: ${disk.name}`
   }
 
   async read(offset: number, into: Buffer) {
@@ -112,6 +113,7 @@ export class PointDisk implements BlockNode {
 
   async [Symbol.asyncDispose]() {
     await Promise.all(this.#fetching)
+    await this.options.needs?.[Symbol.asyncDispose]()
   }
 
   /** Where it holds data: where it differs from a disk without any. */
@@ -192,7 +194,8 @@ export class PointDisk implements BlockNode {
 
   #keep(chunk: number, bytes: Buffer) {
     this.#cache.set(chunk, bytes)
-    const most = Math.max(1, Math.floor(CACHE / this.options.disk.chunkSize))
+    const { disk, cacheBytes = POINT_CACHE } = this.options
+    const most = Math.max(1, Math.floor(cacheBytes / disk.chunkSize))
     if (this.#cache.size > most) this.#cache.delete(this.#cache.keys().next().value!)
   }
 }

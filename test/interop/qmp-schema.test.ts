@@ -31,7 +31,10 @@ const LATER = new Set([
 /** What is our own on purpose. */
 const OURS = new Set([
   ...['blockdev-add', 'blockdev-reopen/options/[]', 'blockdev-create/options/+qcow2/file'].flatMap(node => [
-    ...['quota', 'delay', 'inject-error'].flatMap(filter => [`${node}/driver/+${filter}`, `${node}/driver/${filter}`]),
+    ...['restore-point', 'quota', 'delay', 'inject-error'].flatMap(filter => [
+      `${node}/driver/+${filter}`,
+      `${node}/driver/${filter}`,
+    ]),
     `${node}/+raw/bitmaps`,
   ]),
   ...['blockdev-mirror', 'block-export-add', 'block-export-del'].flatMap(type => [

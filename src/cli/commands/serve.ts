@@ -4,12 +4,17 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Option } from 'commander'
+import { Cancelled, messageOf } from '../../base/errors.ts'
 import { formatSize } from '../../base/units.ts'
 import { verb } from '../define.ts'
+import type { Repository } from '../../repository/repository.ts'
 import { exportUri } from '../export-uri.ts'
-import { configOption, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
-import { print, printJson, tellOnTerminal } from '../output.ts'
+import { Misuse } from '../failure.ts'
+import { clean } from '../format.ts'
+import { configOption, openPlace, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
+import { note, print, printJson, tellOnTerminal } from '../output.ts'
 import { findPointKey, pointArgument } from '../point-name.ts'
+import type { Streamed, WritableDisk, WritableOptions } from '../serve-writable.ts'
 import { table } from '../table.ts'
 import { untilStopped } from '../interruptible.ts'
 
@@ -17,18 +22,28 @@ interface Options extends ConfigOption {
   /** The NBD server's. */
   readonly socket?: string
   readonly since?: string
+  readonly writable?: boolean
+  /** A file, or a folder. */
+  readonly overlay?: string
+  readonly stream?: boolean
 }
 
 export const serve = verb<{ repository: string; point: string }, Options>({
   name: 'serve',
-  summary: 'serve the disks of a restore point over NBD, read-only, straight from the repository',
+  summary: 'serve the disks of a restore point over NBD, straight from the repository',
   details:
-    'Until it is stopped, by ^C or SIGTERM. Nothing is copied before: what a client reads is fetched then, so a file can be had, or a machine started from an overlay, in seconds. What the restore point needs is kept in the repository meanwhile, also if it is forgotten. Clients see holes as base:allocation, and with --since what changed as qemu:dirty-bitmap:since.',
+    'Until it is stopped, by ^C or SIGTERM. Nothing is copied before: what a client reads is fetched then, so a file can be had, or a machine started from an overlay, in seconds. What the restore point needs is kept in the repository meanwhile, also if it is forgotten. Clients see holes as base:allocation, and with --since what changed as qemu:dirty-bitmap:since. With --writable a machine can use them at once: what it writes is in a qcow2 file over the restore point, and --stream copies the rest behind it until that file stands alone. The same command goes on after a crash; the restore point is pinned while a file needs it.',
   arguments: { ...repositoryArgument, '<point>': `${pointArgument['<point>']}; with /DISK behind it only that disk` },
   options: [
     configOption(),
     new Option('--socket <path>', 'the unix socket to listen at (default: one in a new folder)'),
     new Option('--since <point>', 'an older restore point: also say what changed since'),
+    new Option('--writable', 'disks that can be written, each over the restore point; needs --overlay').conflicts('since'),
+    new Option(
+      '--overlay <path>',
+      'with --writable: the qcow2 file that holds what is written, or a folder with one for each disk',
+    ),
+    new Option('--stream', 'with --writable: copy the rest into the overlay, until it needs the repository no more'),
   ],
   namesDaemon: false,
   examples: [
@@ -38,34 +53,100 @@ export const serve = verb<{ repository: string; point: string }, Options>({
       "qemu-img create -f qcow2 -F raw -b 'nbd+unix:///root?socket=/run/restore.sock' try.qcow2",
       'a disk to start a machine from',
     ],
+    [
+      'stillpoint serve offsite db/latest/root --writable --overlay root.qcow2 --stream --socket /run/restore.sock',
+      'a disk to use at once, which is a file of its own in the end',
+    ],
   ],
-  run: ({ args, options, json }) =>
-    withRepository(args.repository, options, async repository => {
+  run: ({ args, options, json }) => {
+    const { writable = false, overlay, stream = false } = options
+    if (writable !== (overlay !== undefined))
+      throw new Misuse('--writable and --overlay go together: what is written must be somewhere')
+    if (stream && !writable) throw new Misuse('--stream is for --writable: what is read-only has nowhere to be copied to')
+    return withRepository(args.repository, options, async repository => {
       const { point: name, disk } = parts(args.point)
       const point = await findPointKey(repository, name)
       const since = options.since === undefined ? undefined : await findPointKey(repository, options.since)
       await using stack = new AsyncDisposableStack()
       const unix = options.socket === undefined ? await ownSocket(stack) : resolve(options.socket)
+      const uriOf = (name: string) => exportUri({ type: 'unix', path: unix }, name)
+      if (overlay !== undefined) {
+        const isLatest = name.endsWith('/latest')
+        const openOwn = (repository: string) => openPlace(repository, options)
+        const wanted = { repositoryName: args.repository, point, isLatest, disk, overlay, unix, openPlace: openOwn }
+        return await serveOverlays(repository, wanted, { stream, json, uriOf })
+      }
       const { servePoint } = await import('../serve-point.ts')
       const served = stack.use(await servePoint(repository, { point, since, disk, unix }))
-      const disks = served.disks.map(({ name, size }) => ({
-        disk: name,
-        size,
-        uri: exportUri({ type: 'unix', path: unix }, name),
-      }))
-      if (json) disks.forEach(one => printJson({ point: shortPoint(point), ...one }))
-      else
-        print(
-          table(disks, [
-            { title: 'DISK', of: ({ disk }) => disk },
-            { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
-            { title: 'URI', of: ({ uri }) => uri },
-          ]),
-        )
+      const stopped = untilStopped(served.signal) // whoever hears of it may stop it at once
+      tell(
+        served.disks.map(({ name, size }) => ({ point: shortPoint(point), disk: name, size, uri: uriOf(name) })),
+        json,
+      )
       tellOnTerminal('Serving; ^C ends it.')
-      await untilStopped(served.signal)
-    }),
+      await stopped
+    })
+  },
 })
+
+interface HowTold {
+  readonly stream: boolean
+  readonly json: boolean
+  readonly uriOf: (disk: string) => string
+}
+
+async function serveOverlays(repository: Repository, wanted: WritableOptions, { stream, json, uriOf }: HowTold) {
+  const { serveWritable } = await import('../serve-writable.ts')
+  const stop = new AbortController()
+  let streaming: Promise<void> | undefined
+  {
+    await using served = await serveWritable(repository, wanted)
+    const of = ({ name, size, overlay, point }: WritableDisk) => ({
+      ...(point !== undefined && { point: shortPoint(point) }),
+      disk: name,
+      size,
+      uri: uriOf(name),
+      overlay,
+    })
+    const stopped = untilStopped(stop.signal)
+    tell(served.disks.map(of), json)
+    for (const { point, overlay } of served.disks) if (point === undefined) note(`'${overlay}' stands alone already.`)
+    tellOnTerminal('Serving; ^C ends it.')
+    // A disk is served whatever becomes of the stream.
+    if (stream) streaming = tellStreams(served.stream(stop.signal), json).catch((error: unknown) => note(messageOf(error)))
+    await stopped
+    stop.abort(new Cancelled('the server was stopped'))
+  }
+  await streaming
+}
+
+async function tellStreams(streams: AsyncIterable<Streamed>, json: boolean) {
+  for await (const { disk, error } of streams) {
+    if (error !== undefined) note(`The stream of disk '${clean(disk.name)}' has stopped, and will be begun again: ${error}`)
+    else if (json) printJson({ disk: disk.name, overlay: disk.overlay, standsAlone: true })
+    else print(`${disk.overlay} stands alone now: disk '${clean(disk.name)}' needs the repository no more.\n`)
+  }
+}
+
+interface Told {
+  readonly point?: string | undefined
+  readonly disk: string
+  readonly size: number
+  readonly uri: string
+  readonly overlay?: string
+}
+
+function tell(disks: readonly Told[], json: boolean) {
+  if (json) return print(disks.map(disk => `${JSON.stringify(disk)}\n`).join(''))
+  print(
+    table(disks, [
+      { title: 'DISK', of: ({ disk }) => disk },
+      { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
+      { title: 'URI', of: ({ uri }) => uri },
+      ...(disks.some(({ overlay }) => overlay !== undefined) ? [{ title: 'OVERLAY', of: ({ overlay }: Told) => overlay }] : []),
+    ]),
+  )
+}
 
 /** A restore point is MACHINE/TIME-ID, and what is behind that is a disk. */
 function parts(name: string): { point: string; disk: string | undefined } {

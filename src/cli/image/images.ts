@@ -13,6 +13,8 @@ import { drivers } from '../../drivers/index.ts'
 import { nodeOptionsOf } from '../../drivers/qcow2/backing-name.ts'
 import { filters } from '../../filters/index.ts'
 import { foreignFormatOf } from '../../machines/foreign-format.ts'
+import { restorePoint } from '../../restore/restore-point.ts'
+import { openPlace } from '../open-repository.ts'
 
 /** How the command line names an image. */
 export interface ImageName {
@@ -30,7 +32,7 @@ const WRITE = READ | Permission.write | Permission.resize
 const USER = 'this command'
 
 export class Images implements AsyncDisposable {
-  readonly graph = new Graph([...drivers, ...filters])
+  readonly graph = new Graph([...drivers, restorePoint(name => openPlace(name, {})), ...filters])
 
   /** Opens an image to be read; `backing: false` without what is behind it. */
   openReadOnly(image: ImageName, { backing = true } = {}): Promise<GraphNode> {

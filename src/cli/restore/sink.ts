@@ -115,7 +115,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
 }
 
 /** Durable when it returns. */
-async function putInPlace(partial: string, path: string) {
+export async function putInPlace(partial: string, path: string) {
   try {
     await renameDurably(partial, path)
   } catch (error) {
