@@ -18,6 +18,8 @@ import { PushPlan } from './push-plan.ts'
 export interface Changes {
   readonly bitmap: BitmapReader
   readonly since: string
+  /** `since` is the key of a restore point that the repository has, and not the name of a checkpoint. */
+  readonly isPoint?: boolean
 }
 
 export interface PushDisk {

@@ -158,8 +158,10 @@ function decide(disk: PushDisk, earlier: Earlier, chunkSize: number): DiskStart 
   if ('missing' in changes) return { ...newest, mode: 'compare', why: changes.missing }
   const offered = 'bitmap' in changes ? [changes] : changes
   for (const one of offered) {
-    const base = candidates.find(({ parentDisk }) => parentDisk.checkpoint === one.since)
-    const why = `the bitmap has what changed since checkpoint '${one.since}'`
+    const base = candidates.find(({ parent, parentDisk }) => (one.isPoint ? parent : parentDisk.checkpoint) === one.since)
+    const why = one.isPoint
+      ? `the tree says what changed since restore point ${one.since}`
+      : `the bitmap has what changed since checkpoint '${one.since}'`
     if (base) return { ...base, mode: 'bitmap', why, changes: one }
   }
   const names = offered.map(({ since }) => `'${since}'`).join(', ')

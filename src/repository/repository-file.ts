@@ -5,7 +5,7 @@ import { z } from 'zod'
 import { InvalidParameter } from '../base/errors.ts'
 import { canonicalJson, parseJson } from './canonical-json.ts'
 import { find, putIf } from './conditional.ts'
-import { NoRepository, UnknownFormat, WrongKey } from './faults.ts'
+import { Damaged, NoRepository, UnknownFormat, WrongKey } from './faults.ts'
 import { GC_STATE, initialState } from './gc-state.ts'
 import { newMasterKey, RepositoryKeys, slotSchema, unwrapKey, wrapKey, type KeySlot } from './keys.ts'
 import { probe } from './probe.ts'
@@ -101,51 +101,34 @@ export async function openKeys(target: Target, file: RepositoryFile, passphrase:
     return new RepositoryKeys(file.id)
   }
   if (passphrase === undefined) throw new WrongKey(`${target.location}: the repository is encrypted; its key is needed`)
-  for await (const { slot } of listSlots(target, signal)) {
+  const master = await findMaster(target, file, passphrase, signal)
+  return new RepositoryKeys(file.id, master.key)
+}
+
+/** The master key, and the slot that the passphrase opens. One that is damaged does no harm as long as another one opens. */
+export async function findMaster(target: Target, { id }: RepositoryFile, passphrase: string, signal?: AbortSignal) {
+  let damaged: Damaged | undefined
+  for await (const { key: name, read } of listSlots(target, signal)) {
     try {
-      return new RepositoryKeys(file.id, await unwrapKey(slot, passphrase, file.id))
+      return { slot: name, key: await unwrapKey(read(), passphrase, id) }
     } catch (error) {
-      if (!(error instanceof WrongKey)) throw error
+      if (error instanceof Damaged) damaged = error
+      else if (!(error instanceof WrongKey)) throw error
     }
   }
-  throw new WrongKey(`${target.location}: the key does not open this repository; is it that of another one?`)
+  throw damaged ?? new WrongKey(`${target.location}: the key does not open this repository; is it that of another one?`)
 }
 
-export async function* listSlots(target: Target, signal?: AbortSignal): AsyncGenerator<{ key: string; slot: KeySlot }> {
+/** Every slot; `read` throws Damaged where it is none. */
+export async function* listSlots(target: Target, signal?: AbortSignal): AsyncGenerator<{ key: string; read: () => KeySlot }> {
   for await (const { key } of target.list(KEYS, { signal })) {
     const found = await find(target, key, signal)
-    if (found) yield { key, slot: parseJson(found.body, slotSchema, key) }
+    if (found) yield { key, read: () => parseJson(found.body, slotSchema, key) }
   }
 }
 
-async function putSlot(target: Target, slot: KeySlot) {
+export async function putSlot(target: Target, slot: KeySlot) {
   const key = `${KEYS}${randomUUID()}`
   await target.put(key, canonicalJson(slot))
   return key
-}
-
-/** Another passphrase for the same repository; `present` is one that opens it. */
-export async function addPassphrase(
-  target: Target,
-  file: RepositoryFile,
-  present: string,
-  added: string,
-  options: { cost?: InitOptions['cost']; label?: string } = {},
-) {
-  if (added === '') throw new InvalidParameter('the key is empty')
-  for await (const { slot } of listSlots(target)) {
-    const master = await unwrapKey(slot, present, file.id).catch((error: unknown) => {
-      if (!(error instanceof WrongKey)) throw error
-    })
-    if (master) return putSlot(target, await wrapKey(master, added, file.id, options))
-  }
-  throw new WrongKey(`${target.location}: the key does not open this repository; is it that of another one?`)
-}
-
-/** Takes a slot away; the last one stays. What somebody has copied of it still opens the repository: the master key is the same. */
-export async function removeSlot(target: Target, key: string) {
-  const slots = await Array.fromAsync(listSlots(target))
-  if (!slots.some(slot => slot.key === key)) throw new InvalidParameter(`there is no key slot '${key}'`)
-  if (slots.length === 1) throw new InvalidParameter('this is the last key slot: without it nobody could read the repository')
-  await target.delete([key])
 }

@@ -3,12 +3,16 @@
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import { openTarget, type TargetSettings } from '../../src/push/target.ts'
+import { addPassphrase } from '../../src/repository/key-slots.ts'
+import { initRepository, readRepositoryFile } from '../../src/repository/repository-file.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
-import { pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
+import { CHEAP, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { settingsFor, silent } from '../helpers/s3.ts'
 import { ScriptedS3 } from '../helpers/scripted-s3.ts'
+import { MAIN } from '../helpers/stillpoint.ts'
+import { attempt } from '../helpers/tools.ts'
 
 const worker = new CliWorker()
 t.teardown(() => worker[Symbol.asyncDispose]())
@@ -24,6 +28,7 @@ async function world(t: Test) {
     sealed: { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/key` } },
     'wrong-key': { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/wrong` } },
     offsite: { plugin: 's3', ...s3 },
+    safe: { plugin: 's3', ...s3, prefix: 'safe/', encryption: { key: `file:${folder}/key` } },
     odd: { plugin: 's3', ...s3, bukcet: 1 },
   }
   writeFileSync(config, JSON.stringify({ repositories })) // JSON is YAML
@@ -38,6 +43,19 @@ async function world(t: Test) {
     local: () => open({ plugin: 'file', path: `${folder}/backup` }),
     offsite: () => open({ plugin: 's3', ...s3 }),
   }
+}
+
+/** An encrypted one whose key is made quickly. */
+async function cheap(settings: TargetSettings) {
+  await using target = await openTarget(settings, { log: silent })
+  await initRepository(target, { passphrase: 'correct horse', cost: CHEAP, chunkSize: 65536 })
+}
+
+/** The slot of another key for one of these. */
+async function alsoBy(passphrase: string, settings: TargetSettings) {
+  await using target = await openTarget(settings, { log: silent })
+  const repository = { target, file: await readRepositoryFile(target), passphrase: 'correct horse' }
+  return await addPassphrase(repository, passphrase, { cost: CHEAP, label: 'in the safe' })
 }
 
 const open = async (target: TargetSettings) => Repository.open(await openTarget(target, { log: silent }))
@@ -148,4 +166,89 @@ t.test('what is wrong with the call or the configuration is said, with an exit c
     code: 2,
     stderr: /cannot read the configuration/,
   })
+})
+
+t.test('restore points are copied from a folder to S3 with another key, exported from there, and imported again', async t => {
+  const { call, folder, local, store } = await world(t)
+  t.equal((await call('repo init local --chunk-size 64K')).code, 0)
+  await cheap({ plugin: 's3', ...settingsFor(store.endpoint, 'bucket', { prefix: 'safe/' }) })
+  await cheap({ plugin: 'file', path: `${folder}/sealed` })
+  const bytes = diskContent(30 * 65536, 1)
+  const { key } = await pushDisks(await local(), [{ name: 'root', source: sourceOf(bytes) }])
+  const point = key.replace('points/', '')
+  t.match(await call('point copy local vm/latest safe'), {
+    code: 0,
+    out: /copied to safe; 1\.\d+ MiB read, 1\.\d+ MiB new there/,
+  })
+  t.match(await call('point copy local vm/latest safe'), { code: 0, out: `${point}: safe has it already\n` })
+  bytes.set(randomBytes(1000, 2), 5000)
+  const newer = (await pushDisks(await local(), [{ name: 'root', source: sourceOf(bytes) }])).key.replace('points/', '')
+  const told = await call('point copy local vm/latest safe --json')
+  t.match(JSON.parse(told.out), { point: newer, repository: 'safe', new: true, since: point, added: 65536 })
+  t.match(await call('point copy local vm/latest local'), { code: 1, err: /same repository/ })
+  t.match(await call('point verify safe vm/latest'), { code: 0 })
+
+  const zip = `${folder}/vm.zip`
+  t.match(await call(`repo export safe vm/latest ${zip}`), {
+    code: 0,
+    out: /vm\.zip: 1 restore point, 1\.88 MiB of disks in/,
+    err: /is not encrypted, as the repository is/,
+  })
+  t.match(await call(`repo export safe vm/latest ${zip}`), { code: 11, err: /is there already/ })
+  t.match(await call(`repo export safe ${zip}`), { code: 2, err: /say which restore points/ })
+  const both = await call(`repo export safe ${point} vm/latest ${zip} --force --json`)
+  t.match(JSON.parse(both.out), { file: zip, points: [point, newer], size: 2 * bytes.length })
+  t.match(await call(`restore ${zip} latest ${folder}/root.raw`), { code: 0, out: /root\.raw: root, 1\.88 MiB restored/ })
+  t.ok(readFileSync(`${folder}/root.raw`).equals(bytes))
+  t.match(await call(`restore ${zip} vm/2 ${folder}/other.raw`), { code: 1, err: /several restore points begin/ })
+  t.match(await call(`restore ${zip} web/latest ${folder}/other.raw`), { code: 1, err: new RegExp(`it has ${point}, ${newer}`) })
+  t.match(await call(`repo import ${zip} sealed --json`), { code: 0 })
+  t.match(await call(`repo import ${zip} sealed`), { code: 0, out: `${point}: is there already\n${newer}: is there already\n` })
+  t.match(await call(`restore sealed ${newer} ${folder}/again.raw`), { code: 0 })
+  t.ok(readFileSync(`${folder}/again.raw`).equals(bytes))
+  truncateSync(zip, 1000)
+  t.match(await call(`repo import ${zip} sealed`), { code: 21, err: /vm\.zip' is damaged, or no archive of Stillpoint/ })
+})
+
+t.test('keys are listed, added, changed and removed, in a folder and on S3', async t => {
+  const { call, folder, store } = await world(t)
+  const s3 = { plugin: 's3', ...settingsFor(store.endpoint, 'bucket', { prefix: 'safe/' }) }
+  for (const [name, settings] of [
+    ['safe', s3],
+    ['sealed', { plugin: 'file', path: `${folder}/sealed` }],
+  ] as const) {
+    await cheap(settings)
+    t.match(await call(`repo key list ${name}`), { code: 0, out: /^SLOT .*\n[\da-f-]{36} .* yes +-\n$/ })
+    const slot = (await alsoBy('x', settings)).replace('keys/', '')
+    const slots = (await call(`repo key list ${name} --json`)).out.trim().split('\n')
+    t.match(
+      slots.map(line => JSON.parse(line) as object),
+      [{ opens: true }, { slot, label: 'in the safe', opens: false }],
+    )
+    t.match(await call(`repo key remove ${name} ${slot.slice(0, 8)}`), { code: 0, out: new RegExp(`${slot} removed`) })
+    t.match(await call(`repo key remove ${name} ${slot.slice(0, 8)}`), { code: 1, err: /no key slot begins with/ })
+  }
+  t.equal((await call('repo stats wrong-key')).code, 12)
+  t.match(await call(`repo key change sealed --new-key file:${folder}/wrong`), {
+    code: 0,
+    out: /added\n.*removed\nPut the new key/,
+  })
+  t.same([(await call('repo stats sealed')).code, (await call('repo stats wrong-key')).code], [12, 0])
+  for (const [args, err] of [
+    ['repo key show sealed', /'show' is none of list, add, remove, change/],
+    ['repo key add sealed', /say --new-key/],
+    ['repo key list sealed x', /one word too many/],
+    ['repo key remove sealed', /say which slot/],
+    ['repo key add sealed --new-key secret', /must say where the secret is/],
+  ] as const)
+    t.match(await call(args), { code: 2, err }, args)
+  t.equal((await call('repo init local')).code, 0)
+  t.match(await call('repo key list local'), { code: 1, err: /is not encrypted, so it has no keys/ })
+  const { code, stderr } = await attempt(
+    process.execPath,
+    [MAIN, 'repo', 'key', 'add', 'wrong-key', '--new-key', '-', '--config', `${folder}/stillpoint.yaml`],
+    { input: 'correct horse\n' },
+  )
+  t.equal(code, 0, stderr)
+  t.equal((await call('repo stats sealed')).code, 0, 'a key from standard input')
 })

@@ -11,7 +11,6 @@ import {
   BytesSink,
   BytesSource,
   bitmapOf,
-  CHEAP,
   done,
   newRepository,
   opaque,
@@ -23,7 +22,6 @@ import {
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { push, type PushDisk } from '../../src/push/push.ts'
 import { restore } from '../../src/restore/restore.ts'
-import { addPassphrase, initRepository, listSlots, removeSlot } from '../../src/repository/repository-file.ts'
 
 const CHUNK = 65536
 
@@ -400,20 +398,4 @@ t.test('a restore says what is damaged, and restores the rest when asked to', as
 t.test('a restore point that is not there is not found', async t => {
   const repository = await newRepository(new MemoryTarget())
   await t.rejects(RepositoryReader.begin(repository, ['points/vm/20260101T000000000Z-00000000']), NotFound)
-})
-
-t.test('an encrypted repository opens by any of its slots, and the last one stays', async t => {
-  const target = new MemoryTarget()
-  const file = await initRepository(target, { passphrase: 'one', cost: CHEAP })
-  await addPassphrase(target, file, 'one', 'two', { cost: CHEAP, label: 'for the safe' })
-  await t.rejects(addPassphrase(target, file, 'three', 'four'), WrongKey)
-  await Repository.open(target, { passphrase: 'two' })
-  const slots = await Array.fromAsync(listSlots(target))
-  t.equal(slots.length, 2)
-  const other = slots.find(({ slot }) => slot.label === undefined)!
-  await removeSlot(target, other.key)
-  await t.rejects(Repository.open(target, { passphrase: 'one' }), WrongKey)
-  await Repository.open(target, { passphrase: 'two' })
-  await t.rejects(removeSlot(target, slots.find(slot => slot !== other)!.key), /last/)
-  await t.rejects(initRepository(target, {}), /already/)
 })

@@ -10,6 +10,7 @@ import { note, print, printJson } from '../output.ts'
 import { findPointKey, pointArgument } from '../point-name.ts'
 import { facts, table } from '../table.ts'
 import { checkRepository } from '../verify-repository.ts'
+import { copyVerb } from './point-copy.ts'
 import { Option } from 'commander'
 import type { Manifest } from '../../repository/manifest.ts'
 
@@ -199,6 +200,6 @@ const forgetPoint = verb<Named, ConfigOption & { force?: boolean }>({
 
 export const point: Noun = {
   name: 'point',
-  summary: 'restore points: list, show, compare, verify, pin and forget them',
-  verbs: [list, show, changed, verifyPoint, pinPoint, unpinPoint, forgetPoint],
+  summary: 'restore points: list, show, compare, verify, copy, pin and forget them',
+  verbs: [list, show, changed, verifyPoint, copyVerb, pinPoint, unpinPoint, forgetPoint],
 }

@@ -6,6 +6,7 @@ import { formatSize, parseDuration, parseSize } from '../../base/units.ts'
 import type { Manifest } from '../../repository/manifest.ts'
 import { verb, type Noun } from '../define.ts'
 import { exportVerb, importVerb } from './export-import.ts'
+import { keyVerb } from './repo-key.ts'
 import { Misuse } from '../failure.ts'
 import { formatTime, plural } from '../format.ts'
 import {
@@ -261,5 +262,5 @@ const takeOver = verb<Named, ConfigOption>({
 export const repo: Noun = {
   name: 'repo',
   summary: 'repositories: make, check and tidy them',
-  verbs: [init, check, stats, prune, gc, exportVerb, importVerb, takeOver],
+  verbs: [init, check, stats, prune, gc, exportVerb, importVerb, keyVerb, takeOver],
 }
