@@ -43,6 +43,7 @@ const packages = {
   radosgw: { has: 'radosgw', without: 'no real S3 store judges the target on S3' },
   'ceph-mon': { has: 'ceph-mon', without: 'radosgw does not run' },
   'ceph-osd': { has: 'ceph-osd', without: 'radosgw does not run' },
+  systemd: { has: 'systemd-analyze', without: 'systemd judges no calendar expression, and no unit' },
   'man-db': { has: 'man', without: 'nobody looks at the man page' },
 }
 const needs = {
@@ -59,6 +60,7 @@ const needs = {
     'openssl',
     'e2fsprogs',
     'man-db',
+    'systemd',
     'radosgw',
     'ceph-mon',
     'ceph-osd',

@@ -19,7 +19,7 @@ import { filters } from './filters/index.ts'
 import { JobRecords } from './jobs/job-records.ts'
 import { Jobs } from './jobs/jobs.ts'
 import { Backups } from './machines/backups.ts'
-import { Configuration, type Reconciled } from './machines/configuration.ts'
+import { changedKeys, Configuration, type Reconciled } from './machines/configuration.ts'
 import { DiskJobs } from './machines/disk-jobs.ts'
 import type { Disk, Machine } from './machines/machine.ts'
 import { Machines } from './machines/machines.ts'
@@ -33,6 +33,10 @@ import { OnDemandServer } from './nbd-server/on-demand-server.ts'
 import type { NbdServerOptions } from './nbd-server/server.ts'
 import { openPlace, settingsOf } from './push/open-place.ts'
 import { restorePoint } from './restore/restore-point.ts'
+import { BackupWorker } from './scheduler/backup-worker.ts'
+import { systemClock } from './scheduler/clock.ts'
+import { stateSchema } from './scheduler/schedule-state.ts'
+import { Scheduler } from './scheduler/scheduler.ts'
 import type { Listener, Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
@@ -139,6 +143,33 @@ export class Appliance implements AsyncDisposable {
       scratch.configure(limit, timeoutMs / 1000)
       return { changes: [], problems: [] }
     })
+    const worker = new BackupWorker({
+      turns,
+      log,
+      machines,
+      backups,
+      diskJobs,
+      get repositories() {
+        return configuration.current.repositories
+      },
+    })
+    const scheduler = parts.use(
+      await Scheduler.start(Object.values(settings.schedules), settings.limits.backups, {
+        worker,
+        store: {
+          read: async () => state?.read('schedules', stateSchema),
+          write: async schedules => state?.write('schedules', schedules),
+        },
+        clock: systemClock,
+        log,
+        emit: events.emit,
+      }),
+    )
+    configuration.follow(async ({ schedules, limits }) => {
+      const changes = changedKeys('schedules', scheduler.settings, schedules)
+      await scheduler.reconcile(Object.values(schedules), limits.backups)
+      return { changes, problems: [] }
+    })
 
     const { socket } = settings.control
     const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket }]
@@ -156,6 +187,7 @@ export class Appliance implements AsyncDisposable {
       backups,
       diskJobs,
       configuration,
+      scheduler,
       quit: quit.resolve,
       describeDaemon: () => ({
         version,

@@ -38,7 +38,7 @@ const layers = [
   ['src/repository'],
   ['src/block', 'src/bitmaps'],
   ['src/settings'],
-  ['src/base'],
+  ['src/base', 'src/calendar'],
 ]
 const STRANGERS = new Set(['src/drivers', 'src/filters'])
 

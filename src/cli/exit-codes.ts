@@ -20,7 +20,7 @@ export const exitCodeMeanings: readonly (readonly [code: number, meaning: string
   [exitCodes.done, 'done'],
   [exitCodes.failed, 'failed: standard error says why, and what to do next'],
   [exitCodes.usage, 'the call, or the configuration, has a mistake'],
-  [exitCodes.partlyDone, 'partly done: of several commands given to `qmp`, some failed'],
+  [exitCodes.partlyDone, 'partly done: of several commands given to `qmp`, or machines of a schedule, some failed'],
   [
     exitCodes.warnings,
     'done, with warnings: `doctor` has found something that is slower or without a guard, or `config reload` could not do all',

@@ -19,6 +19,8 @@ import type { diskPull } from '../control/commands/disk-pull.ts'
 import type { diskSnapshot } from '../control/commands/disk-snapshot.ts'
 import type { queryDiskJobs } from '../control/commands/query-disk-jobs.ts'
 import type { queryJobs } from '../control/commands/query-jobs.ts'
+import type { querySchedules } from '../control/commands/query-schedules.ts'
+import type { scheduleRun } from '../control/commands/schedule-run.ts'
 import type { queryMachines } from '../control/commands/query-machines.ts'
 
 // oxlint-disable-next-line no-explicit-any -- whatever its arguments are
@@ -30,6 +32,8 @@ export interface Replies {
   'query-machines': ReplyOf<typeof queryMachines>
   'query-checkpoints': ReplyOf<typeof queryCheckpoints>
   'query-backups': ReplyOf<typeof queryBackups>
+  'query-schedules': ReplyOf<typeof querySchedules>
+  'schedule-run': ReplyOf<typeof scheduleRun>
   'config-reload': ReplyOf<typeof configReload>
   'disk-abort': ReplyOf<typeof diskAbort>
   'disk-commit': ReplyOf<typeof diskCommit>
@@ -54,3 +58,5 @@ export type DiskJobInfo = Replies['disk-copy']
 export type MachineInfo = Replies['query-machines'][number]
 export type CheckpointInfo = Replies['checkpoint-create']
 export type SessionInfo = Replies['backup-begin']
+export type ScheduleInfo = Replies['query-schedules'][number]
+export type ScheduleRun = Replies['schedule-run']

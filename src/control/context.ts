@@ -11,6 +11,7 @@ import type { Configuration } from '../machines/configuration.ts'
 import type { Machines } from '../machines/machines.ts'
 import type { Exports } from '../nbd-server/exports.ts'
 import type { NodeExports } from '../nbd-server/node-exports.ts'
+import type { Scheduler } from '../scheduler/scheduler.ts'
 import type { OnDemandServer } from '../nbd-server/on-demand-server.ts'
 import type { ClientTransaction } from './client-transaction.ts'
 import type { AnyCommand } from './command.ts'
@@ -35,6 +36,7 @@ export interface CommandContext {
   readonly backups: Backups
   readonly diskJobs: DiskJobs
   readonly configuration: Configuration
+  readonly scheduler: Scheduler
   describeDaemon(): DaemonInfo
   /** Ends the appliance in an orderly way, after the command that asked for it has been answered. */
   quit(): void

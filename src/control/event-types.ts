@@ -82,6 +82,21 @@ export const eventTypes: readonly EventType[] = [
     summary: 'A command that is to be run afterwards has failed.',
     data: z.strictObject({ machine: z.string(), hook: z.literal('after'), reason: z.string() }),
   },
+  {
+    name: 'SCHEDULE_RUN_BEGUN',
+    summary: 'A schedule runs: it was due, makes up for a time that was missed, or was asked to.',
+    data: z.strictObject({ schedule: z.string(), run: int64, why: z.enum(['due', 'catch-up', 'asked']) }),
+  },
+  {
+    name: 'SCHEDULE_RUN_ENDED',
+    summary: 'A run of a schedule has ended; query-schedules says what became of each machine.',
+    data: z.strictObject({
+      schedule: z.string(),
+      run: int64,
+      outcome: z.enum(['done', 'warning', 'partly', 'failed']),
+      reason: z.string().optional(),
+    }),
+  },
   { name: 'BACKUP_BEGUN', summary: 'A backup session is open.', data: z.strictObject(backupSession) },
   {
     name: 'BACKUP_BROKEN',

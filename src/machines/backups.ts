@@ -49,6 +49,7 @@ const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
 export class Backups implements AsyncDisposable {
   readonly #sessions = new Map<string, PullSession>()
   readonly #timers = new Map<string, NodeJS.Timeout>()
+  readonly #ends = new Map<PullSession, PromiseWithResolvers<string | undefined>>()
 
   private readonly pushes: Pushes
 
@@ -144,6 +145,18 @@ export class Backups implements AsyncDisposable {
     return session
   }
 
+  /** Done when an open session ends: undefined where it was finished, or why not. Never rejects. */
+  endOf(session: PullSession): Promise<string | undefined> {
+    const end = this.#ends.get(session) ?? Promise.withResolvers<string | undefined>()
+    this.#ends.set(session, end)
+    return end.promise
+  }
+
+  /** In a turn. */
+  async abortIfOpen(session: PullSession, reason: string) {
+    if (this.#sessions.get(session.name) === session) await this.abort(session.name, reason)
+  }
+
   /** The reader has what it wanted; the session's checkpoint stays. @throws InvalidParameter when the views are lost */
   async finish(name: string) {
     const session = this.get(name)
@@ -180,6 +193,8 @@ export class Backups implements AsyncDisposable {
     const { reason } = outcome
     this.context.emit(event, { machine: machine.name, session: session.name, ...(reason !== undefined && { reason }) })
     machine.guest.ended({ kind: 'pull', name: session.name }, { ...outcome, consistency, checkpoint })
+    this.#ends.get(session)?.resolve(reason)
+    this.#ends.delete(session)
   }
 
   #broken(session: PullSession, disk: string, error: Error) {

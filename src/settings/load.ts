@@ -3,9 +3,10 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { BadSettings, strerror } from '../base/errors.ts'
+import { nearest } from '../base/nearest.ts'
 import { problemsOf } from './problems.ts'
 import { schema, type Checked } from './schema.ts'
-import type { Listener, QuiesceSettings, Settings } from './settings.ts'
+import type { KeepSettings, Listener, QuiesceSettings, ScheduleSettings, Settings } from './settings.ts'
 import { Sources } from './sources.ts'
 import { nameOf, YamlSource, type Path, type Place, type Problem } from './yaml-source.ts'
 
@@ -127,7 +128,10 @@ const orderOf = (a: Place | undefined, b: Place | undefined) =>
   a && b && a.source === b.source ? a.offset - b.offset : (a?.source.file ?? '') < (b?.source.file ?? '') ? -1 : 1
 
 /** Paths are relative to the main file's folder. */
-function settle({ state, control, nbd, machines, repositories, scratch, sessions }: Checked, file: string): Settings {
+function settle(
+  { state, control, nbd, machines, repositories, scratch, sessions, schedules, limits }: Checked,
+  file: string,
+): Settings {
   const folder = dirname(resolve(file))
   const absolute = (path: string) => resolve(folder, path)
   return {
@@ -157,6 +161,8 @@ function settle({ state, control, nbd, machines, repositories, scratch, sessions
       timeoutMs: scratch.timeout,
     },
     sessions: { expireMs: sessions.expire },
+    schedules: mapValues(schedules, scheduleOf),
+    limits,
   }
 }
 
@@ -187,11 +193,38 @@ function settleQuiesce(
     : { agent: absolute(agent), timeoutMs, onFailure }
 }
 
+function scheduleOf(
+  { 'time-zone': timeZone, 'catch-up': catchUp, 'retry-after': retryAfterMs, ...schedule }: Checked['schedules'][string],
+  name: string,
+): ScheduleSettings {
+  const { machines, mode, repository, at, jitter: jitterMs = 0, window: windowMs, retries, keep } = schedule
+  const times = typeof at === 'string' ? [at] : at
+  return {
+    name,
+    machines,
+    mode,
+    repository,
+    at: times,
+    timeZone,
+    jitterMs,
+    catchUp,
+    windowMs,
+    retries,
+    retryAfterMs,
+    ...(keep && { keep: keepOf(keep) }),
+  }
+}
+
+function keepOf({ within, ...counts }: NonNullable<Checked['schedules'][string]['keep']>): KeepSettings {
+  const given = Object.entries({ ...counts, withinMs: within }).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(given)
+}
+
 const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) => B): Record<string, B> =>
   Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value, key)]))
 
-/** What no single key shows: a socket or an image that is there twice, a socket whose path no system call takes. */
-function clashes({ control, nbd, machines }: Settings, source: Sources): Problem[] {
+/** What no single key shows: what is there twice, what is named and is not there, a socket whose path no system call takes. */
+function clashes({ control, nbd, machines, repositories, schedules }: Settings, source: Sources): Problem[] {
   const problems: Problem[] = []
   const seen = new Map<string, string>()
   const once = (what: string, path: Path, value: string) => {
@@ -219,6 +252,17 @@ function clashes({ control, nbd, machines }: Settings, source: Sources): Problem
       once('image', ['machines', machine, 'disks', disk, 'image'], image)
       once('image', ['machines', machine, 'disks', disk, 'bitmaps'], bitmaps)
     }
+  }
+  const known = (what: string, path: Path, name: string, names: readonly string[]) => {
+    if (names.includes(name)) return
+    const meant = nearest(name, names)
+    const advice = meant ? `did you mean "${meant}"?` : `there are ${names.map(one => `"${one}"`).join(', ') || 'none'}`
+    problems.push({ place: source.placeOf(path), sentence: `"${nameOf(path)}" names no ${what}: "${name}"; ${advice}` })
+  }
+  for (const [schedule, { machines: wanted, repository }] of Object.entries(schedules)) {
+    const path = ['schedules', schedule]
+    wanted.forEach((name, index) => known('machine', [...path, 'machines', index], name, Object.keys(machines)))
+    if (repository !== undefined) known('repository', [...path, 'repository'], repository, Object.keys(repositories))
   }
   return problems
 }

@@ -6,6 +6,7 @@ import { z } from 'zod'
 import { isAddressOrNetwork } from '../base/networks.ts'
 import { objectionTo } from '../base/secret-reference.ts'
 import { parseDuration, parseSize } from '../base/units.ts'
+import { parseCalendar } from '../calendar/calendar.ts'
 import type { CommandLine } from './settings.ts'
 
 /** QEMU's limit for the name of a node, and a disk's node is called MACHINE.DISK. */
@@ -14,7 +15,7 @@ const MAX_NODE_NAME = 31
 const MAX_EXPIRE = '24d'
 
 /** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
-export const laterKeys = new Set(['schedules', 'metrics', 'web', 'notify'])
+export const laterKeys = new Set(['metrics', 'web', 'notify'])
 
 const path = z.string().min(1, 'a path must not be empty')
 
@@ -229,6 +230,87 @@ const repository = z.looseObject({
     .describe('With it everything in the repository is encrypted. It is decided when the repository is made.'),
 })
 
+const expression = z.string().superRefine((text, context) => {
+  const calendar = parseCalendar(text)
+  const message =
+    typeof calendar === 'string'
+      ? `is no time of systemd (OnCalendar) or cron: ${calendar}`
+      : calendar.next(0) === undefined
+        ? 'never comes: there is no such date'
+        : undefined
+  if (message !== undefined) context.addIssue({ code: 'custom', message })
+})
+
+const timeZone = z.string().superRefine((name, context) => {
+  if (typeof parseCalendar('daily', name) === 'string')
+    context.addIssue({ code: 'custom', message: `names no time zone such as Europe/Berlin or UTC: ${JSON.stringify(name)}` })
+})
+
+const times = z.union([expression, z.array(expression)])
+
+const kept = z.int('must be a whole number').min(1, 'must be 1 or more').max(10_000, 'must be 10000 or less').optional()
+
+const keep = z
+  .strictObject({
+    last: kept.describe('The newest ones.'),
+    hourly: kept.describe('The newest of so many hours.'),
+    daily: kept.describe('The newest of so many days.'),
+    weekly: kept.describe('The newest of so many weeks.'),
+    monthly: kept.describe('The newest of so many months.'),
+    yearly: kept.describe('The newest of so many years.'),
+    within: written(text => parseDuration(text) || undefined, 'a time with its unit, such as 36h or 7d')
+      .optional()
+      .describe('Everything that is not older.'),
+  })
+  .refine(rules => Object.keys(rules).length > 0, 'keeps nothing: say what to keep, such as daily: 14')
+
+const schedule = z
+  .strictObject({
+    machines: z.array(name).min(1, 'must name at least one machine').describe('Which machines, by name.'),
+    mode: z
+      .enum(['push', 'pull'], 'must be "push" or "pull"')
+      .default('push')
+      .describe(
+        '"push": into the repository. "pull": a session is opened, called SCHEDULE-MACHINE, for a backup program to read and finish within the window.',
+      ),
+    repository: name.optional().describe('Where to push to.'),
+    at: times
+      .default([])
+      .describe(
+        'When: an expression of systemd (Mon..Fri *-*-* 02:00) or cron (0 2 * * 1-5), or a list of them. Without it the schedule runs when it is asked to, such as by a timer of systemd.',
+      ),
+    'time-zone': timeZone.optional().describe('For times that name none of their own. Default: this machine’s.'),
+    jitter: duration
+      .optional()
+      .describe('Begin later by up to so long, by always the same, so that not all begin at once. Default: on time.'),
+    'catch-up': z
+      .boolean()
+      .default(true)
+      .describe('A time that came while the daemon did not run, or that it did not bring to its end, is made up for, once.'),
+    window: duration
+      .optional()
+      .describe(
+        'How long after it is due machines may still be begun; what is under way then goes on. A pull session ends then.',
+      ),
+    retries: z
+      .int('must be a whole number')
+      .min(0, 'must be 0 or more')
+      .max(100, 'must be 100 or less')
+      .default(2)
+      .describe('How often a machine whose backup failed is tried again.'),
+    'retry-after': duration.prefault('5m').describe('How long after; each time twice as long, and an hour at most. Default: 5m.'),
+    keep: keep
+      .optional()
+      .describe('Which restore points are kept, by Proxmox Backup’s rules; what no rule keeps is forgotten and collected.'),
+  })
+  .superRefine(({ mode, repository, window, keep: rules }, context) => {
+    const object = (path: string[], message: string) => context.addIssue({ code: 'custom', path, message })
+    if (mode === 'push' && repository === undefined) object([], 'needs the repository to push to')
+    if (mode === 'pull' && window === undefined) object([], 'needs a window, at the end of which the session ends')
+    if (mode === 'pull' && repository !== undefined) object(['repository'], 'is for mode: push')
+    if (mode === 'pull' && rules !== undefined) object(['keep'], 'is for mode: push')
+  })
+
 export const schema = z
   .strictObject({
     state: path
@@ -272,6 +354,17 @@ export const schema = z
         expire: duration
           .prefault('24h')
           .describe('How long a pull session stays open when nobody finishes or aborts it. Default: 24h.'),
+      })
+      .prefault({}),
+    schedules: z.record(name, schedule).default({}).describe('Backups that begin by themselves, by name.'),
+    limits: z
+      .strictObject({
+        backups: z
+          .int('must be a whole number')
+          .min(1, 'must be 1 or more')
+          .max(1000, 'must be 1000 or less')
+          .default(2)
+          .describe('How many machines schedules back up at once. Default: 2.'),
       })
       .prefault({}),
   })

@@ -24,6 +24,41 @@ export interface Settings {
     /** How long a pull session stays open when nobody ends it. */
     readonly expireMs: number
   }
+  readonly schedules: Readonly<Record<string, ScheduleSettings>>
+  readonly limits: {
+    /** How many machines schedules back up at once. */
+    readonly backups: number
+  }
+}
+
+export interface ScheduleSettings {
+  readonly name: string
+  readonly machines: readonly string[]
+  readonly mode: 'push' | 'pull'
+  /** Of a push. */
+  readonly repository?: string | undefined
+  /** Expressions of systemd or cron, all good; none: it runs only when it is asked for. */
+  readonly at: readonly string[]
+  /** Default: this machine's. */
+  readonly timeZone?: string | undefined
+  readonly jitterMs: number
+  readonly catchUp: boolean
+  /** From when it is due on: nothing is begun later. A pull session ends then. */
+  readonly windowMs?: number | undefined
+  readonly retries: number
+  readonly retryAfterMs: number
+  readonly keep?: KeepSettings | undefined
+}
+
+/** As the repository's RetentionPolicy. */
+export interface KeepSettings {
+  readonly last?: number
+  readonly hourly?: number
+  readonly daily?: number
+  readonly weekly?: number
+  readonly monthly?: number
+  readonly yearly?: number
+  readonly withinMs?: number
 }
 
 export interface RepositorySettings {

@@ -7,7 +7,7 @@ import type { Settings } from './settings.ts'
 
 /** No machines, no sockets, no state; what the configuration leaves out has the same defaults here. */
 export function settingsWithoutFile(): Settings {
-  const { scratch, sessions } = schema.parse({})
+  const { scratch, sessions, limits } = schema.parse({})
   return {
     control: {},
     nbd: [],
@@ -15,5 +15,7 @@ export function settingsWithoutFile(): Settings {
     repositories: {},
     scratch: { path: join(tmpdir(), `stillpoint-${process.pid}`), limit: scratch.limit, timeoutMs: scratch.timeout },
     sessions: { expireMs: sessions.expire },
+    schedules: {},
+    limits,
   }
 }

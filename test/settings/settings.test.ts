@@ -35,6 +35,8 @@ t.test('everything that is not said has its default', async t => {
     repositories: {},
     scratch: { path: '/var/lib/stillpoint/scratch', limit: 10 * 2 ** 30, timeoutMs: 10_000 },
     sessions: { expireMs: 86_400_000 },
+    schedules: {},
+    limits: { backups: 2 },
   })
 })
 
@@ -64,6 +66,8 @@ repositories:
   else: { plugin: s3, path: as it is, bucket: b, encryption: { key: env:KEY } }
 scratch: { limit: 512MiB }
 sessions: { expire: 1h30m }
+schedules:
+  nightly: { machines: [db], repository: local, at: ["02:00", 0 5 * * 6], time-zone: Europe/Berlin, jitter: 10m, catch-up: false, keep: { daily: 7, within: 24h } }
 `,
     '/srv/sp/conf/s.yaml',
   )
@@ -108,11 +112,31 @@ sessions: { expire: 1h30m }
     },
     scratch: { path: '/srv/sp/conf/state/scratch', limit: 512 * 2 ** 20, timeoutMs: 10_000 },
     sessions: { expireMs: 5_400_000 },
+    schedules: {
+      nightly: {
+        name: 'nightly',
+        machines: ['db'],
+        mode: 'push',
+        repository: 'local',
+        at: ['02:00', '0 5 * * 6'],
+        timeZone: 'Europe/Berlin',
+        jitterMs: 600_000,
+        catchUp: false,
+        windowMs: undefined,
+        retries: 2,
+        retryAfterMs: 300_000,
+        keep: { daily: 7, withinMs: 86_400_000 },
+      },
+    },
+    limits: { backups: 2 },
   })
   t.same(parse('nbd: []').nbd, [], 'nobody has to listen')
 })
 
 const disk = (rest: string) => `machines:\n  db:\n    disks:\n      root: { image: /a, ${rest} }\n`
+
+const scheduled =
+  'machines: { db: { disks: { r: { image: /a } } } }\nrepositories: { r: { plugin: file, path: /r } }\nschedules: { s: { machines: [db], repository: r, '
 
 t.test('each mistake is told in one sentence, with its place', async t => {
   const cases: [text: string, told: string][] = [
@@ -120,13 +144,13 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ['machine: {}', '1:1: unknown key "machine"; did you mean "machines"?'],
     [
       'colour: red',
-      '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "repositories", "scratch", "sessions"',
+      '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "repositories", "scratch", "sessions", "schedules", "limits"',
     ],
     [disk('readonly: true'), '4:26: unknown key "readonly" in "machines.db.disks.root"; did you mean "read-only"?'],
     [disk('read_only: true'), '4:26: unknown key "read_only" in "machines.db.disks.root"; did you mean "read-only"?'],
     ['nbd:\n  - uinx: /a', '2:5: unknown key "uinx" in "nbd[1]"; did you mean "unix"?'],
     ['state: /a\nstate: /b', '2:1: the key "state" is here for the second time; keep one of them'],
-    ['schedules: {}', '1:1: "schedules" comes in a later version of Stillpoint; leave it out for now'],
+    ['metrics: {}', '1:1: "metrics" comes in a later version of Stillpoint; leave it out for now'],
     ['repositories: { local: { path: /a } }', '1:24: "repositories.local" lacks "plugin"'],
     [
       'repositories: { local: { plugin: file, encryption: { key: hush } } }',
@@ -227,6 +251,23 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     [
       `control: { socket: /${'x'.repeat(110)} }`,
       `1:20: the path of this socket is 4 bytes too long for Linux: /${'x'.repeat(110)}`,
+    ],
+    // schedules
+    [
+      `${scheduled}at: 25:00 } }`,
+      '3:54: "schedules.s.at" is no time of systemd (OnCalendar) or cron: an hour is from 0 to 23, and not "25"',
+    ],
+    [`${scheduled}at: "*-2-30" } }`, '3:54: "schedules.s.at" never comes: there is no such date'],
+    [`${scheduled}time-zone: Mars } }`, '3:61: "schedules.s.time-zone" names no time zone such as Europe/Berlin or UTC: "Mars"'],
+    [`${scheduled}keep: {} } }`, '3:56: "schedules.s.keep" keeps nothing: say what to keep, such as daily: 14'],
+    [`${scheduled.replace('[db]', '[bd]')} } }`, '3:30: "schedules.s.machines[1]" names no machine: "bd"; did you mean "db"?'],
+    [
+      `${scheduled.replace('repository: r', 'repository: q')} } }`,
+      '3:47: "schedules.s.repository" names no repository: "q"; did you mean "r"?',
+    ],
+    [
+      `${scheduled.replace('repository: r', 'mode: pull')} } }`,
+      '3:17: "schedules.s" needs a window, at the end of which the session ends',
     ],
     // no YAML
     ['a:\n\tb: 1', '2:1: a tab indents this line; YAML wants spaces'],
@@ -351,7 +392,7 @@ t.test('the example is a good configuration, and what it comments out are the de
 
   const { file: _, nbd, machines, ...rest } = settings
   const spelled = readFileSync(file, 'utf8').replaceAll(
-    /^( *)# (?=(state|control|  socket|scratch|  path|  limit|sessions|  expire|read-only):)/gm,
+    /^( *)# (?=(state|control|  socket|scratch|  path|  limit|sessions|  expire|read-only|catch-up|retries|retry-after|limits|  backups):)/gm,
     '$1',
   )
   const all = parseSettings(Buffer.from(spelled), file)

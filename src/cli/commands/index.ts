@@ -14,6 +14,7 @@ import { point } from './point.ts'
 import { qmp } from './qmp.ts'
 import { repo } from './repo.ts'
 import { restore } from './restore.ts'
+import { schedule } from './schedule.ts'
 import { serve } from './serve.ts'
 import { status } from './status.ts'
 
@@ -25,6 +26,7 @@ export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
     disk,
     checkpoint,
     backup,
+    schedule,
     restore,
     serve,
     nbd,

@@ -69,9 +69,11 @@ import { queryJobs } from './query-jobs.ts'
 import { queryMachines } from './query-machines.ts'
 import { queryNamedBlockNodes } from './query-named-block-nodes.ts'
 import { queryQmpSchema } from './query-qmp-schema.ts'
+import { querySchedules } from './query-schedules.ts'
 import { queryTransaction } from './query-transaction.ts'
 import { queryVersion } from './query-version.ts'
 import { quit } from './quit.ts'
+import { scheduleRun } from './schedule-run.ts'
 import { transactionBegin } from './transaction-begin.ts'
 import { transactionCommit } from './transaction-commit.ts'
 import { transactionRollback } from './transaction-rollback.ts'
@@ -147,9 +149,11 @@ export const commands: readonly AnyCommand[] = [
   queryMachines,
   queryNamedBlockNodes,
   queryQmpSchema,
+  querySchedules,
   queryTransaction,
   queryVersion,
   quit,
+  scheduleRun,
   transaction,
   transactionBegin,
   transactionCommit,
