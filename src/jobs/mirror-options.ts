@@ -32,6 +32,8 @@ export interface CopyOptions {
 export interface MirrorOptions extends CopyOptions {
   readonly sync: MirrorSync
   readonly copyMode?: CopyMode | undefined
+  /** In copy-mode write-blocking: seconds that a guest's write waits for the target, and then does not any more; 0: for ever. */
+  readonly targetTimeout?: number | undefined
   /** The node in whose place the target is put at the end; by default the source. */
   readonly replaces?: string | undefined
   /** What else belongs to the disk, and goes with it. */
@@ -47,9 +49,12 @@ export interface PivotHooks {
 
 const GRANULARITY = { least: 512, most: 64 << 20, fromClusters: [4096, 65536] } as const
 
+/** A timer's longest. */
+const LONGEST_TIMEOUT = Math.floor((2 ** 31 - 1) / 1000)
+
 /** Returns the node that is to be replaced. @throws InvalidParameter, NotFound, Busy */
 export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
-  const { source, target, granularity = 0, bufSize = 0, sync, speed = 0 } = options
+  const { source, target, granularity = 0, bufSize = 0, sync, speed = 0, targetTimeout = 0 } = options
   checkGranularity(granularity)
   source.checkNoJob()
   target.checkNoJob()
@@ -58,6 +63,8 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
   if (bufSize < 0) throw new InvalidParameter("Invalid parameter 'buf-size'")
   if (source === target) throw new InvalidParameter("Can't mirror node into itself")
   checkSpeed(speed)
+  if (targetTimeout > LONGEST_TIMEOUT)
+    throw new InvalidParameter(`Parameter 'target-timeout' expects at most ${LONGEST_TIMEOUT} seconds`)
   return replaced
 }
 

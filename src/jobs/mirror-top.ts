@@ -4,9 +4,13 @@
 // Then source and target are changed in the same order: whoever changes a granule of the target holds it (DirtyCopy.lock), and guests hold
 // theirs from before the source is written. A granule is marked by the source's node, as by every write; when the target has it too, the
 // mark is taken away, unless the granule was dirty before and was written in part only.
+//
+// A target that does not take a write in time is not waited for any longer, by nobody: from then on guests write to the source only, as in
+// copy-mode background, and the job is told. The write that the target was too slow for may still land there, so until then its granules
+// stay held, and nobody else writes to them: the mark that is left has them copied anew behind it.
 
 import { z } from 'zod'
-import { NotSupported } from '../base/errors.ts'
+import { IoError, NotSupported } from '../base/errors.ts'
 import { alignDown, alignUp, endOf, widen, type Range } from '../base/ranges.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { AnyDriver, BlockIo, WriteFlags, ZeroFlags } from '../block/driver.ts'
@@ -16,9 +20,11 @@ import type { DirtyCopy } from './dirty-copy.ts'
 
 export interface WriteThrough {
   readonly target: BlockIo
+  /** For how long a write waits for it; 0: for ever. */
+  readonly timeoutSeconds: number
   readonly bitmap: DirtyBitmap
   readonly copy: DirtyCopy
-  /** The target did not take what the source took. */
+  /** The target did not take what the source took, or is not waited for. */
   failed(this: void, error: unknown): void
 }
 
@@ -94,27 +100,63 @@ export class MirrorTop extends Passthrough {
     if (!through) return change(this.source)
     const { bitmap, copy, target } = through
     const { granularity } = bitmap
-    using _alone = await copy.lock.exclusive(widen(range, granularity, bitmap.size))
-    const headDirty = bitmap.isDirty(range.offset)
-    const tailDirty = bitmap.isDirty(endOf(range) - 1)
-    await change(this.source)
-    // The source has it, and so the guest's request has succeeded whatever becomes of the rest.
-    if (this.#through !== through || !(await this.#tellTarget(through, change(target)))) return
-    copy.countCopied(range.length)
-    const from = headDirty ? alignUp(range.offset, granularity) : alignDown(range.offset, granularity)
-    const end =
-      endOf(range) === bitmap.size || !tailDirty ? alignUp(endOf(range), granularity) : alignDown(endOf(range), granularity)
-    if (end > from) bitmap.reset(from, Math.min(end, bitmap.size) - from)
+    const locked = copy.lock.exclusive(widen(range, granularity, bitmap.size))
+    const alone = await this.#waitForTarget(through, locked)
+    if (!alone || this.#through !== through) {
+      void locked.then(lock => lock[Symbol.dispose]())
+      return change(this.source)
+    }
+    let held: Disposable | undefined = alone
+    try {
+      const headDirty = bitmap.isDirty(range.offset)
+      const tailDirty = bitmap.isDirty(endOf(range) - 1)
+      await change(this.source)
+      // The source has it, and so the guest's request has succeeded whatever becomes of the rest.
+      if (this.#through !== through) return
+      const taken = this.#tellTarget(through, change(target))
+      const done = await this.#waitForTarget(through, taken)
+      if (done === undefined) {
+        void taken.then(() => alone[Symbol.dispose]())
+        held = undefined
+      }
+      if (!done) return
+      copy.countCopied(range.length)
+      const from = headDirty ? alignUp(range.offset, granularity) : alignDown(range.offset, granularity)
+      const end =
+        endOf(range) === bitmap.size || !tailDirty ? alignUp(endOf(range), granularity) : alignDown(endOf(range), granularity)
+      if (end > from) bitmap.reset(from, Math.min(end, bitmap.size) - from)
+    } finally {
+      held?.[Symbol.dispose]()
+    }
   }
 
-  async #tellTarget({ failed }: WriteThrough, written: Promise<void>): Promise<boolean> {
-    const taken = written.then(
+  #tellTarget(through: WriteThrough, written: Promise<void>): Promise<boolean> {
+    return written.then(
       () => true,
       (error: unknown) => {
-        failed(error)
+        if (this.#through === through) through.failed(error)
         return false
       },
     )
-    return Promise.race([taken, this.#ended.promise.then(() => false)])
+  }
+
+  /** What it comes to; undefined where guests do not wait for the target any more. It does not fail. */
+  async #waitForTarget<T>(through: WriteThrough, promise: Promise<T>): Promise<T | undefined> {
+    const { timeoutSeconds } = through
+    const late = () => {
+      if (this.#through !== through) return
+      this.end()
+      through.failed(
+        new IoError(
+          `the target did not take a guest's write within ${timeoutSeconds} s, and is not waited for any more; look at it, then begin anew`,
+        ),
+      )
+    }
+    const timer = timeoutSeconds > 0 ? setTimeout(late, timeoutSeconds * 1000) : undefined
+    try {
+      return await Promise.race([promise, this.#ended.promise.then(() => undefined)])
+    } finally {
+      clearTimeout(timer)
+    }
   }
 }

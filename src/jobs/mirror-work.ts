@@ -8,7 +8,7 @@
 // 4. `prepare` copies the last of it while writes are held, which lasts only as long as the target is quick: a slow one is given up, and
 //    the guest goes on with the source. `commit` moves the guests, who never see a half.
 //
-// In copy-mode background nobody but the job ever waits for the target.
+// In copy-mode background nobody but the job ever waits for the target; with write-blocking guests do, for so long and no longer.
 
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -51,6 +51,8 @@ export interface MirrorPlan {
   /** Nodes that others must leave alone, beside source and target. */
   readonly between?: readonly GraphNode[]
   readonly copyMode: CopyMode
+  /** In copy-mode write-blocking: seconds that a guest's write waits for the target; 0: for ever. */
+  readonly targetTimeout?: number | undefined
   /** What is to be copied beside what guests write: `data` is all but what reads as zeroes in every layer. */
   readonly first: 'all' | 'data' | 'none' | ((extent: Extent) => boolean)
   /** The target is behind the source: what is copied to it changes nothing that anybody sees. */
@@ -153,7 +155,13 @@ export class MirrorWork implements JobWork {
     // Zeroing that leaves no hole is no better than copying.
     if (first === 'all' || (first === 'data' && !options.target.unmaps)) bitmap.mark(0, bitmap.size)
     if (copyMode === 'write-blocking')
-      this.#top!.begin({ target: this.#target!, bitmap, copy, failed: error => this.#targetFailed(error) })
+      this.#top!.begin({
+        target: this.#target!,
+        timeoutSeconds: this.plan.targetTimeout ?? 0,
+        bitmap,
+        copy,
+        failed: error => this.#targetFailed(error),
+      })
   }
 
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {

@@ -4,6 +4,7 @@
 import type { Action } from '../block/action.ts'
 import { backingOf } from '../block/chain.ts'
 import type { Extent } from '../block/driver.ts'
+import type { Scratch } from '../block/scratch.ts'
 import type { Job } from './job.ts'
 import type { JobGroup } from './job-group.ts'
 import type { Jobs } from './jobs.ts'
@@ -16,13 +17,13 @@ export class MirrorAction implements Action {
   #job: Job | undefined
 
   constructor(
-    private readonly context: MirrorContext & { readonly jobs: Jobs },
+    private readonly context: MirrorContext & { readonly jobs: Jobs; readonly scratch: Pick<Scratch, 'timeoutSeconds'> },
     private readonly options: MirrorOptions,
     private readonly group?: JobGroup,
   ) {}
 
   async prepare() {
-    const { jobs, graph } = this.context
+    const { jobs, graph, scratch } = this.context
     const { jobId: id, autoFinalize, autoDismiss, speed, sync, source, copyMode = 'background' } = this.options
     const replaced = checkMirror(graph, this.options)
     jobs.check(id)
@@ -32,7 +33,9 @@ export class MirrorAction implements Action {
       beforePivot: () => pivot.before(),
       afterwards: (pivoted: boolean) => pivot.after(pivoted),
     }
-    const work = new MirrorWork(this.context, { type: 'mirror', options: this.options, replaced, copyMode, first, ...hooks })
+    const { targetTimeout = scratch.timeoutSeconds } = this.options
+    const plan = { type: 'mirror', options: this.options, replaced, copyMode, targetTimeout, first, ...hooks } as const
+    const work = new MirrorWork(this.context, plan)
     await work.prepareInstant()
     this.#work = work
     this.#job = jobs.create({ id, type: 'mirror', work, autoFinalize, autoDismiss, speed, group: this.group })

@@ -2,6 +2,7 @@
 // client that goes away leaves a copy that runs, or none.
 
 import type { Graph } from '../block/graph.ts'
+import type { Scratch } from '../block/scratch.ts'
 import { CarryBitmaps } from '../jobs/carry-bitmaps.ts'
 import { MirrorAction } from '../jobs/mirror.ts'
 import type { CopyMode } from '../jobs/mirror-options.ts'
@@ -15,6 +16,7 @@ import type { Disk, Machine } from './machine.ts'
 export interface CopyContext extends MirrorContext {
   readonly graph: Graph
   readonly jobs: Jobs
+  readonly scratch: Pick<Scratch, 'timeoutSeconds'>
   readonly diskJobs: DiskJobs
 }
 
@@ -26,6 +28,8 @@ export interface DiskCopyOptions extends Omit<CopyTargetOptions, 'filename'> {
   readonly speed?: number | undefined
   readonly granularity?: number | undefined
   readonly copyMode?: CopyMode | undefined
+  /** Of copy-mode write-blocking: seconds that a guest's write waits for the target. */
+  readonly targetTimeout?: number | undefined
   /** As soon as it is ready: the guest moves to the copy, or the copy stays as it is then. */
   readonly atReady?: 'complete' | 'leave' | undefined
 }
@@ -33,7 +37,7 @@ export interface DiskCopyOptions extends Omit<CopyTargetOptions, 'filename'> {
 /** In a turn. */
 export async function startCopy(context: CopyContext, options: DiskCopyOptions): Promise<DiskJob> {
   const { graph, diskJobs } = context
-  const { machine, disk, speed, granularity, copyMode, atReady } = options
+  const { machine, disk, speed, granularity, copyMode, targetTimeout, atReady } = options
   diskJobs.checkFree(machine, disk)
   const source = disk.node
   const from = { id: diskId(machine, disk), node: source }
@@ -52,6 +56,7 @@ export async function startCopy(context: CopyContext, options: DiskCopyOptions):
     speed,
     granularity,
     copyMode,
+    targetTimeout,
     atReady,
     pivot: {
       async before() {

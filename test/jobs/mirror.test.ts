@@ -35,7 +35,9 @@ async function room(stack: AsyncDisposableStack) {
   const guest = graph.attach(disk, { description: 'a guest', perm: Permission.consistentRead | Permission.write, shared: ALL })
   const start = async (options: Partial<MirrorOptions> = {}, group?: JobGroup) => {
     const all = { jobId: 'j', source: disk, target, sync: 'full', granularity: GRANULE, autoDismiss: false, ...options } as const
-    await transact([new MirrorAction({ graph, jobs, emit }, all, group)], commits => graph.drained([all.source], commits))
+    await transact([new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 } }, all, group)], commits =>
+      graph.drained([all.source], commits),
+    )
     return jobs.get(all.jobId)
   }
   const names = () => [...graph.nodes].map(({ name }) => name)
@@ -201,6 +203,63 @@ inRoom('with write-blocking a guest waits for the target, and is let go when the
   t.ok(memory('disk').bytes.subarray(0, 5).equals(randomBytes(5, 2)))
 })
 
+const hangs = {
+  'takes no write': ({ memory }: Room, hung: Promise<void>) => {
+    memory('target').pause = kind => (kind === 'write' ? hung : Promise.resolve())
+    return Promise.resolve()
+  },
+  'hangs while the job copies what the guest writes to': async ({ disk, memory }: Room, hung: Promise<void>) => {
+    const copying = Promise.withResolvers<void>()
+    memory('target').pause = async kind => {
+      if (kind !== 'write') return
+      copying.resolve()
+      await hung
+    }
+    disk.bitmaps.mark(0, GRANULE) // it is found by the job, and copied
+    await copying.promise
+  },
+}
+
+for (const [how, hang] of Object.entries(hangs)) {
+  for (const onTargetError of ['report', 'ignore', 'stop'] as const) {
+    inRoom(
+      `write-blocking, on-target-error ${onTargetError}: a target that ${how} is not waited for longer than it may`,
+      async (t, room) => {
+        const { start, guest, memory, events, disk, target } = room
+        const job = await start({ copyMode: 'write-blocking', targetTimeout: 0.05, onTargetError })
+        await ready(job)
+        const hung = Promise.withResolvers<void>()
+        await hang(room, hung.promise)
+        // Each of these would wait for ever. What comes later does not wait at all.
+        await Promise.all([guest.write(0, randomBytes(5, 2)), guest.write(GRANULE, randomBytes(GRANULE, 3))])
+        await guest.write(7, randomBytes(GRANULE, 4))
+        await guest.zero({ offset: 5 * GRANULE, length: 100 })
+        const said = events.filter(({ event }) => event === 'BLOCK_JOB_ERROR')
+        t.match(said, [
+          { data: { operation: 'write', action: onTargetError, reason: /did not take a guest's write within 0.05 s/ } },
+        ])
+        t.equal(said.length, 1, 'once')
+        hung.resolve()
+        if (onTargetError === 'report') {
+          await job.over
+          t.match(job.error, { message: /did not take a guest's write/ })
+          t.equal(guest.node, disk)
+          return
+        }
+        if (onTargetError === 'stop') {
+          await until(() => job.status === 'standby')
+          job.resume()
+        }
+        job.complete()
+        await job.over
+        t.equal(job.error, undefined)
+        t.equal(guest.node, target)
+        t.ok(memory('target').bytes.equals(memory('disk').bytes), 'what was too late has spoilt nothing')
+      },
+    )
+  }
+}
+
 for (const copyMode of ['background', 'write-blocking'] as const) {
   for (const [policy, error, action] of [
     ['report', new IoError('broken'), 'report'],
@@ -315,8 +374,8 @@ inRoom('grouped mirrors of two disks pivot together or not at all', async (t, ro
 inRoom('a mirror that its transaction undoes leaves nothing', async (t, { graph, jobs, disk, target, names, events }) => {
   const emit = (event: string, data: object) => void events.push({ event, data: data as Record<string, unknown> })
   const actions = [
-    new MirrorAction({ graph, jobs, emit }, { jobId: 'j', source: disk, target, sync: 'full' }),
-    new MirrorAction({ graph, jobs, emit }, { jobId: 'k', source: disk, target, sync: 'full' }),
+    new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 } }, { jobId: 'j', source: disk, target, sync: 'full' }),
+    new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 } }, { jobId: 'k', source: disk, target, sync: 'full' }),
   ]
   await t.rejects(
     transact(actions, commits => graph.drained(undefined, commits)),

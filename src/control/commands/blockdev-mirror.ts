@@ -35,6 +35,11 @@ export const blockdevMirror = actionCommand({
       .enum(['background', 'write-blocking'])
       .optional()
       .describe('write-blocking: a guest waits until the target has what it writes as well'),
+    'target-timeout': uint32
+      .optional()
+      .describe(
+        "Of copy-mode write-blocking: seconds that a guest's write waits for the target; by default scratch.timeout; 0: for ever",
+      ),
     'auto-finalize': z.boolean().optional(),
     'auto-dismiss': z.boolean().optional(),
   }),
@@ -60,6 +65,7 @@ export const blockdevMirror = actionCommand({
           onTargetError: args['on-target-error'],
           filterNodeName: args['filter-node-name'],
           copyMode: args['copy-mode'],
+          targetTimeout: args['target-timeout'],
           autoFinalize: args['auto-finalize'],
           autoDismiss: args['auto-dismiss'],
           // So that its checkpoints stay what they are.

@@ -26,6 +26,11 @@ export const diskCopy = command({
       .enum(['background', 'write-blocking'])
       .optional()
       .describe('write-blocking: a guest waits until the copy has what it writes as well'),
+    'target-timeout': uint32
+      .optional()
+      .describe(
+        "Of copy-mode write-blocking: seconds that a guest's write waits for the target; by default scratch.timeout; 0: for ever",
+      ),
     'at-ready': z
       .enum(['wait', 'pivot', 'finish'])
       .default('wait')
@@ -49,6 +54,7 @@ export const diskCopy = command({
       speed: args.speed,
       granularity: args.granularity,
       copyMode: args['copy-mode'],
+      targetTimeout: args['target-timeout'],
       atReady: ({ wait: undefined, pivot: 'complete', finish: 'leave' } as const)[args['at-ready']],
     })
     return describeDiskJob(started)
