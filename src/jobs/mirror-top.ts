@@ -103,7 +103,7 @@ export class MirrorTop extends Passthrough {
     const locked = copy.lock.exclusive(widen(range, granularity, bitmap.size))
     const alone = await this.#waitForTarget(through, locked)
     if (!alone || this.#through !== through) {
-      void locked.then(lock => lock[Symbol.dispose]())
+      locked.then(lock => lock[Symbol.dispose]()).catch(seen)
       return change(this.source)
     }
     let held: Disposable | undefined = alone
@@ -116,7 +116,7 @@ export class MirrorTop extends Passthrough {
       const taken = this.#tellTarget(through, change(target))
       const done = await this.#waitForTarget(through, taken)
       if (done === undefined) {
-        void taken.then(() => alone[Symbol.dispose]())
+        taken.then(() => alone[Symbol.dispose]()).catch(seen)
         held = undefined
       }
       if (!done) return
@@ -159,4 +159,9 @@ export class MirrorTop extends Passthrough {
       clearTimeout(timer)
     }
   }
+}
+
+/** Of what does not fail: if it does, that is a bug. */
+const seen = (error: unknown) => {
+  throw error
 }
