@@ -116,6 +116,8 @@ export class PersistentBitmaps implements BitmapKeeper {
 
   /** Sees to it that such a bitmap can be stored, until disposed. @throws NoSpace */
   async makeRoom(shape: BitmapShape): Promise<Disposable> {
+    // What is done to one that is stored, by the verbs that a read-only one has, is for as long as the node is open.
+    if (this.options.readOnly && this.#kept.has(shape.name)) return { [Symbol.dispose]: () => undefined }
     this.#planned.add(shape)
     try {
       await this.#inTurn(async () => {

@@ -4,7 +4,7 @@
 // written inside another's options goes with the last of its parents. Names and links change in one turn of the event loop; whoever
 // changes more than that at once (a transaction) does so while writes are drained, and takes turns with others who do (base/turns.ts).
 
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { drained, reachable } from './drain.ts'
@@ -214,6 +214,7 @@ export class Graph implements AsyncDisposable {
   /** Makes a disk longer or shorter, while no write is under way on it. @throws Busy, PermissionConflict, and what the image throws */
   async resize(node: GraphNode, size: number) {
     node.checkNoJob()
+    if (node.readOnly) throw new ReadOnly('Image is read-only')
     const edge = this.attach(node, { description: 'an unnamed block device', perm: Permission.resize, shared: ALL })
     try {
       await drained(this.#writers([node], edge), () => edge.resize(size))

@@ -246,6 +246,8 @@ const filenamesOf = (children: ReadonlyMap<string, Edge>) =>
 /** The options of every node, the driver's own, and the children. @throws InvalidParameter */
 export function split(driver: AnyDriver, options: NodeOptions) {
   const generic = checked(genericOptions, options)
+  if (generic['detect-zeroes'] === 'unmap' && generic.discard !== 'unmap')
+    throw new InvalidParameter('setting detect-zeroes to unmap is not allowed without setting discard operation to unmap')
   const rest = Object.entries(options).filter(([name]) => !genericNames.has(name))
   const isChild = ([name]: [string, unknown]) => name in driver.children
   const own: unknown = checked(driver.options, Object.fromEntries(rest.filter(entry => !isChild(entry))))

@@ -40,6 +40,7 @@ export const file: BlockDriver<FileOptions> = {
   open: (options, context) =>
     openImage(options, context, stats => {
       const { filename } = options
+      if (stats.isDirectory() && !context.readOnly) throw systemFault(`Could not open '${filename}'`, { code: 'EISDIR' })
       if (!stats.isFile() && !stats.isBlockDevice())
         throw new InvalidParameter(`'file' driver requires '${filename}' to be a regular file or a block device`)
     }),

@@ -69,7 +69,7 @@ class NullNode implements BlockNode {
   }
 
   async resize(): Promise<never> {
-    throw new NotSupported('null-co keeps its size')
+    throw new NotSupported('Image format driver does not support resize')
   }
 
   async [Symbol.asyncDispose]() {}

@@ -19,6 +19,7 @@ import type { Scratch } from '../block/scratch.ts'
 import { Freeze } from '../transactions/freeze.ts'
 import { checkBackup, type BackupOptions, type BitmapUse } from './backup-options.ts'
 import { copyRanges } from './copy-ranges.ts'
+import { extentsToCopy } from './extents-to-copy.ts'
 import type { Job, JobWork, Progress } from './job.ts'
 import type { JobGroup } from './job-group.ts'
 import type { Jobs } from './jobs.ts'
@@ -179,7 +180,8 @@ class Backup implements JobWork {
       ? this.#remaining!.copy().dirtyRanges({ offset: 0, length: source.size })
       : [{ offset: 0, length: source.size }]
     for (const range of wanted) {
-      for await (const extent of this.#source!.extents(range)) if (sync !== 'top' || (extent.depth ?? 1) === 1) yield extent
+      for await (const extent of extentsToCopy(this.#source!, range))
+        if (sync !== 'top' || (extent.depth ?? 1) === 1) yield extent
     }
   }
 

@@ -32,16 +32,20 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
   const { total, workers } = copying
   const running = new Set<Promise<void>>()
   const again: Piece[] = []
-  let failure: { error: unknown } | undefined
+  let bug: { error: unknown } | undefined
+  /** The first since the last that was dealt with: those that fail at the same time fail for the same reason, and one is told of. */
+  let failed: DiskFailed | undefined
   let current = 0
 
-  /** Never rejects: the loop below looks at `failure`. */
+  /** Never rejects: the loop below looks at `failed` and `bug`. */
   const attempt = async (piece: Piece) => {
     try {
-      if (await copyPiece(job, copying, piece)) current += piece.length
-      else again.push(piece)
+      await copyPiece(copying, piece)
+      current += piece.length
     } catch (error) {
-      failure ??= { error }
+      if (!(error instanceof DiskFailed)) return void (bug ??= { error })
+      again.push(piece)
+      failed ??= error
     }
   }
   const progress = () => ({ current, total: Math.max(total, current) })
@@ -52,8 +56,13 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
   const next = planned(copying.ranges)
   try {
     for (let ended = false; !ended || running.size > 0 || again.length > 0;) {
-      if (failure) throw failure.error
-      if (running.size >= workers || (ended && again.length === 0)) await Promise.race(running)
+      if (bug) throw bug.error
+      if (failed && running.size > 0) await Promise.all(running)
+      else if (failed) {
+        const { operation, cause } = failed
+        failed = undefined
+        await endure(job, copying.emit, operation, operation === 'read' ? copying.onSourceError : copying.onTargetError, cause)
+      } else if (running.size >= workers || (ended && again.length === 0)) await Promise.race(running)
       else {
         const piece = again.shift() ?? (await next.next()).value
         if (piece) {
@@ -63,7 +72,6 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
       }
       yield progress()
     }
-    if (failure) throw failure.error
     yield { current: Math.max(total, current), total: Math.max(total, current) }
   } finally {
     await next.return(undefined)
@@ -79,8 +87,18 @@ async function* planned(ranges: Copying['ranges']): AsyncGenerator<Piece, undefi
   }
 }
 
-/** False when it failed, and is to be tried again. */
-async function copyPiece(job: Job, copying: Copying, { offset, length, zero }: Piece): Promise<boolean> {
+/** What the job is told to do about it is done by whoever starts the pieces. */
+class DiskFailed extends Error {
+  constructor(
+    readonly operation: 'read' | 'write',
+    override readonly cause: unknown,
+  ) {
+    super(`cannot ${operation}`)
+  }
+}
+
+/** @throws DiskFailed when it is to be tried again, or the job is to fail */
+async function copyPiece(copying: Copying, { offset, length, zero }: Piece): Promise<void> {
   const { source, target } = copying
   let data: Buffer | undefined
   if (!zero) {
@@ -88,17 +106,14 @@ async function copyPiece(job: Job, copying: Copying, { offset, length, zero }: P
     try {
       await source.read(offset, data)
     } catch (error) {
-      await endure(job, copying.emit, 'read', copying.onSourceError, error)
-      return false
+      throw new DiskFailed('read', error)
     }
   }
   try {
     if (data && !isZero(data)) await target.write(offset, data)
     else await target.zero({ offset, length }, { unmap: true })
   } catch (error) {
-    await endure(job, copying.emit, 'write', copying.onTargetError, error)
-    return false
+    throw new DiskFailed('write', error)
   }
   await copying.done({ offset, length })
-  return true
 }

@@ -25,6 +25,7 @@ import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyCopy, type CopyFailure } from './dirty-copy.ts'
 import { endure, tell } from './error-policy.ts'
+import { extentsToCopy } from './extents-to-copy.ts'
 import type { Job, JobType, JobWork, Progress } from './job.ts'
 import { granularityFor, type CopyMode, type CopyOptions } from './mirror-options.ts'
 import { mirrorTop, type MirrorTop } from './mirror-top.ts'
@@ -286,7 +287,7 @@ export class MirrorWork implements JobWork {
     if (first === 'all' || first === 'none' || (first === 'data' && !options.target.unmaps)) return
     for (const part of pieces({ offset: 0, length: bitmap.size }, Math.max(LOOKED_AT, this.#granularity))) {
       signal.throwIfAborted()
-      for await (const extent of this.#top!.source.extents(part)) {
+      for await (const extent of extentsToCopy(this.#top!.source, part)) {
         if (first === 'data' ? extent.depth !== 0 : first(extent)) this.#mark(extent)
         else if (first === 'data') await this.#zeroTarget(extent)
       }
@@ -310,7 +311,7 @@ export class MirrorWork implements JobWork {
     const whole = { offset: from, length: end - from }
     using _alone = await this.#copy!.lock.exclusive(whole)
     // A guest who writes to both disks may have been here.
-    for await (const { depth } of this.#top!.source.extents(whole)) if (depth !== 0) return bitmap.mark(from, end - from)
+    for await (const { depth } of extentsToCopy(this.#top!.source, whole)) if (depth !== 0) return bitmap.mark(from, end - from)
     try {
       await this.#target!.zero(whole, { unmap: true })
     } catch {

@@ -6,7 +6,14 @@ import t from 'tap'
 import { commands } from '../../src/control/commands/index.ts'
 import { eventTypes } from '../../src/control/event-types.ts'
 import type { Difference, Scenario } from '../helpers/scenario.ts'
-import { commitScenarios, jobScenarios, scenarios, snapshotScenarios, streamScenarios } from '../interop/scenarios/index.ts'
+import {
+  commitScenarios,
+  jobScenarios,
+  oddScenarios,
+  scenarios,
+  snapshotScenarios,
+  streamScenarios,
+} from '../interop/scenarios/index.ts'
 
 const text = readFileSync(fileURLToPath(new URL('../../../docs/control-socket.md', import.meta.url)), 'utf8')
 
@@ -51,6 +58,7 @@ t.test('each difference from QEMU that a scenario knows is told', async t => {
     ...streamScenarios,
     ...commitScenarios,
     ...snapshotScenarios,
+    ...oddScenarios,
   })
     .flat()
     .flatMap(({ steps, rest }: Scenario): (Difference | undefined)[] => [...steps.map(({ differs }) => differs), rest])

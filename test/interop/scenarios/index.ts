@@ -11,6 +11,8 @@ import { fleecing } from './fleecing.ts'
 import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
+import { oddCases } from './odd-cases.ts'
+import { oddJobs } from './odd-jobs.ts'
 import { persistentBitmaps } from './persistent-bitmaps.ts'
 import { snapshots } from './snapshots.ts'
 
@@ -36,3 +38,6 @@ export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 
 /** Those of bitmaps that are kept with images: a test file of their own. */
 export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
+
+/** Odd cases: likewise. */
+export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs }

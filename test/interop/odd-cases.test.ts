@@ -1,0 +1,6 @@
+// Our control socket beside qemu-storage-daemon's: odd cases of every command.
+
+import { compareAll } from '../helpers/compare-daemons.ts'
+import { oddScenarios } from './scenarios/index.ts'
+
+compareAll(oddScenarios)
