@@ -1,18 +1,21 @@
 // Verification, for `repo check` and `point verify`: what is told of it, and what it exits with.
 
 import { Option } from 'commander'
-import { formatSize } from '../base/units.ts'
+import { formatSize, parseSize } from '../base/units.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { VerifyLevel } from '../repository/verify.ts'
 import { exitCodes } from './exit-codes.ts'
+import { Misuse } from './failure.ts'
 import { clean, plural } from './format.ts'
 import { shortPoint } from './open-repository.ts'
-import { print, printJson } from './output.ts'
+import { note, print, printJson } from './output.ts'
 
 export interface CheckOptions {
   readonly level: VerifyLevel
   readonly quarantine?: boolean
   readonly points?: readonly string[]
+  /** As it was given: a size. */
+  readonly budget?: string
 }
 
 const levels: readonly VerifyLevel[] = ['quick', 'scrub', 'deep']
@@ -21,19 +24,27 @@ export const levelOption = (level: VerifyLevel) =>
   new Option('--level <level>', 'how closely to look').choices(levels).default(level)
 
 /** The exit code, where there is damage. */
-export async function checkRepository(repository: Repository, { level, quarantine, points }: CheckOptions, json: boolean) {
+export async function checkRepository(
+  repository: Repository,
+  { level, quarantine, points, budget: text }: CheckOptions,
+  json: boolean,
+) {
+  const budget = text === undefined ? undefined : parseSize(text)
+  if (text !== undefined && !budget) throw new Misuse(`--budget must be a size such as 100G, not '${text}'`)
+  if (budget !== undefined && level === 'quick') throw new Misuse('--budget goes with --level scrub or deep: quick reads nothing')
   const [{ verify }, { Sealer }] = await Promise.all([import('../repository/verify.ts'), import('../repository/sealer.ts')])
   await using sealer = Sealer.start({ maxPlain: 4 << 20 })
-  const work = verify(repository, { level, sealer, ...(quarantine && { quarantine }), ...(points && { points }) })
+  const work = verify(repository, { level, sealer, budget, ...(quarantine && { quarantine }), ...(points && { points }) })
   let step = await work.next()
   while (!step.done) step = await work.next()
-  const { packs, bytes, damagedPacks, damagedPoints } = step.value
+  const { packs, bytes, complete, damagedPacks, damagedPoints } = step.value
   const damaged = damagedPacks.length + damagedPoints.length > 0
   if (json)
     printJson({
       level,
       packs,
       bytes,
+      complete,
       'damaged-packs': damagedPacks,
       'damaged-points': damagedPoints.map(({ key, ...rest }) => ({ point: shortPoint(key), ...rest })),
     })
@@ -48,6 +59,7 @@ export async function checkRepository(repository: Repository, { level, quarantin
     print(
       `${level}: ${plural(packs, 'pack')}${bytes > 0 ? `, ${formatSize(bytes)} read` : ''}; ${damaged ? 'there is damage' : 'all is well'}\n`,
     )
+    if (!complete) note('The budget is used up; the next run goes on from there.')
   }
   return damaged ? exitCodes.damageFound : undefined
 }

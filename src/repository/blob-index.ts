@@ -77,6 +77,12 @@ export class BlobIndex {
     }
   }
 
+  /** A number below `count` that is the blob's own as long as the index is; undefined where it has none. */
+  numberOf(id: Buffer): number | undefined {
+    const entry = this.#table[this.#slotOf(id)]!
+    return entry === 0 ? undefined : entry - 1
+  }
+
   /** Whether something new may rely on it. */
   usable(id: Buffer) {
     const entry = this.#table[this.#slotOf(id)]!

@@ -4,22 +4,28 @@
 //   scrub   and their bytes are those of their names; needs no key
 //   deep    and every chunk and node of every restore point can be had, decrypts, and is what its id says
 //
+// With a budget a run reads about as many bytes, and the next one goes on behind what it has read: packs by their keys (scrub), restore
+// points by theirs (deep, which then leaves the bytes of packs to scrub).
+//
 // A pack that is damaged goes into quarantine, where that is asked for: then the next backup uploads its chunks anew, after which the
 // older restore points have them again as well. Restore points are never removed for it; the rest of them can be restored.
 
 import { hash } from 'node:crypto'
+import { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
 import { BlobType } from './blob.ts'
+import { canonicalJson, parseJson } from './canonical-json.ts'
 import { ChunkFetch } from './chunk-fetch.ts'
 import { find } from './conditional.ts'
 import { Damaged } from './faults.ts'
 import { NodeReader, PackSessions } from './node-reader.ts'
-import { packOfKey } from './pack.ts'
+import { packKey, packOfKey } from './pack.ts'
 import { loadIndex, quarantine, type RepositoryIndex } from './repository-index.ts'
 import type { Repository } from './repository.ts'
 import { Sealer } from './sealer.ts'
-import { chunkCount } from './tree-node.ts'
-import { walkChunks } from './walk.ts'
+import type { Target } from './target.ts'
+import { chunkCount, FAN_OUT } from './tree-node.ts'
+import { walkNodes } from './walk.ts'
 
 export type VerifyLevel = 'quick' | 'scrub' | 'deep'
 
@@ -29,6 +35,8 @@ export interface VerifyOptions {
   readonly quarantine?: boolean
   /** Only these restore points (deep). Default: all. */
   readonly points?: readonly string[]
+  /** Bytes to be read in this run. Not with `points`. */
+  readonly budget?: number | undefined
   readonly sealer?: Sealer
   readonly signal?: AbortSignal
 }
@@ -51,60 +59,123 @@ export interface Verified {
   /** Packs and bytes that were looked at, as far as the level looks. */
   packs: number
   bytes: number
+  /** False: the budget was used up first. */
+  complete: boolean
   readonly damagedPacks: DamagedPack[]
   readonly damagedPoints: DamagedPoint[]
 }
 
 /** Yields after each object; whether all is well is in the result. */
 export async function* verify(repository: Repository, options: VerifyOptions): AsyncGenerator<Verified, Verified> {
-  const result: Verified = { packs: 0, bytes: 0, damagedPacks: [], damagedPoints: [] }
+  const result: Verified = { packs: 0, bytes: 0, complete: true, damagedPacks: [], damagedPoints: [] }
   const { target, id } = repository
-  const { level, signal } = options
+  const { level, budget, signal } = options
   // Before the index is loaded, so that it has what they need.
   const points = options.points ?? (await repository.pointKeys(undefined, signal))
   const { index } = await loadIndex(target, id, { signal })
-  for await (const _ of checkPacks(repository, index, level !== 'quick', result, signal)) yield result
+  for await (const packs of checkPacks(repository, index, result, signal)) {
+    yield result
+    if (level === 'scrub' || (level === 'deep' && budget === undefined))
+      for await (const _ of scrub(target, packs, budget, result, signal)) yield result
+  }
   if (options.quarantine) for (const { key } of result.damagedPacks) await quarantine(target, key)
   // Without damage to packs and with a whole index, restore points are only looked at when that is asked for.
   if (level !== 'deep' && result.damagedPacks.length === 0) return result
   await using own = level === 'deep' && !options.sealer ? Sealer.start({ maxPlain: 4 << 20 }) : undefined
-  for (const key of points) {
-    await checkPoint(repository, index, key, level === 'deep' ? (options.sealer ?? own) : undefined, result, signal)
+  const known: Known = { nodes: new Set(), chunks: new Uint8Array(index.data.count) }
+  const sealer = level === 'deep' ? (options.sealer ?? own) : undefined
+  const before = sealer && budget !== undefined && !options.points ? await readProgress(target, 'deep', signal) : undefined
+  for (const key of before === undefined ? points : rotated(points, before)) {
+    if (sealer && budget !== undefined && result.bytes >= budget) {
+      result.complete = false
+      break
+    }
+    await checkPoint(repository, index, key, sealer, known, result, signal)
     yield result
+    if (before !== undefined) await writeProgress(target, 'deep', key, signal)
   }
   return result
 }
 
-async function* checkPacks(
-  { target }: Repository,
-  index: RepositoryIndex,
-  bytes: boolean,
-  result: Verified,
-  signal?: AbortSignal,
-) {
+/** The list against the index; yields the packs that are there with the sizes they should have, once. */
+async function* checkPacks({ target }: Repository, index: RepositoryIndex, result: Verified, signal?: AbortSignal) {
   const expected = index.packs()
+  const packs: string[] = []
   for (const prefix of ['packs/', 'meta/']) {
     for await (const { key, size } of target.list(prefix, { signal })) {
-      const pack = packOfKey(key)
-      if (!pack) continue
+      if (!packOfKey(key)) continue
       const wanted = expected.get(key)
       expected.delete(key)
       result.packs++
       if (wanted !== undefined && wanted !== size)
         result.damagedPacks.push({ key, what: `has ${size} bytes where it should have ${wanted}` })
-      else if (bytes) {
-        const found = await find(target, key, signal)
-        if (!found) continue // collected meanwhile
-        result.bytes += found.body.length
-        if (hash('sha256', found.body) !== pack.name)
-          result.damagedPacks.push({ key, what: 'its bytes are not those that were written' })
-      }
-      yield
+      else packs.push(key)
     }
   }
   for (const key of expected.keys())
     // A backup that ran meanwhile, or a collection.
     if (!(await find(target, key, signal))) result.damagedPacks.push({ key, what: 'is not there' })
+  yield packs
+}
+
+/** The bytes of packs against their names. */
+async function* scrub(
+  target: Target,
+  packs: readonly string[],
+  budget: number | undefined,
+  result: Verified,
+  signal?: AbortSignal,
+): AsyncGenerator<void> {
+  const before = budget === undefined ? undefined : await readProgress(target, 'scrub', signal)
+  let last: string | undefined
+  for (const key of before === undefined ? packs : rotated(packs, before)) {
+    if (budget !== undefined && result.bytes >= budget) {
+      result.complete = false
+      break
+    }
+    const found = await find(target, key, signal)
+    last = key
+    if (!found) continue // collected meanwhile
+    result.bytes += found.body.length
+    if (hash('sha256', found.body) !== packOfKey(key)!.name)
+      result.damagedPacks.push({ key, what: 'its bytes are not those that were written' })
+    yield
+  }
+  if (before !== undefined && last !== undefined) await writeProgress(target, 'scrub', last, signal)
+}
+
+// --- how far the last run came ----------------------------------------------------------------------------------------------------
+
+const CHECKS = 'checks/'
+const progress = z.object({ version: z.literal(1), after: z.string(), time: z.string() })
+
+/** The key that was looked at last; empty where that is not known. */
+async function readProgress(target: Target, level: VerifyLevel, signal?: AbortSignal): Promise<string> {
+  const found = await find(target, CHECKS + level, signal)
+  if (!found) return ''
+  const read = await damaged(async () => parseJson(found.body, progress, CHECKS + level))
+  return 'value' in read ? read.value.after : '' // then it begins again
+}
+
+async function writeProgress(target: Target, level: VerifyLevel, after: string, signal?: AbortSignal) {
+  await target.put(CHECKS + level, canonicalJson({ version: 1, after, time: new Date().toISOString() }), { signal })
+}
+
+/** What comes behind the key goes first: it was looked at longest ago. */
+function rotated(keys: readonly string[], after: string): string[] {
+  const sorted = keys.toSorted()
+  const next = sorted.findIndex(key => key > after)
+  return next < 0 ? sorted : [...sorted.slice(next), ...sorted.slice(0, next)]
+}
+
+// --- restore points ---------------------------------------------------------------------------------------------------------------
+
+/** What is known to be well by now, so that what restore points share is read once. */
+interface Known {
+  /** Nodes below which all is. */
+  readonly nodes: Set<string>
+  /** 1 by the number of a chunk in the index. */
+  readonly chunks: Uint8Array
 }
 
 /** With a sealer every chunk is read; without one it must be in a pack that is there. */
@@ -113,6 +184,7 @@ async function checkPoint(
   index: RepositoryIndex,
   key: string,
   sealer: Sealer | undefined,
+  known: Known,
   result: Verified,
   signal?: AbortSignal,
 ) {
@@ -141,20 +213,37 @@ async function checkPoint(
       sealer &&
       new ChunkFetch(
         { target, keys, index, sessions, sealer, signal },
-        async (_chunk, plain) => void (result.bytes += plain.length),
+        async ({ id }, plain) => {
+          result.bytes += plain.length
+          known.chunks[index.data.numberOf(id)!] = 1
+        },
         async ({ chunk }) => lose(chunk),
       )
     try {
+      const entered: string[] = []
+      const enter = (id: Buffer, level: number) => {
+        const name = `${level}${id.toString('base64')}`
+        entered.push(name)
+        return !known.nodes.has(name)
+      }
+      const count = chunkCount(disk.size, disk.chunkSize)
       const walked = await damaged(async () => {
-        for await (const { chunk, id } of walkChunks(nodes, disk)) {
+        for await (const { level, leaf, node } of walkNodes(nodes, disk, enter)) {
           signal?.throwIfAborted()
-          const length = Math.min(disk.chunkSize, disk.size - chunk * disk.chunkSize)
-          const place = index.data.find(id)
-          if (fetch) await fetch.add({ chunk, id, length })
-          else if (!place || bad.has(`packs/${place.pack.name.slice(0, 2)}/${place.pack.name}`)) lose(chunk)
+          if (level > 0) continue
+          for (const [place, id] of node.places.entries()) {
+            const chunk = leaf * FAN_OUT + place
+            if (!id || chunk >= count) continue
+            const length = Math.min(disk.chunkSize, disk.size - chunk * disk.chunkSize)
+            const at = index.data.find(id)
+            if (!fetch) {
+              if (!at || bad.has(packKey(at.pack.kind, at.pack.name))) lose(chunk)
+            } else if (known.chunks[index.data.numberOf(id) ?? -1] !== 1) await fetch.add({ chunk, id, length })
+          }
         }
         await fetch?.finish()
       })
+      if (!('error' in walked) && ranges.length === 0) for (const name of entered) known.nodes.add(name)
       if ('error' in walked) result.damagedPoints.push({ key, disk: disk.name, what: walked.error.message, ranges: [] })
       else if (ranges.length > 0)
         result.damagedPoints.push({

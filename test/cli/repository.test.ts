@@ -206,6 +206,19 @@ t.test('restore points are copied from a folder to S3 with another key, exported
   t.match(await call(`repo import ${zip} sealed`), { code: 0, out: `${point}: is there already\n${newer}: is there already\n` })
   t.match(await call(`restore sealed ${newer} ${folder}/again.raw`), { code: 0 })
   t.ok(readFileSync(`${folder}/again.raw`).equals(bytes))
+  const against = `--against ${folder}/again.raw`
+  t.match(await call(`point verify sealed ${newer} ${against}`), { code: 0, out: /again\.raw is as disk root was at vm\/2/ })
+  t.match(await call(`point verify sealed ${point} ${against} --disk root`), {
+    code: 1,
+    out: /^root 0 65536\n.*differs from disk root at vm\/.* in 1 place, 64 KiB of chunks\n$/,
+  })
+  t.match(await call(`point verify sealed ${point} --disk root`), { code: 2, err: /go with --against/ })
+  t.match(await call(`point verify sealed ${point} ${against} --disk data`), {
+    code: 1,
+    err: /has no disk 'data'; it has 'root'/,
+  })
+  t.match(await call('repo check sealed --level scrub --budget 1'), { code: 0, err: /the next run goes on from there/ })
+  t.match(await call('repo check sealed --budget 1G'), { code: 2, err: /quick reads nothing/ })
   truncateSync(zip, 1000)
   t.match(await call(`repo import ${zip} sealed`), { code: 21, err: /vm\.zip' is damaged, or no archive of Stillpoint/ })
 })

@@ -7,7 +7,11 @@ import { Damaged } from '../../src/repository/faults.ts'
 import { rebuildIndex } from '../../src/repository/rebuild-index.ts'
 import { collect } from '../../src/repository/collector.ts'
 import { forget } from '../../src/repository/points.ts'
+import { RepositoryReader } from '../../src/repository/reader.ts'
+import { Repository } from '../../src/repository/repository.ts'
 import { verify, type VerifyLevel } from '../../src/repository/verify.ts'
+import { compareDisk } from '../../src/restore/compare-disk.ts'
+import { PointDisk } from '../../src/restore/point-disk.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
 import { done, newRepository, pushDisks, restored, sealer, sourceOf } from '../helpers/push-point.ts'
 import { diskContent } from '../helpers/random-bytes.ts'
@@ -149,4 +153,151 @@ t.test('an index that is lost or damaged is made anew from the packs', async t =
   await t.rejects(check('quick'), Damaged)
   await rebuildIndex(repository)
   t.ok(isWell(await check('deep')))
+})
+
+t.test('runs with a budget go on where the last one ended, until everything was read', async t => {
+  const { target, repository, check } = await fresh()
+  for (const machine of ['a', 'b', 'c', 'd'])
+    await pushDisks(repository, [{ name: 'root', source: sourceOf(diskContent(40 * CHUNK, machine.charCodeAt(0))) }], { machine })
+  for (const [level, prefix] of [
+    ['scrub', /^(packs|meta)\//],
+    ['deep', /^points\//],
+  ] as const) {
+    const all = await check(level)
+    t.equal(all.complete, true)
+    const read: string[] = []
+    const wanted = [...target.store.objects.keys()].filter(key => prefix.test(key)).sort()
+    let bytes = 0
+    for (let run = 0; run < 20 && new Set(read).size < wanted.length; run++) {
+      target.requests.length = 0
+      const one = await check(level, { budget: 1 << 20 })
+      t.ok(one.bytes > 0 && one.bytes < 6 << 20, `${one.bytes} bytes`)
+      bytes += one.bytes
+      const seen = target.requests.filter(({ op, key }) => op === 'get' && prefix.test(key)).map(({ key }) => key)
+      read.push(...new Set(level === 'scrub' ? seen : seen.filter(key => key.startsWith('points/'))))
+    }
+    t.same([...new Set(read)].sort(), wanted, level)
+    if (level === 'scrub')
+      t.equal(new Set(read.slice(0, wanted.length)).size, wanted.length, 'none twice before all were read once')
+    t.ok(bytes > all.bytes >> 2)
+  }
+  target.store.set('checks/scrub', Buffer.from('nonsense'))
+  t.ok(isWell(await check('scrub', { budget: 100 })), 'it begins again')
+  const [pack] = await Array.fromAsync(target.list('packs/'))
+  const flipped = Buffer.from((await target.get(pack!.key)).body)
+  flipped[100]! ^= 1
+  target.store.set(pack!.key, flipped)
+  let found = false
+  for (let run = 0; run < 20 && !found; run++)
+    found = (await check('scrub', { budget: 100 })).damagedPacks.some(({ key }) => key === pack!.key)
+  t.ok(found)
+})
+
+t.test('what restore points share is read once', async t => {
+  const { repository, bytes, check } = await fresh()
+  const once = (await check('deep')).bytes
+  for (let more = 0; more < 3; more++) await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  const meta = (await check('scrub')).bytes
+  const all = await check('deep')
+  t.ok(isWell(all))
+  t.ok(all.bytes - once < 10_000 && all.bytes > meta, `${once} and ${all.bytes} bytes`)
+})
+
+t.test('what a repository says of itself, when it is damaged, is never a way to wrong bytes', async t => {
+  for (const passphrase of [undefined, 'x']) {
+    const { target } = await fresh(passphrase)
+    const keys = [...target.store.objects.keys()].filter(key => /^(repository.json|keys\/|gc\/state)/.test(key))
+    t.equal(keys.length, passphrase ? 3 : 2)
+    const other = await fresh(passphrase)
+    for (const name of keys.map(key => key.split('/')[0]!))
+      for (const kind of ['cut', 'flipped', 'gone', 'another', 'empty'] as const) {
+        const { target, bytes, key } = await fresh(passphrase)
+        const where = [...target.store.objects.keys()].find(key => key.startsWith(name))!
+        const { body } = target.store.objects.get(where)!
+        const flipped = Buffer.from(body)
+        flipped[body.length >> 1]! ^= 4
+        const theirs = [...other.target.store.objects].find(([key]) => key.startsWith(name))![1].body
+        const changed = { cut: body.subarray(0, -1), flipped, gone: undefined, another: theirs, empty: Buffer.alloc(0) }[kind]
+        if (changed) target.store.set(where, changed)
+        else target.store.objects.delete(where)
+        const outcome = await Repository.open(target, passphrase === undefined ? {} : { passphrase })
+          .then(repository => restored(repository, key, 'root'))
+          .then(
+            found => found.equals(bytes),
+            (error: unknown) => error instanceof Fault || String(error),
+          )
+        t.equal(outcome, true, `${passphrase ? 'encrypted: ' : ''}${name} ${kind}`)
+      }
+  }
+})
+
+t.test('served, a damaged chunk is an error, and the others are read', async t => {
+  for (const passphrase of [undefined, 'x']) {
+    const { target, repository, bytes, key } = await fresh(passphrase)
+    const [pack] = await Array.fromAsync(target.list('packs/'))
+    const flipped = Buffer.from((await target.get(pack!.key)).body)
+    flipped[pack!.size >> 1]! ^= 1
+    target.store.set(pack!.key, flipped)
+    await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+    await using disk = new PointDisk({ reader, disk: reader.points[0]!.manifest.disks[0]!, sealer })
+    let failed = 0
+    for (let chunk = 0; chunk < 40; chunk++) {
+      const into = Buffer.alloc(CHUNK)
+      try {
+        await disk.read(chunk * CHUNK, into)
+        t.ok(into.equals(bytes.subarray(chunk * CHUNK, (chunk + 1) * CHUNK)))
+      } catch (error) {
+        t.type(error, Damaged)
+        failed++
+      }
+    }
+    t.equal(failed, 1)
+  }
+})
+
+t.test('compared with an image, a restore point says where it differs, and reads nothing but its tree', async t => {
+  const { target, repository, bytes, key } = await fresh('x')
+  await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+  const [disk] = reader.points[0]!.manifest.disks
+  const compared = async (other: Buffer) => {
+    const { differs, done: looked, total } = await done(compareDisk({ reader, disk: disk!, other: sourceOf(other), sealer }))
+    t.equal(looked, total)
+    return differs
+  }
+  target.requests.length = 0
+  t.same(await compared(bytes), [])
+  t.same(
+    target.requests.filter(({ op, key }) => op === 'get' && key.startsWith('packs/')),
+    [],
+  )
+  const other = Buffer.from(bytes)
+  other[7 * CHUNK + 5]! ^= 1
+  other[8 * CHUNK]! ^= 1
+  other.fill(1, 39 * CHUNK + 10)
+  t.same(await compared(other), [
+    { offset: 7 * CHUNK, length: 2 * CHUNK },
+    { offset: 39 * CHUNK, length: CHUNK },
+  ])
+  t.same(await compared(Buffer.concat([bytes, Buffer.alloc(3 * CHUNK + 7)])), [], 'zeroes behind the end')
+  t.same(await compared(Buffer.concat([bytes, Buffer.alloc(CHUNK), Buffer.from([1])])), [{ offset: 41 * CHUNK, length: 1 }])
+  const zeroesFrom = bytes.findLastIndex(byte => byte !== 0) + 1
+  t.same(await compared(bytes.subarray(0, zeroesFrom)), [], 'zeroes before the end')
+  t.same(
+    await compared(bytes.subarray(0, 5)),
+    await compared(Buffer.concat([bytes.subarray(0, 5), Buffer.alloc(40 * CHUNK - 5)])),
+  )
+})
+
+t.test('a disk that ends within a chunk is compared to its last byte, and beyond', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = Buffer.concat([diskContent(2 * CHUNK, 5), Buffer.from('end')])
+  const { key } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+  const [disk] = reader.points[0]!.manifest.disks
+  const compared = async (other: Buffer) =>
+    (await done(compareDisk({ reader, disk: disk!, other: sourceOf(other), sealer }))).differs
+  t.same(await compared(bytes), [])
+  t.same(await compared(Buffer.concat([bytes, Buffer.alloc(509)])), [])
+  t.same(await compared(Buffer.concat([bytes, Buffer.alloc(508), Buffer.from('x')])), [{ offset: 2 * CHUNK, length: 512 }])
+  t.same(await compared(bytes.subarray(0, -1)), [{ offset: 2 * CHUNK, length: 3 }])
 })

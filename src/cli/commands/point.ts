@@ -3,6 +3,7 @@
 import { Busy } from '../../base/errors.ts'
 import { formatSize } from '../../base/units.ts'
 import { verb, type Noun } from '../define.ts'
+import { Misuse } from '../failure.ts'
 import { clean, formatTime } from '../format.ts'
 import { interruptible } from '../interruptible.ts'
 import { configOption, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
@@ -88,17 +89,32 @@ const show = verb<Named, ConfigOption>({
     }),
 })
 
-const verifyPoint = verb<Named, ConfigOption>({
+const verifyPoint = verb<Named, ConfigOption & { against?: string; disk?: string; format?: string }>({
   name: 'verify',
-  summary: 'look whether a restore point can be restored',
-  details: 'Every chunk of it is read, decrypted and compared with its id.',
+  summary: 'look whether a restore point can be restored, or whether a disk is as it was then',
+  details:
+    'Every chunk of it is read, decrypted and compared with its id. With --against the other disk is read instead, and of the restore point nothing but what its chunks should be; ranges that differ are listed, and it exits with 1.',
   arguments: pointArguments,
-  options: [configOption()],
+  options: [
+    configOption(),
+    new Option('--against <image>', 'compare a disk with this: a file, a block device, nbd://...'),
+    new Option('--disk <name>', 'which disk; to be left out where there is only one'),
+    new Option('--format <format>', 'of the image').choices(['raw', 'qcow2']),
+  ],
   namesDaemon: false,
-  examples: [['stillpoint point verify offsite db/20261125T020000Z-1a2b3c4d', 'exits with 21 when something of it is damaged']],
+  examples: [
+    ['stillpoint point verify offsite db/20261125T020000Z-1a2b3c4d', 'exits with 21 when something of it is damaged'],
+    ['stillpoint point verify offsite db/latest --disk root --against root.raw', 'is this image as the disk was then?'],
+  ],
   run: ({ args, options, json }) =>
     withRepository(args.repository, options, async repository => {
+      const { against, disk, format } = options
+      if (against === undefined && (disk ?? format) !== undefined) throw new Misuse('--disk and --format go with --against')
       const key = await findPointKey(repository, args.point)
+      if (against !== undefined) {
+        const { comparePoint } = await import('../compare-point.ts')
+        return interruptible(signal => comparePoint(repository, { key, against, disk, format, json, signal }))
+      }
       return checkRepository(repository, { level: 'deep', points: [key] }, json)
     }),
 })

@@ -67,11 +67,16 @@ const check = verb<Named, ConfigOption & CheckOptions>({
   options: [
     configOption(),
     levelOption('quick'),
+    new Option(
+      '--budget <size>',
+      'read about as much (scrub: packs; deep: restore points), and begin with what was looked at longest ago',
+    ),
     new Option('--quarantine', 'let new backups rely on no pack that is damaged, so that they upload its chunks anew'),
   ],
   examples: [
     ['stillpoint repo check offsite', 'in a minute'],
     ['stillpoint repo check offsite --level scrub --quarantine', 'read everything, and let the next backup heal what it can'],
+    ['stillpoint repo check offsite --level scrub --budget 50G', 'every night a part, in turn'],
   ],
   run: ({ args: { repository: name }, options, json }) =>
     withRepository(name, options, repository => checkRepository(repository, options, json)),
