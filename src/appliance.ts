@@ -26,6 +26,7 @@ import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
 import { accessBy } from './nbd-server/access.ts'
 import { Exports } from './nbd-server/exports.ts'
+import { InheritedSockets } from './nbd-server/inherited-places.ts'
 import { Listeners } from './nbd-server/listeners.ts'
 import { Memory } from './nbd-server/memory.ts'
 import { NodeExports } from './nbd-server/node-exports.ts'
@@ -37,6 +38,7 @@ import { BackupWorker } from './scheduler/backup-worker.ts'
 import { systemClock } from './scheduler/clock.ts'
 import { stateSchema } from './scheduler/schedule-state.ts'
 import { Scheduler } from './scheduler/scheduler.ts'
+import { statusLine } from './status/status-line.ts'
 import type { Listener, Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
@@ -60,6 +62,8 @@ export class Appliance implements AsyncDisposable {
     readonly quitAsked: Promise<void>,
     /** Reads the configuration again. @throws BadSettings, and all goes on as it was */
     readonly reload: () => Promise<Reconciled>,
+    /** A line of how it does. */
+    readonly status: () => string,
     private readonly listeners: Listeners,
   ) {}
 
@@ -101,10 +105,12 @@ export class Appliance implements AsyncDisposable {
       await Machines.open(settings.machines, { graph, exports, nodeExports, state, log, emit: events.emit }),
     )
     const memory = new Memory(NBD_MEMORY)
+    const inherited = InheritedSockets.fromEnvironment(log)
     const placesOf = ({ nbd }: Settings) =>
       nbd.map(listener => ({
         key: JSON.stringify(listener),
         address: 'unix' in listener ? { unix: listener.unix, mode: listener.mode } : { host: listener.host, port: listener.port },
+        inherited: () => inherited.take(listener),
         options: async () => ({ exports, log, memory, ...(await termsOf(listener)) }),
       }))
     const listeners = parts.use(await Listeners.open(placesOf(settings)))
@@ -172,7 +178,7 @@ export class Appliance implements AsyncDisposable {
     })
 
     const { socket } = settings.control
-    const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket }]
+    const monitors: Monitor[] = socket === undefined ? [] : [{ path: socket, fd: inherited.take({ unix: socket }) }]
     const context: CommandContext = {
       emit: events.emit,
       turns,
@@ -206,10 +212,13 @@ export class Appliance implements AsyncDisposable {
       }),
     }
     monitors.push(...(await runCommandLine(commandLine, context)))
+    for (const { fd, address } of inherited.left)
+      log.warn('a socket was passed that is no place of the configuration, and nobody answers there', { fd, address })
     const server = control.use(await QmpServer.listen({ monitors, commands, context, events }))
     parts.defer(() => server.stop())
     const reload = () => turns.take(() => configuration.reload())
-    return new Appliance(parts.move(), quit.promise, reload, listeners)
+    const status = () => statusLine({ machines, backups, jobs })
+    return new Appliance(parts.move(), quit.promise, reload, status, listeners)
   }
 
   /** Where NBD clients of the configuration connect; the port is the system's choice where it says 0. */

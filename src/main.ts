@@ -3,6 +3,7 @@
 import type { Appliance } from './appliance.ts'
 import { BadSettings } from './base/errors.ts'
 import type { Log } from './base/log.ts'
+import type { ServiceManager } from './base/service-manager.ts'
 import type { DaemonOptions } from './cli/commands/daemon.ts'
 import { runCli } from './cli/program.ts'
 import type { Settings } from './settings/settings.ts'
@@ -20,6 +21,8 @@ async function runDaemon(
   // What nobody has foreseen: guests are served on, as well as may be, and the bug is told.
   process.on('unhandledRejection', error => log.error('a bug: nobody dealt with this failure', { err: error }))
 
+  const { ServiceManager } = await import('./base/service-manager.ts')
+  const manager = await ServiceManager.fromEnvironment(process.env, log)
   const stop = Promise.withResolvers<void>()
   // Without a configuration there is nothing to read again, and it ends, as qemu-storage-daemon.
   const ending = ['SIGTERM', 'SIGINT', ...(settings.file === undefined ? (['SIGHUP'] as const) : [])] as const
@@ -31,7 +34,7 @@ async function runDaemon(
     })
   }
   const running: { appliance?: Appliance } = {}
-  if (settings.file !== undefined) process.on('SIGHUP', () => reload(running.appliance, log))
+  if (settings.file !== undefined) process.on('SIGHUP', () => reload(running.appliance, manager, log))
   await using parts = new AsyncDisposableStack()
   // Where there is no socket, and the only client was on standard input, nothing else keeps the program from ending.
   const alive = setInterval(() => {}, 2 ** 31 - 1)
@@ -40,15 +43,18 @@ async function runDaemon(
   const appliance = (running.appliance = parts.use(await Parts.start(settings, log, commandLine)))
   log.info('ready', { machines: Object.keys(settings.machines).length, control: settings.control.socket })
   await background?.leaveForeground()
+  await manager?.ready(appliance.status)
   await Promise.race([stop.promise, appliance.quitAsked])
+  await manager?.stopping()
   await parts[Symbol.asyncDispose]()
   log.info('stopped')
 }
 
 /** A configuration that is not good has been told by whoever read it. */
-function reload(appliance: Appliance | undefined, log: Log) {
+function reload(appliance: Appliance | undefined, manager: ServiceManager | undefined, log: Log) {
   if (!appliance) return log.info('SIGHUP changes nothing: the configuration has only just been read')
-  appliance.reload().catch((error: unknown) => {
+  const work = manager ? manager.reloading(appliance.reload) : appliance.reload()
+  work.catch((error: unknown) => {
     if (!(error instanceof BadSettings)) log.error('the configuration could not be read again', { err: error })
   })
 }

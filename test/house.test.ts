@@ -29,7 +29,7 @@ const sources = files.filter(file => /\.(ts|mjs)$/.test(file) && !file.endsWith(
 const layers = [
   ['src/main.ts', 'src/appliance.ts'],
   ['src/cli'],
-  ['src/control', 'src/web'],
+  ['src/control', 'src/status', 'src/web'],
   ['src/scheduler', 'src/machines'],
   ['src/nbd-server'],
   ['src/jobs', 'src/transactions'],

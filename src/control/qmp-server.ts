@@ -14,7 +14,14 @@ import { QmpSession } from './qmp-session.ts'
 const MAX_CLIENTS = 100
 
 /** Where clients are served: at the path of a unix socket, or one over a connection that is there already. */
-export type Monitor = ({ readonly path: string } | { readonly stream: Duplex }) & {
+export type Monitor = (
+  | {
+      readonly path: string
+      /** The socket there is open already, and listens. */
+      readonly fd?: number | undefined
+    }
+  | { readonly stream: Duplex }
+) & {
   /** What is sent is indented, for people who look at it. */
   readonly pretty?: boolean
 }
@@ -47,18 +54,19 @@ export class QmpServer implements AsyncDisposable {
 
   async #open(monitor: Monitor) {
     const serve = (stream: Duplex) => void this.#serve(stream, monitor.pretty === true).catch(this.#report)
-    if ('path' in monitor) await this.#listen(monitor.path, serve)
+    if ('path' in monitor) await this.#listen(monitor.path, monitor.fd, serve)
     else serve(monitor.stream)
   }
 
-  async #listen(path: string, serve: (socket: Socket) => void) {
+  async #listen(path: string, fd: number | undefined, serve: (socket: Socket) => void) {
     // A client that has said all it has to say, and closed its side, still gets its replies.
     const listener = createServer({ allowHalfOpen: true }, serve)
     listener.maxConnections = MAX_CLIENTS
     listener.on('drop', () =>
       this.options.context.log.warn(`the control socket ${path} has more than ${MAX_CLIENTS} clients; one was refused`),
     )
-    await listenUnix(listener, path)
+    if (fd === undefined) await listenUnix(listener, path)
+    else await listenAt(listener, fd)
     this.#listeners.push(listener)
   }
 
@@ -87,4 +95,13 @@ export class QmpServer implements AsyncDisposable {
     await this.stop()
     await Promise.all([...this.#sessions].map(session => session[Symbol.asyncDispose]()))
   }
+}
+
+/** At a socket that whoever started us holds; its file stays when we go. */
+async function listenAt(listener: Server, fd: number) {
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  listener.once('error', reject)
+  listener.listen({ fd }, resolve)
+  await promise
+  listener.off('error', reject)
 }

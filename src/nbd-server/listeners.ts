@@ -10,6 +10,8 @@ export interface Place {
   /** The same for the same place with the same terms. */
   readonly key: string
   readonly address: ListenAddress
+  /** Takes the socket that whoever started us holds there, where one does. */
+  inherited?(): number | undefined
   /** Reads what there is to read of it. @throws Fault */
   options(): Promise<NbdServerOptions>
 }
@@ -66,7 +68,9 @@ export class Listeners implements AsyncDisposable {
 
   async #add(place: Place) {
     const options = await place.options()
-    this.#servers.set(place.key, { server: await NbdServer.listen(place.address, options), options, place })
+    const fd = place.inherited?.()
+    const server = await NbdServer.listen(fd === undefined ? place.address : { fd }, options)
+    this.#servers.set(place.key, { server, options, place })
   }
 
   async [Symbol.asyncDispose]() {
