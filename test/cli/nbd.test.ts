@@ -40,7 +40,9 @@ async function start(...args: string[]) {
   let failed = ''
   child.stdout.on('data', (data: Buffer) => (said += data.toString()))
   child.stderr.on('data', (data: Buffer) => (failed += data.toString()))
-  while (!said.endsWith('\n')) {
+  // A line for each export, of which there are several only where they are named.
+  const lines = Math.max(1, args.filter(arg => arg === '-x').length)
+  while (said.split('\n').length <= lines) {
     if (child.exitCode !== null) throw new Error(`exit code ${child.exitCode}: ${failed}`)
     await sleep(20)
   }
