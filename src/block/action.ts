@@ -5,6 +5,9 @@
  * taken away any more. Then, with all nodes drained, every commit runs in list order in one turn of the event loop; none of them can
  * fail. `abort` undoes a successful prepare; the actions are aborted in reverse order.
  *
+ * What a start after a crash has to know of beforehand is written down when all are prepared, with writes going on (`announce`). It may fail, and
+ * then nothing is committed, and `abort` takes it back.
+ *
  * What takes longer and has to be done at that very moment is done right before the commits (`atInstant`), with writes held: it may wait and fail,
  * and then nothing is committed, and `abort` undoes it too.
  *
@@ -14,6 +17,7 @@
 export interface Action {
   /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
   prepare(transaction: object): Promise<void> | void
+  announce?(): Promise<void> | undefined
   atInstant?(): Promise<void>
   commit(): void
   secure?(): Promise<void> | undefined

@@ -65,6 +65,14 @@ export const startPart = (node: () => GraphNode, name: string): Action => {
   }
 }
 
+/** A part that begins with all that the image itself holds. Nobody writes to it yet. Durable when it returns. */
+export async function startWithAll(node: GraphNode, name: string) {
+  const bitmap = node.bitmaps.add({ name, granularity: GRANULARITY, persistent: isPersistent(node) })
+  for await (const extent of node.io.extents({ offset: 0, length: node.size }))
+    if ((extent.depth ?? 1) === 1) bitmap.mark(extent.offset, extent.length)
+  await node.bitmaps.keeper?.settle()
+}
+
 /**
  * The heir takes over what these hold, each in its own image, and they are gone; without an heir they are gone. `broken`: something of them
  * is lost, so what the heir holds would be a part only, and that goes too.

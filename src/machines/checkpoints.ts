@@ -16,7 +16,7 @@ import type { Action } from '../block/action.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { transact } from '../transactions/transact.ts'
-import { bitmapName, handOver, layersOf, partsOf, startPart, type Part } from './checkpoint-bitmaps.ts'
+import { bitmapName, handOver, layersOf, partsOf, startPart, startWithAll, type Part } from './checkpoint-bitmaps.ts'
 import type { Disk, Machine } from './machine.ts'
 import type { Consistency, Quiescing } from './quiesce/guest.ts'
 import type { StateFolder } from './state-folder.ts'
@@ -84,8 +84,28 @@ export class Checkpoints {
   static async open(machine: Machine, graph: Graph, state: StateFolder): Promise<Checkpoints> {
     const found = await state.read(fileOf(machine), stored)
     const checkpoints = new Checkpoints(machine, graph, state, found?.checkpoints ?? [], found?.unfinished ?? [])
+    await checkpoints.continueOverlays()
     await checkpoints.#finish()
     return checkpoints
+  }
+
+  /**
+   * Of disks whose overlays a crash has left without their bitmaps: these begin anew, with all that the overlays hold. Nobody writes to them
+   * yet.
+   */
+  async continueOverlays() {
+    for (const disk of this.machine.unsettled) {
+      const { node } = disk
+      if (node.readOnly) continue
+      const { current } = this
+      const own = partsOf(node).filter(({ checkpoint }) => checkpoint === current?.name)
+      if (current?.disks.includes(disk.name) && !own.some(({ layer, bitmap }) => layer === node && bitmap.recording)) {
+        const part = Math.max(partsIn(current, disk), ...own.map(({ part }) => part)) + 1
+        await startWithAll(node, bitmapName(current.name, part))
+      }
+      await this.#save(this.#withParts(this.all), this.unfinished)
+      await this.machine.settled(disk)
+    }
   }
 
   get list(): readonly Checkpoint[] {

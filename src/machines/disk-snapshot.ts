@@ -1,7 +1,7 @@
 // Snapshots of disks of a machine outside of their images, all at one instant: what is written from then on goes to overlays.
 
 import { rm, stat } from 'node:fs/promises'
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { Fault, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { openOverlay, Snapshot } from '../transactions/snapshot.ts'
@@ -40,7 +40,7 @@ export async function snapshotDisks(
     diskJobs.checkFree(machine, disk)
     const isThere = await exists(file)
     if (reuse && !isThere) throw new NotFound(`missing existing file for disk '${diskId(machine, disk)}': ${file}`)
-    if (!reuse && isThere)
+    if (!reuse && isThere && !(await isEmptyOverlay(graph, file, disk.node)))
       throw new InvalidParameter(
         `external snapshot file for disk '${diskId(machine, disk)}' already exists: ${file}; to use it as it is say --reuse`,
       )
@@ -71,7 +71,8 @@ export async function snapshotDisks(
     })
     return consistency
   } catch (error) {
-    if (!begun) for (const file of made) await rm(file, { force: true })
+    // Where it could not be undone altogether, a restart may look for them.
+    if (!begun && !(error instanceof AggregateError)) for (const file of made) await rm(file, { force: true })
     throw error
   }
 }
@@ -83,5 +84,23 @@ async function exists(file: string) {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
     throw new InvalidParameter(`cannot look at ${file}: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+/** Such as a snapshot leaves that a crash kept from its instant: there is nothing in it that could be lost. */
+async function isEmptyOverlay(graph: Graph, filename: string, disk: GraphNode): Promise<boolean> {
+  let node: GraphNode | undefined
+  try {
+    node = await graph.open({ driver: 'qcow2', 'read-only': true, backing: null, file: { driver: 'file', filename } })
+    const { backing } = await node.info()
+    if (backing?.filename !== disk.filename || [...node.bitmaps].length > 0) return false
+    if (node.snapshots && (await node.snapshots.list()).length > 0) return false
+    for await (const { depth } of node.io.extents({ offset: 0, length: node.size })) if (depth !== 0) return false
+    return true
+  } catch (error) {
+    if (error instanceof Fault) return false // no such image, or somebody's
+    throw error
+  } finally {
+    if (node) await graph.delete(node.name)
   }
 }

@@ -42,6 +42,9 @@ export interface MachineContext {
 export class Machine implements AsyncDisposable {
   #places = ''
   #remembering = Promise.resolve()
+  /** By disk: new ones, put over it or about to be. */
+  readonly #overlays = new Map<string, GraphNode>()
+  readonly #unsettled = new Set<string>()
   #opened: readonly Opened[] = []
   #settings: Readonly<Record<string, DiskSettings>> = {}
 
@@ -92,6 +95,7 @@ export class Machine implements AsyncDisposable {
         return withoutFilters(edge.node)
       },
     }
+    if (place?.configured === configured.image && place.unsettled) this.#unsettled.add(diskName)
     this.#settings = { ...this.#settings, [diskName]: configured }
     this.#opened = [...this.#opened, { disk, parts }]
     return disk
@@ -120,18 +124,44 @@ export class Machine implements AsyncDisposable {
   }
 
   /**
-   * Writes down which images the disks have moved to, so that they are found there after a restart. `next`: where a disk is about to move, which
-   * is the same until it is written to.
+   * Overlays are about to be put over disks, of all of them or of none: a restart will find the disks there from now on, which is the same until
+   * they are written to. `settled` or `withdraw` follows.
    */
-  async rememberPlaces(next?: { readonly disk: Disk; readonly overlay: GraphNode }) {
+  async announce(overlays: ReadonlyMap<Disk, GraphNode>) {
+    for (const [disk, overlay] of overlays) this.#overlays.set(disk.name, overlay)
+    await this.rememberPlaces()
+  }
+
+  /** It came to nothing. */
+  async withdraw(overlays: ReadonlyMap<Disk, GraphNode>) {
+    let known = false
+    for (const { name } of overlays.keys()) known = this.#overlays.delete(name) || known
+    if (known) await this.rememberPlaces()
+  }
+
+  /** What the bitmaps of a disk's new overlay say is stored with it. */
+  async settled({ name }: Disk) {
+    this.#overlays.delete(name)
+    this.#unsettled.delete(name)
+    await this.rememberPlaces()
+  }
+
+  /** The last daemon ended before their overlays' bitmaps were stored: whatever the overlays hold was written since. */
+  get unsettled(): readonly Disk[] {
+    return this.disks.filter(({ name }) => this.#unsettled.has(name))
+  }
+
+  /** Writes down which images the disks have moved to, so that they are found there after a restart. */
+  async rememberPlaces() {
     const places = await this.#placesOfOthers()
     for (const disk of this.disks) {
       const configured = this.#settings[disk.name]!.image
-      const overlay = next?.disk === disk ? next.overlay : undefined
+      const overlay = this.#overlays.get(disk.name)
       if (!overlay && disk.node.filename === configured) continue
-      const [chain, top] = [chainOptions(disk.node), overlay && chainOptions(overlay)]
-      const options = overlay ? top && chain && { ...top, backing: chain } : chain
-      if (options) places[disk.name] = { configured, options }
+      const isUnsettled = overlay !== undefined || this.#unsettled.has(disk.name)
+      const [chain, top] = [chainOptions(disk.node), overlay && overlay !== disk.node && chainOptions(overlay)]
+      const options = overlay && overlay !== disk.node ? top && chain && { ...top, backing: chain } : chain
+      if (options) places[disk.name] = { configured, options, ...(isUnsettled && { unsettled: true }) }
     }
     const text = JSON.stringify(places)
     if (text === this.#places) return
@@ -182,7 +212,12 @@ export class Machine implements AsyncDisposable {
 
 const placesSchema = z.record(
   z.string(),
-  z.strictObject({ configured: z.string(), options: z.looseObject({ driver: z.string() }) }),
+  z.strictObject({
+    configured: z.string(),
+    options: z.looseObject({ driver: z.string() }),
+    /** A snapshot has put an overlay there whose bitmaps may not be stored. */
+    unsettled: z.literal(true).optional(),
+  }),
 )
 
 type Place = z.infer<typeof placesSchema>[string]

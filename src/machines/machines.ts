@@ -35,6 +35,8 @@ interface Entry {
 }
 
 export class Machines implements AsyncDisposable {
+  /** By transaction: what it puts over disks. */
+  readonly #overlays = new WeakMap<object, Map<Machine, Map<Disk, GraphNode>>>()
   readonly #entries = new Map<string, Entry>()
   readonly #exported = new Map<string, NodeExport>()
   #settings: Readonly<Record<string, MachineSettings>> = {}
@@ -121,6 +123,7 @@ export class Machines implements AsyncDisposable {
   async #addDisk(machine: Machine, name: string, settings: DiskSettings) {
     const disk = await machine.addDisk(name, settings)
     try {
+      await this.get(machine.name).checkpoints.continueOverlays()
       await this.#export(machine, disk)
     } catch (error) {
       await machine.removeDisk(disk)
@@ -176,6 +179,12 @@ export class Machines implements AsyncDisposable {
     return this.list.flatMap(({ machine }) => machine.disks).find(disk => disk.node === image)
   }
 
+  #overlaysOf(transaction: object) {
+    const known = this.#overlays.get(transaction) ?? new Map<Machine, Map<Disk, GraphNode>>()
+    this.#overlays.set(transaction, known)
+    return known
+  }
+
   /**
    * A snapshot of a node, and, where that is a machine's disk, what makes its checkpoints go on: a bitmap in the overlay from the same instant
    * on.
@@ -184,12 +193,15 @@ export class Machines implements AsyncDisposable {
     let actions: Action[] = []
     let found: { machine: Machine; disk: Disk; checkpoints: Checkpoints }[] = []
     const prepared: Action[] = []
+    /** Of all that this transaction puts over disks. */
+    let overlays: Map<Machine, Map<Disk, GraphNode>>
     const abort = async () => {
+      for (const [machine, its] of overlays) await machine.withdraw(its)
       for (const action of prepared) await action.abort()
-      for (const { machine } of found) await machine.rememberPlaces()
     }
     return {
       prepare: async transaction => {
+        overlays = this.#overlaysOf(transaction)
         const node = nodeOf()
         const disks = this.list.flatMap(({ machine, checkpoints }) => machine.disks.map(disk => ({ machine, disk, checkpoints })))
         found = disks.filter(({ disk }) => disk.node === node)
@@ -202,12 +214,18 @@ export class Machines implements AsyncDisposable {
             await action.prepare(transaction)
             prepared.unshift(action)
           }
-          // Before anything is written there. Until then both are the same.
-          for (const { machine, disk } of found) await machine.rememberPlaces({ disk, overlay: snapshot.overlay })
+          for (const { machine, disk } of found) {
+            if (!overlays.has(machine)) overlays.set(machine, new Map())
+            overlays.get(machine)!.set(disk, snapshot.overlay)
+          }
         } catch (error) {
           await abort()
           throw error
         }
+      },
+      // Before anything is written there, and all of them in one go.
+      announce: async () => {
+        for (const { machine } of found) await machine.announce(overlays.get(machine)!)
       },
       commit: () => actions.forEach(action => action.commit()),
       secure: async () => {
@@ -217,7 +235,7 @@ export class Machines implements AsyncDisposable {
         for (const action of actions.toReversed()) await action.settle?.()
         for (const { machine, disk, checkpoints } of found) {
           await checkpoints.continued(disk)
-          await machine.rememberPlaces()
+          await machine.settled(disk)
         }
       },
       abort,

@@ -10,6 +10,7 @@ export function deferred(make: () => Action): Action {
       action = make()
       return action.prepare(transaction)
     },
+    announce: () => action.announce?.(),
     commit: () => action.commit(),
     secure: () => action.secure?.(),
     settle: () => action.settle?.(),

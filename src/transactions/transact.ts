@@ -22,6 +22,7 @@ export async function transact(actions: readonly Action[], drained: Drained): Pr
       await action.prepare(transaction)
       prepared.unshift(action)
     }
+    for (const action of actions) await action.announce?.()
     const commits = () => {
       assert(!begun)
       begun = true
