@@ -1,0 +1,325 @@
+// Something that a daemon does with a machine's disks, stopped at each change of a file that it makes, by `kill -9` or by a disk that fails just
+// then: after a restart all of it is there or nothing, the disks read the same, and the checkpoints know of every change.
+
+import { watchFiles, systemError, type FileChange } from './file-changes.ts'
+import { cpSync } from 'node:fs'
+import { cp, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { NbdClient } from 'nbd-client-ts'
+import { Appliance } from '../../src/appliance.ts'
+import { messageOf } from '../../src/base/errors.ts'
+import { createLog } from '../../src/base/log.ts'
+import { QmpClient, type QmpEvent } from '../../src/control/qmp-client.ts'
+import { loadSettings } from '../../src/settings/load.ts'
+import { errorsIn } from './killed-job.ts'
+import { missing, qemuImg, scratchFolder } from './qemu.ts'
+import { diskContent, generator, randomBytes } from './random-bytes.ts'
+
+export const SIZE = 1 << 20
+export const GRANULE = 65536
+const GRANULES = SIZE / GRANULE
+
+export const DISKS = ['root', 'data'] as const
+
+export interface Daemon extends AsyncDisposable {
+  readonly folder: string
+  readonly events: readonly QmpEvent[]
+  execute<Result = unknown>(command: string, args?: object): Promise<Result>
+  nbd(name: string, contexts?: readonly string[]): Promise<NbdClient>
+  /** Waits until the job is over, with others of its group or alone. @throws the error that it ended with */
+  over(id: string): Promise<void>
+  stop(): Promise<void>
+}
+
+export interface Duty {
+  /** Once: what is there before. By then each disk has two checkpoints, and changes since. */
+  begin?(daemon: Daemon): Promise<void>
+  /** What is all or nothing. It is repeated as it is when nothing has come of it. */
+  act(daemon: Daemon): Promise<unknown>
+  /** Looked at beside the images of the disks: the same before, or the same as after. */
+  state?(daemon: Daemon): Promise<unknown>
+  /** What must hold whichever it is; sentences. */
+  wrong?(daemon: Daemon): Promise<readonly string[]>
+}
+
+const isOver = ({ event, data }: QmpEvent, id: string) =>
+  event === 'JOB_STATUS_CHANGE' && (data as { id: string }).id === id && (data as { status: string }).status === 'concluded'
+
+async function start(folder: string): Promise<Daemon> {
+  await using parts = new AsyncDisposableStack()
+  const log = createLog('error', { write: () => undefined }, { journal: true })
+  parts.use(await Appliance.start(await loadSettings(`${folder}/stillpoint.yaml`), log))
+  const events: QmpEvent[] = []
+  let told = Promise.withResolvers<void>()
+  const onEvent = (event: QmpEvent) => {
+    events.push(event)
+    told.resolve()
+    told = Promise.withResolvers()
+  }
+  const qmp = parts.use(await QmpClient.connect(`${folder}/control.sock`, { onEvent }))
+  const all = parts.move()
+  let ended: Promise<void> | undefined
+  const stop = () => (ended ??= all.disposeAsync())
+  return {
+    folder,
+    events,
+    execute: <Result>(command: string, args: object = {}) => qmp.execute(command, args) as Promise<Result>,
+    nbd: (name, contexts = []) => NbdClient.connect(`nbd+unix:///${name}?socket=${folder}/nbd.sock`, { contexts: [...contexts] }),
+    async over(id) {
+      while (!events.some(event => isOver(event, id))) await told.promise
+      const ended = events.findLast(
+        ({ event, data }) => /^BLOCK_JOB_(COMPLETED|CANCELLED)$/.test(event) && (data as { device: string }).device === id,
+      )
+      const { error } = (ended?.data ?? {}) as { error?: string }
+      if (error !== undefined || ended?.event === 'BLOCK_JOB_CANCELLED') throw new Error(error ?? `job ${id} was cancelled`)
+    },
+    stop,
+    [Symbol.asyncDispose]: stop,
+  }
+}
+
+type Content = ReadonlyMap<string, Buffer>
+
+/** Of every disk. */
+async function read(daemon: Daemon): Promise<Content> {
+  const content = new Map<string, Buffer>()
+  for (const disk of DISKS) {
+    await using guest = await daemon.nbd(`db/${disk}`)
+    content.set(disk, await guest.read(0, SIZE))
+  }
+  return content
+}
+
+interface World {
+  readonly folder: string
+  readonly now: Content
+  readonly checkpoints: ReadonlyMap<string, Content>
+}
+
+/** Two disks of a machine, which go with the folder; as they are kept at `FOLDER.kept`. */
+async function makeWorld(folder: string, seed: number, duty: Duty): Promise<World> {
+  await mkdir(folder)
+  const images: string[] = []
+  for (const disk of DISKS) {
+    await writeFile(`${folder}/content`, diskContent(SIZE, seed + images.length))
+    await qemuImg('convert', '-f', 'raw', '-O', 'qcow2', `${folder}/content`, `${folder}/${disk}.qcow2`)
+    images.push(`${disk}: { image: ./${disk}.qcow2, format: qcow2 }`)
+  }
+  await rm(`${folder}/content`)
+  await writeFile(
+    `${folder}/stillpoint.yaml`,
+    `state: ./state
+control: { socket: ./control.sock }
+nbd: [ { unix: ./nbd.sock } ]
+scratch: { path: ./state/scratch }
+machines: { db: { disks: { ${images.join(', ')} } } }
+`,
+  )
+  const random = generator(seed)
+  const checkpoints = new Map<string, Content>()
+  await using daemon = await start(folder)
+  const writeSome = async () => {
+    for (const disk of DISKS) {
+      await using guest = await daemon.nbd(`db/${disk}`)
+      for (let count = 0; count < 3; count++) await guest.write((random() % GRANULES) * GRANULE, randomBytes(1024, random()))
+    }
+  }
+  for (const name of ['one', 'two']) {
+    await daemon.execute('checkpoint-create', { machine: 'db', name })
+    checkpoints.set(name, await read(daemon))
+    await writeSome()
+  }
+  await duty.begin?.(daemon)
+  await writeSome()
+  const now = await read(daemon)
+  await daemon.stop()
+  await cp(folder, `${folder}.kept`, { recursive: true })
+  return { folder, now, checkpoints }
+}
+
+async function putBack(folder: string, from: string) {
+  await rm(folder, { recursive: true, force: true })
+  if (from.endsWith('.kept')) await cp(from, folder, { recursive: true })
+  else await rename(from, folder)
+}
+
+async function stateOf(daemon: Daemon, duty: Duty): Promise<string> {
+  const [machine] = await daemon.execute<{ disks: { name: string; image: string }[] }[]>('query-machines')
+  const images = machine!.disks.map(({ name, image }) => `${name}: ${image.slice(daemon.folder.length + 1)}`)
+  return JSON.stringify([...images, (await duty.state?.(daemon)) ?? ''])
+}
+
+/** Sentences; empty when all is well. */
+async function wrongWith(daemon: Daemon, { now, checkpoints }: World, duty: Duty): Promise<string[]> {
+  const wrong: string[] = [...((await duty.wrong?.(daemon)) ?? [])]
+  const found = await read(daemon)
+  for (const disk of DISKS) if (!found.get(disk)!.equals(now.get(disk)!)) wrong.push(`disk ${disk} does not read as before`)
+  const { findings } = await daemon.execute<{ findings: object[] }>('checkpoint-repair', { machine: 'db' })
+  for (const finding of findings) wrong.push(`checkpoint-repair finds ${JSON.stringify(finding)}`)
+  for (const [name, copies] of checkpoints) {
+    const session = `since-${name}`
+    const begun = await daemon
+      .execute<{ disks: { disk: string; export: string; bitmap: string }[] }>('backup-begin', {
+        machine: 'db',
+        mode: 'pull',
+        name: session,
+        since: name,
+      })
+      .catch((error: unknown) => void wrong.push(`since checkpoint ${name} there is no backup: ${messageOf(error)}`))
+    if (!begun) continue
+    for (const { disk, export: path, bitmap } of begun.disks) {
+      const context = `qemu:dirty-bitmap:${bitmap}`
+      await using view = await daemon.nbd(path, [context])
+      const dirty = new Set<number>()
+      for await (const { offset, length, status } of view.extents({ contexts: [context] }))
+        if (status[context] === 1) for (let at = offset; at < offset + length; at += GRANULE) dirty.add(Math.floor(at / GRANULE))
+      const copy = copies.get(disk)!
+      for (let granule = 0; granule < GRANULES; granule++) {
+        const [from, to] = [granule * GRANULE, (granule + 1) * GRANULE]
+        if (!copy.subarray(from, to).equals(now.get(disk)!.subarray(from, to)) && !dirty.has(granule))
+          wrong.push(`granule ${granule} of ${disk} changed since ${name} and is not marked`)
+      }
+    }
+    await daemon.execute('backup-finish', { name: session })
+  }
+  return wrong
+}
+
+/** So many steps of each kind, picked by the seed: each takes a restart or two. By hand, more, or `all`. */
+const asked = process.env['STILLPOINT_STEPS']
+const MOST = asked === 'all' ? Infinity : Number(asked ?? 3)
+
+/** The same each time, if nobody asks for another. */
+export const seed = Number(process.env['STILLPOINT_SEED'] ?? 7)
+
+function pick(count: number, random: () => number): number[] {
+  const all = Array.from({ length: count }, (_, index) => index)
+  while (all.length > MOST) all.splice(random() % all.length, 1)
+  return all
+}
+
+const describe = ({ what, path }: FileChange) => `${what} ${path}`
+
+/** Each duty a test of its own. By hand: STILLPOINT_STEPS=all STILLPOINT_SEED=... scripts/test test/duties */
+export function allOrNothing(duties: Readonly<Record<string, Duty>>) {
+  for (const [name, duty] of Object.entries(duties))
+    t.test(`${name} (seed ${seed})`, { skip: missing('qemu-img'), timeout: 900_000 }, async t => {
+      await using stack = new AsyncDisposableStack()
+      await stepByStep(t, `${await scratchFolder(stack)}/machine`, duty)
+    })
+}
+
+async function stepByStep(t: Test, folder: string, duty: Duty) {
+  const random = generator(seed)
+  const world = await makeWorld(folder, seed, duty)
+  const kept = `${folder}.kept`
+  const moments = `${folder}.moments`
+  await mkdir(moments)
+
+  /** In the order in which they came, of one run in which all went well; the folder is kept as it was at each. */
+  const changes: FileChange[] = []
+  await putBack(folder, kept)
+  let before = ''
+  {
+    await using daemon = await start(folder)
+    before = await stateOf(daemon, duty)
+    t.same(await wrongWith(daemon, world, duty), [], 'before')
+    await daemon.stop()
+  }
+  const keep = () =>
+    cpSync(folder, `${moments}/${changes.length}`, { recursive: true, filter: source => !source.endsWith('.sock') })
+  await putBack(folder, kept)
+  {
+    await using daemon = await start(folder)
+    using _watching = watchFiles(folder, change => {
+      keep()
+      changes.push(change)
+    })
+    await duty.act(daemon)
+    keep() // answered: it must not be undone
+  }
+  const after = await (async () => {
+    await using daemon = await start(folder)
+    const state = await stateOf(daemon, duty)
+    t.same(await wrongWith(daemon, world, duty), [], 'after')
+    return state
+  })()
+  t.ok(changes.length > 0, `${changes.length} changes of files`)
+
+  const states = { [before]: 'nothing', [after]: 'all' }
+  const check = async (at: string, wanted?: string) => {
+    await using daemon = await start(folder)
+    const state = await stateOf(daemon, duty)
+    if (states[state] === undefined) t.fail(`${at}: half of it: ${state}`, { before, after })
+    else if (wanted !== undefined) t.equal(state, wanted, at)
+    t.same(await wrongWith(daemon, world, duty), [], at)
+    if (state === before && before !== after) {
+      const repeated = await attempt(() => duty.act(daemon))
+      t.equal(repeated, undefined, `${at}: it can be done again as it is`)
+      t.equal(await stateOf(daemon, duty), after, at)
+    }
+    await daemon.stop()
+    for (const image of await readdir(folder))
+      if (image.endsWith('.qcow2')) t.same(await errorsIn(`${folder}/${image}`), [], `${at}: ${image}`)
+  }
+
+  for (const moment of pick(changes.length, random)) {
+    const at = `killed before change ${moment}, ${describe(changes[moment]!)}`
+    await putBack(folder, `${moments}/${moment}`)
+    await check(at)
+  }
+  await putBack(folder, `${moments}/${changes.length}`)
+  await check('killed when it had been answered', after)
+  await rm(moments, { recursive: true })
+
+  for (const step of pick(changes.length, random)) {
+    await putBack(folder, kept)
+    const daemon = await start(folder)
+    let count = 0
+    let at = 'nothing failed'
+    let failure: string | undefined
+    /** The file driver trusts it no more until it is opened anew, as QEMU's does not. */
+    let lost = false
+    {
+      using _watching = watchFiles(folder, change => {
+        if (count++ !== step) return
+        at = `change ${step} fails, ${describe(change)}`
+        lost = change.what === 'fdatasync'
+        throw systemError('ENOSPC', change.what)
+      })
+      failure = await attempt(() => duty.act(daemon))
+    }
+    const live = await stateOf(daemon, duty)
+    t.ok(states[live], `${at} (${failure ?? 'done all the same'}): all or nothing`, { live, before, after })
+    if (failure === undefined) t.equal(live, after, `${at}: what was answered is done`)
+    if (!lost) t.same(await wrongWith(daemon, world, duty), [], `${at} (${failure ?? 'done all the same'})`)
+    if (!lost && live === before && before !== after && states[live]) {
+      const repeated = await attempt(() => duty.act(daemon))
+      t.equal(repeated, undefined, `${at}: (${failure}) it can be done again as it is`)
+    }
+    const ended = await attempt(() => daemon.stop())
+    await check(`${at}, and a restart${ended === undefined ? '' : ` after ${ended}`}`)
+  }
+}
+
+async function attempt(work: () => Promise<unknown>): Promise<string | undefined> {
+  try {
+    await work()
+    return undefined
+  } catch (error) {
+    return messageOf(error)
+  }
+}
+
+/** Waits for the end of a job of a disk. @throws what it ended with */
+export async function diskJobOver(daemon: Daemon, disk: string) {
+  for (;;) {
+    const [job] = await daemon.execute<{ over: boolean; error?: string }[]>('query-disk-jobs', { machine: 'db', disk })
+    if (job?.over) {
+      if (job.error !== undefined) throw new Error(job.error)
+      return
+    }
+    await sleep(5)
+  }
+}
