@@ -2,9 +2,11 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFile, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import type net from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { createLog } from '../../src/base/log.ts'
 import { native } from '../../src/base/native.ts'
@@ -432,3 +434,44 @@ t.test('nbdkit passes us on, with all that we offer', { skip: missing('nbdkit', 
   const [theirs, ours] = await Promise.all([run('nbdinfo', ['--map', through]), run('nbdinfo', ['--map', uri('disk')])])
   t.equal(theirs, ours)
 })
+
+t.test(
+  'a file system that is made over nbdfuse is whole, and has its files',
+  {
+    skip:
+      missing('nbdfuse', 'mke2fs', 'e2fsck', 'debugfs', '/dev/fuse') ||
+      (process.getuid!() !== 0 && 'only root mounts without fusermount3'),
+  },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const node = await fileNode(Buffer.alloc(4 * MIB), stack)
+    const served = await serve([exportOf(node)], stack)
+    const [disk, pidFile, tree] = [join(served.folder, 'disk'), join(served.folder, 'fuse.pid'), join(served.folder, 'tree')]
+    await writeFile(disk, '')
+    await mkdir(tree)
+    const files = new Map(Array.from({ length: 5 }, (_, index) => [`file${index}`, randomBytes(1 + index * 45_679, index)]))
+    for (const [name, bytes] of files) await writeFile(join(tree, name), bytes)
+    const patient = { timeoutMs: 120_000 } // each block takes the way through two programs and the kernel
+    const fuse = spawn('nbdfuse', ['-P', pidFile, disk, served.uri('disk')], { stdio: 'ignore' })
+    const gone = once(fuse, 'exit')
+    try {
+      while (!existsSync(pidFile)) {
+        if (fuse.exitCode !== null) throw new Error(`nbdfuse has ended with ${fuse.exitCode}`)
+        await sleep(20)
+      }
+      await run('mke2fs', ['-q', '-F', '-t', 'ext4', '-d', tree, disk], patient)
+      await run('e2fsck', ['-f', '-n', disk], patient)
+      for (const [name, bytes] of files) {
+        const out = join(served.folder, 'out')
+        await run('debugfs', ['-R', `dump ${name} ${out}`, disk], patient)
+        t.ok(bytes.equals(await readFile(out)), name)
+      }
+    } finally {
+      fuse.kill()
+      await gone
+    }
+    t.notMatch(await readFile('/proc/self/mounts', 'utf8'), served.folder, 'it has gone in order')
+    await quiet(served)
+    t.same(served.lines, [])
+  },
+)
