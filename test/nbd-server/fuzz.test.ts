@@ -1,10 +1,12 @@
 // Whatever a client sends, in whatever pieces: the server lives, answers in order, calls its node as it may, and keeps nothing.
+// `npm run fuzz -- MINUTES` goes on for longer.
 
 import fc from 'fast-check'
 import { Command, CommandFlag, InfoType, Option } from 'nbd-client-ts/protocol'
 import t from 'tap'
 import type { Range } from '../../src/base/ranges.ts'
 import { baseAllocation, dirtyBitmap } from '../../src/nbd-server/context.ts'
+import { tries } from '../helpers/fuzz-time.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
 import { counted, extended, flags, go, goData, option, queries, RawPeer, Reader, request, u16, u32 } from '../helpers/nbd-wire.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
@@ -175,7 +177,7 @@ t.test('whole requests, however odd, are each answered to the end, and the node 
           if (finals.get(BigInt(index)) !== 1) throw new Error(`request ${index} has ${finals.get(BigInt(index))} final replies`)
       },
     ),
-    { numRuns: 250 },
+    tries(250),
   )
   t.same(node.wrong, [])
   t.same(served.lines, [])
@@ -216,7 +218,7 @@ t.test('bytes of any kind end the connection at worst', async t => {
         reader.greeting()
       },
     ),
-    { numRuns: 250 },
+    tries(250),
   )
   t.same(node.wrong, [])
   t.same(served.lines, [])
