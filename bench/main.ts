@@ -9,10 +9,11 @@ import { messageOf } from '../src/base/errors.ts'
 import { root } from './demo/tools.ts'
 import { bitmaps } from './parts/bitmaps.ts'
 import { nbd } from './parts/nbd.ts'
+import { push } from './parts/push.ts'
 import { qcow2 } from './parts/qcow2.ts'
 import { Report, type Part } from './report.ts'
 
-const parts: readonly Part[] = [nbd, qcow2, bitmaps]
+const parts: readonly Part[] = [nbd, qcow2, bitmaps, push]
 
 const USAGE = `usage: npm run bench [-- [PART...] [--rounds N] [--folder DIR]]
 ${parts.map(({ name, title }) => `  ${name.padEnd(10)} ${title}`).join('\n')}

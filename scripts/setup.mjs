@@ -44,11 +44,14 @@ const packages = {
   'ceph-mon': { has: 'ceph-mon', without: 'radosgw does not run' },
   'ceph-osd': { has: 'ceph-osd', without: 'radosgw does not run' },
   systemd: { has: 'systemd-analyze', without: 'systemd judges no calendar expression, and no unit' },
+  zstd: { has: 'zstd', without: 'backups are not measured against it' },
+  restic: { has: 'restic', without: 'backups are not measured against it' },
+  borgbackup: { has: 'borg', without: 'backups are not measured against it' },
   'man-db': { has: 'man', without: 'nobody looks at the man page' },
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
-  bench: ['qemu-utils', 'qemu-system-common', 'fio', 'libnbd-bin', 'nbdkit'],
+  bench: ['qemu-utils', 'qemu-system-common', 'fio', 'libnbd-bin', 'nbdkit', 'zstd', 'restic', 'borgbackup'],
   test: [
     'qemu-utils',
     'qemu-system-common',

@@ -1,0 +1,60 @@
+// Runs programs and says what they took: time, processor, and the most memory that they and their children had.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync, readdirSync } from 'node:fs'
+import { find } from './demo/tools.ts'
+
+export interface Measured {
+  readonly seconds: number
+  /** Bytes. */
+  readonly memory: number
+}
+
+const LOOK_MS = 20
+
+/** @throws Error with what it said when it failed */
+export async function measured(
+  program: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<Measured> {
+  const begun = performance.now()
+  const child = spawn(find(program) ?? program, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
+  let said = ''
+  child.stderr.on('data', (data: Buffer) => (said += data.toString()))
+  const memory = watchMemory(child.pid!)
+  const [code] = (await once(child, 'close')) as [number | null]
+  const seconds = (performance.now() - begun) / 1000
+  if (code !== 0) throw new Error(`${program} ${args.slice(0, 3).join(' ')} has failed:\n${said}`)
+  return { seconds, memory: memory.end() }
+}
+
+/** Looks from time to time how much memory a process and its children have had at most. */
+export function watchMemory(pid: number) {
+  let most = 0
+  const look = () => void (most = Math.max(most, mostMemory(pid)))
+  look()
+  const timer = setInterval(look, LOOK_MS)
+  return {
+    end() {
+      clearInterval(timer)
+      look()
+      return most
+    },
+  }
+}
+
+/** From what the kernel remembers (VmHWM); 0 for a process that has ended. */
+function mostMemory(pid: number): number {
+  try {
+    const [, kib = '0'] = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
+    const children = readdirSync(`/proc/${pid}/task`).flatMap(task =>
+      readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').trim().split(' ').filter(Boolean),
+    )
+    return Number(kib) * 1024 + children.reduce((sum, child) => sum + mostMemory(Number(child)), 0)
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return 0
+    throw error
+  }
+}

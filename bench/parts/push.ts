@@ -1,0 +1,273 @@
+// Push and restore on files: ours against zstd alone, restic, borg and qemu-img, on the same image of real data, in turns; and what an
+// increment, an unchanged disk and a served restore point take. Who is not installed is said, and left out.
+
+import { randomBytes } from 'node:crypto'
+import { mkdir, rm, stat, truncate, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { NbdClient } from 'nbd-client-ts'
+import { formatSize } from '../../src/base/units.ts'
+import { QmpClient } from '../../src/control/qmp-client.ts'
+import { find, root, run } from '../demo/tools.ts'
+import { measured, watchMemory, type Measured } from '../measured.ts'
+import { makeRealImage } from '../real-data.ts'
+import { digits, median, spread, type Part, type Report } from '../report.ts'
+import { startProgram } from '../servers.ts'
+
+const MiB = 2 ** 20
+const GiB = 2 ** 30
+const SIZE = GiB
+const SPARSE = 1024 * GiB
+const MEMORY_GOAL = 256 * MiB
+const main = [process.execPath, join(root, 'dist/src/main.js')] as const
+
+interface Contender {
+  readonly name: string
+  /** The program that must be there. */
+  readonly needs?: string
+  /** Makes a repository, and backs up into it; only what `work` does counts. */
+  backup(folder: string, image: string, stack: AsyncDisposableStack): Promise<{ readonly work: () => Promise<Measured> }>
+  /** Of what was backed up. */
+  readonly restore?: (folder: string, target: string) => Promise<Measured>
+  /** How many times as fast we are to be. */
+  readonly goals: { readonly backup?: number; readonly restore?: number }
+}
+
+/** No question is to wait for an answer; nothing of ours stays in the user's home. */
+const foreign = (folder: string) => ({
+  RESTIC_PASSWORD: 'bench',
+  RESTIC_CACHE_DIR: join(folder, 'cache'),
+  BORG_BASE_DIR: join(folder, 'cache'),
+  BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'yes',
+})
+
+const ours = (name: string, encrypted: boolean): Contender => ({
+  name,
+  async backup(folder, image, stack) {
+    const daemon = await startDaemon(stack, folder, { disks: { root: image }, encrypted })
+    return {
+      work: async () => {
+        const memory = watchMemory(daemon.pid)
+        return { seconds: (await daemon.push()).seconds, memory: memory.end() }
+      },
+    }
+  },
+  restore: (folder, target) =>
+    measured(main[0], [main[1], 'restore', 'bench', 'bench/latest', 'root', target, '--config', join(folder, 'config.yaml')]),
+  goals: {},
+})
+
+const OURS = ours('stillpoint', false)
+
+const contenders: readonly Contender[] = [
+  OURS,
+  ours('stillpoint, encrypted', true),
+  {
+    name: 'zstd -1 -T0',
+    needs: 'zstd',
+    backup: async (folder, image) => ({
+      work: () => measured('zstd', ['-1', '-T0', '-q', '-f', image, '-o', join(folder, 'disk.zst')]),
+    }),
+    goals: { backup: 1 / 1.1 },
+  },
+  {
+    name: 'restic',
+    needs: 'restic',
+    async backup(folder, image) {
+      await measured('restic', ['-r', join(folder, 'restic'), 'init'], foreign(folder))
+      return { work: () => measured('restic', ['-r', join(folder, 'restic'), 'backup', '-q', image], foreign(folder)) }
+    },
+    restore: (folder, target) =>
+      measured('restic', ['-r', join(folder, 'restic'), 'restore', '-q', 'latest', '--target', target], foreign(folder)),
+    goals: { backup: 2.7, restore: 1.5 },
+  },
+  {
+    name: 'borg create -C zstd,1',
+    needs: 'borg',
+    async backup(folder, image) {
+      await measured('borg', ['init', '-e', 'none', join(folder, 'borg')], foreign(folder))
+      return { work: () => measured('borg', ['create', '-C', 'zstd,1', `${join(folder, 'borg')}::one`, image], foreign(folder)) }
+    },
+    goals: { backup: 2 },
+  },
+  {
+    name: 'qemu-img convert -c, zstd',
+    needs: 'qemu-img',
+    backup: async (folder, image) => {
+      const options = ['-c', '-f', 'raw', '-O', 'qcow2', '-o', 'compression_type=zstd']
+      return { work: () => measured('qemu-img', ['convert', ...options, image, join(folder, 'disk.qcow2')]) }
+    },
+    restore: (folder, target) => measured('qemu-img', ['convert', '-O', 'raw', join(folder, 'disk.qcow2'), target]),
+    goals: { backup: 1.6 },
+  },
+]
+
+export const push: Part = {
+  name: 'push',
+  title: 'push and restore of 1 GiB of real data: the time of others over ours',
+  async measure(report, { rounds, folder }) {
+    report.begin(this.title)
+    const image = join(folder, 'real.raw')
+    await makeRealImage(image, SIZE)
+    const there = contenders.filter(({ name, needs }) => {
+      if (needs === undefined || find(needs)) return true
+      report.remark(`${name} is not installed, and left out.`)
+      return false
+    })
+    await compare(report, there, { rounds, folder, image })
+    report.begin('push: increments, unchanged disks, and served restore points')
+    await oneAfterAnother(report, folder, image)
+  },
+}
+
+async function compare(
+  report: Report,
+  there: readonly Contender[],
+  { rounds, folder, image }: { readonly rounds: number; readonly folder: string; readonly image: string },
+) {
+  const backups = new Map<Contender, Measured[]>(there.map(one => [one, []]))
+  const restores = new Map<Contender, Measured[]>(there.map(one => [one, []]))
+  for (let round = 0; round < rounds; round++) {
+    for (const one of round % 2 === 0 ? there : there.toReversed()) {
+      const place = join(folder, 'place')
+      await mkdir(place)
+      {
+        await using stack = new AsyncDisposableStack()
+        const { work } = await one.backup(place, image, stack)
+        backups.get(one)!.push(await work())
+      }
+      const target = join(place, 'restored')
+      if (one.restore) restores.get(one)!.push(await one.restore(place, target))
+      if (one === OURS && round === 0) await run('cmp', [image, target])
+      await rm(place, { recursive: true })
+    }
+  }
+  for (const [what, all] of [
+    ['backup', backups],
+    ['restore', restores],
+  ] as const) {
+    const mine = all.get(OURS)!
+    for (const [{ name, goals }, runs] of all) {
+      if (runs.length === 0) continue
+      const ratios = runs.map(({ seconds }, round) => seconds / mine[round]!.seconds)
+      const memory = Math.max(...runs.map(({ memory }) => memory))
+      const goal = goals[what]
+      report.add({
+        what: `${what}: ${name} (${digits(median(runs.map(({ seconds }) => seconds)))} s, ${formatSize(memory)})`,
+        value: spread(ratios),
+        ...(goal !== undefined && { goal: `>= ${digits(goal)}`, reached: median(ratios) >= goal }),
+      })
+    }
+    const most = Math.max(...mine.map(({ memory }) => memory))
+    report.add({ what: `${what}: our memory`, value: formatSize(most), goal: '<= 256 MiB', reached: most <= MEMORY_GOAL })
+  }
+}
+
+async function oneAfterAnother(report: Report, folder: string, image: string) {
+  await using stack = new AsyncDisposableStack()
+  const sparse = join(folder, 'sparse.raw')
+  await writeFile(sparse, randomBytes(MiB))
+  await truncate(sparse, SPARSE)
+  const place = join(folder, 'place')
+  await mkdir(place)
+  const daemon = await startDaemon(stack, place, { disks: { root: image }, more: { sparse }, encrypted: false })
+  await daemon.push()
+  const guest = await NbdClient.connect(`nbd+unix:///bench/root?socket=${join(place, 'nbd.sock')}`)
+  const { size } = await stat(image)
+  for (let offset = 0; offset < size; offset += 100 * MiB) await guest.write(offset, randomBytes(MiB))
+  await guest[Symbol.asyncDispose]()
+  const { seconds, progress } = await daemon.push()
+  const changed = Math.ceil(size / (100 * MiB)) * MiB
+  report.add({
+    what: `an increment of 1 % (${digits(seconds)} s): what is read beside it, its sample of clean chunks among that`,
+    value: formatSize(progress.read - changed),
+  })
+  await daemon.push('sparse')
+  const unchanged = await daemon.push('sparse')
+  const full = await daemon.push('sparse', 'full')
+  for (const [what, { seconds }] of [
+    ['an unchanged disk of 1 TiB, by its bitmap', unchanged],
+    ['the same, compared', full],
+  ] as const)
+    report.add({ what, value: `${digits(seconds)} s`, goal: '< 2 s', reached: seconds < 2 })
+
+  const config = ['--config', join(place, 'config.yaml')]
+  const restored = join(place, 'restored')
+  const restore = await measured(main[0], [main[1], 'restore', 'bench', 'bench/latest', 'root', restored, ...config])
+  const socket = join(place, 'served.sock')
+  await startProgram(stack, [...main, 'serve', 'bench', 'bench/latest/root', '--socket', socket, ...config], socket)
+  const begun = performance.now()
+  const client = await NbdClient.connect(`nbd+unix:///root?socket=${socket}`)
+  await client.read(size >> 1, 4096)
+  const first = performance.now() - begun
+  report.add({ what: 'served: connect, and the first bytes', value: `${digits(first)} ms`, goal: '< 50 ms', reached: first < 50 })
+  await client[Symbol.asyncDispose]()
+  if (!find('nbdcopy')) return report.remark('nbdcopy is not installed: nobody reads what is served.')
+  const read = await measured('nbdcopy', [`nbd+unix:///root?socket=${socket}`, 'null:'])
+  const speed = restore.seconds / read.seconds
+  report.add({
+    what: 'served: all of it in order, over the speed of a restore',
+    value: digits(speed),
+    goal: '>= 0.7',
+    reached: speed >= 0.7,
+  })
+}
+
+interface Machines {
+  /** Of machine `bench`. */
+  readonly disks: Readonly<Record<string, string>>
+  /** Machines of one disk. */
+  readonly more?: Readonly<Record<string, string>>
+  readonly encrypted: boolean
+}
+
+interface Session {
+  readonly name: string
+  readonly status: string
+  readonly reason?: string
+  readonly progress: { readonly read: number }
+}
+
+const disksOf = (paths: Readonly<Record<string, string>>) =>
+  Object.fromEntries(Object.entries(paths).map(([name, image]) => [name, { image, format: 'raw' }]))
+
+/** Over a repository that is new; it is ready to push. */
+async function startDaemon(stack: AsyncDisposableStack, folder: string, { disks, more = {}, encrypted }: Machines) {
+  const config = join(folder, 'config.yaml')
+  const control = join(folder, 'control.sock')
+  await writeFile(join(folder, 'key'), 'a key for a measurement')
+  const settings = {
+    state: join(folder, 'state'),
+    control: { socket: control },
+    nbd: [{ unix: join(folder, 'nbd.sock') }],
+    machines: {
+      bench: { disks: disksOf(disks) },
+      ...Object.fromEntries(Object.entries(more).map(([name, image]) => [name, { disks: disksOf({ disk: image }) }])),
+    },
+    repositories: {
+      bench: {
+        plugin: 'file',
+        path: join(folder, 'repository'),
+        ...(encrypted && { encryption: { key: `file:${join(folder, 'key')}` } }),
+      },
+    },
+  }
+  await writeFile(config, JSON.stringify(settings))
+  await measured(main[0], [main[1], 'repo', 'init', 'bench', '--config', config])
+  const pid = await startProgram(stack, [...main, 'daemon', '--log-level', 'warn', '--config', config], control)
+  const qmp = stack.use(await QmpClient.connect(control))
+  return {
+    pid,
+    async push(machine = 'bench', since = 'auto') {
+      const begun = performance.now()
+      const { name } = (await qmp.execute('backup-begin', { machine, mode: 'push', repository: 'bench', since })) as Session
+      for (;;) {
+        const [session] = (await qmp.execute('query-backups', { name })) as [Session]
+        const seconds = (performance.now() - begun) / 1000
+        if (session.status === 'failed') throw new Error(`a push has failed: ${session.reason}`)
+        if (session.status === 'finished') return { seconds, progress: session.progress }
+        await sleep(20)
+      }
+    },
+  }
+}
