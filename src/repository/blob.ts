@@ -17,6 +17,7 @@
 
 import { createCipheriv, createDecipheriv, timingSafeEqual } from 'node:crypto'
 import zlib from 'node:zlib'
+import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
 import { portableZstd, type Zstd } from '../base/zstd.ts'
 import { Damaged } from './faults.ts'
@@ -102,7 +103,7 @@ export function sealBlob(plain: Uint8Array, { type, id, counter, key, zstd = por
   // What does not fit is not smaller.
   const compressed = plain.length > 0 ? zstd.compress(plain, room) : undefined
   const smaller = compressed !== undefined && compressed < plain.length
-  if (!smaller) room.set(plain)
+  if (!smaller) copyBytes(plain, room)
   const bytes = smaller ? room.subarray(0, compressed) : room
   const header = {
     type,

@@ -2,6 +2,7 @@
 // every chunk is decrypted, decompressed and checked off the main thread.
 
 import { Budget } from '../base/budget.ts'
+import { copyBytes } from '../base/copy-bytes.ts'
 import { BlobType } from './blob.ts'
 import type { Location, PackRecord } from './blob-index.ts'
 import { Damaged } from './faults.ts'
@@ -43,10 +44,10 @@ interface Group {
   readonly members: { readonly wanted: WantedChunk; readonly at: Location }[]
 }
 
-const MAX_REQUEST = 4 << 20
+const MAX_REQUEST = 2 << 20
 /** Reading this much that is not wanted is cheaper than another request. */
 const GAP = 64 << 10
-const MEMORY = 64 << 20
+const MEMORY = 32 << 20
 
 export class ChunkFetch {
   readonly #budget: Budget
@@ -138,7 +139,7 @@ export class ChunkFetch {
         let plain: Buffer
         try {
           if (blob.length > slot.input.length) throw new Damaged('a blob is longer than the chunks of the disk')
-          slot.input.set(blob)
+          copyBytes(blob, slot.input)
           slot.id.set(wanted.id)
           plain = await slot.open(blob.length, { type: BlobType.data, key: sealKey, idKey: keys.idKey })
           if (plain.length !== wanted.length)

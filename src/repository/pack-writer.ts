@@ -2,6 +2,7 @@
 //
 // A pack is built in a slab of memory, of which there are a few, so the writer waits when the store is slower than the disk.
 
+import { copyBytes } from '../base/copy-bytes.ts'
 import type { BlobIndex, PackRecord } from './blob-index.ts'
 import { decodeBlobHeader, HEADER } from './blob.ts'
 import type { IndexedPack } from './index-delta.ts'
@@ -54,7 +55,7 @@ export class PackWriter {
       this.#close()
     const pack = (this.#open ??= await this.#begin(blob.length))
     const entry = { offset: pack.length, storedLength, plainLength, type, id: Buffer.from(id) }
-    pack.bytes.set(blob.subarray(0, HEADER + storedLength), pack.length)
+    copyBytes(blob.subarray(0, HEADER + storedLength), pack.bytes, pack.length)
     pack.length += HEADER + storedLength
     pack.entries.push(entry)
     this.options.index.add(pack.number, entry)

@@ -2,6 +2,7 @@
 
 import { hash } from 'node:crypto'
 import { parentPort, workerData } from 'node:worker_threads'
+import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
 import { threadZstd } from '../base/zstd.ts'
@@ -29,7 +30,7 @@ function run(job: Job): Answer['result'] {
       return sealBlob(given, { ...job, id, zstd }, output)
     case 'open': {
       const plain = openBlob(given, { type: job.type, id, key: job.key, idOf, zstd, into: output })
-      if (plain.buffer !== output.buffer || plain.byteOffset !== output.byteOffset) output.set(plain)
+      if (plain.buffer !== output.buffer || plain.byteOffset !== output.byteOffset) copyBytes(plain, output)
       return plain.length
     }
   }

@@ -3,6 +3,7 @@
 
 import { z } from 'zod'
 import { Budget } from '../base/budget.ts'
+import { copyBytes } from '../base/copy-bytes.ts'
 import { ReadOnly } from '../base/errors.ts'
 import { endOf, intersect, type Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockNode, Extent } from '../block/driver.ts'
@@ -164,7 +165,8 @@ export class PointDisk implements BlockNode {
     const fetch = new ChunkFetch(
       { target: repository.target, keys: repository.keys, index, sessions, sealer, memory: FETCH, signal },
       async ({ chunk }, plain) => {
-        const bytes = Buffer.from(plain)
+        const bytes = Buffer.allocUnsafeSlow(plain.length)
+        copyBytes(plain, bytes)
         this.#keep(chunk, bytes)
         missing.get(chunk)!.resolve(bytes)
       },
