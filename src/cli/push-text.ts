@@ -4,12 +4,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Fault } from '../base/errors.ts'
 import { formatSize } from '../base/units.ts'
 import type { Daemon } from './daemon-client.ts'
-import { formatShare, formatTime } from './format.ts'
+import { formatShare, formatSpan, formatTime } from './format.ts'
 import { Progress } from './progress.ts'
 import type { SessionInfo } from './replies.ts'
 import { facts, table } from './table.ts'
 
 const POLL_MS = 200
+
+type Progressing = NonNullable<SessionInfo['progress']>
 
 class PushFailed extends Fault {}
 
@@ -19,8 +21,8 @@ export async function waitForPush(daemon: Daemon, { name }: SessionInfo): Promis
   for (;;) {
     const [session] = await daemon.ask('query-backups', { name })
     if (session!.status !== 'running') return session!
-    const { done, total, rate } = session!.progress!
-    shown.at(done, total, `, ${formatSize(rate)}/s`)
+    const { done, total } = session!.progress!
+    shown.at(done, total, paceOf(session!.progress!))
     await sleep(POLL_MS)
   }
 }
@@ -33,11 +35,14 @@ export function checkPushed({ status, name, reason, repository }: SessionInfo) {
     )
 }
 
+const paceOf = ({ total, rate, 'seconds-left': left }: Progressing) =>
+  ` of ${formatSize(total)}, ${formatSize(rate)}/s${left === undefined ? '' : `, ${formatSpan(left * 1000)} left`}`
+
 /** In a few words, for a list. */
 export function progressOf({ status, progress }: SessionInfo): string | undefined {
   if (!progress) return undefined
   if (status !== 'running') return `${formatSize(progress.stored)} stored`
-  return `${formatShare(progress.done, progress.total)}, ${formatSize(progress.rate)}/s`
+  return `${formatShare(progress.done, progress.total)}${paceOf(progress)}`
 }
 
 export function describePush(session: SessionInfo): string {

@@ -3,6 +3,7 @@
 import type { Command } from '../control/command.ts'
 import type { backupAbort } from '../control/commands/backup-abort.ts'
 import type { backupBegin } from '../control/commands/backup-begin.ts'
+import type { backupEstimate } from '../control/commands/backup-estimate.ts'
 import type { backupFinish } from '../control/commands/backup-finish.ts'
 import type { checkpointCreate } from '../control/commands/checkpoint-create.ts'
 import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
@@ -47,6 +48,7 @@ export interface Replies {
   'checkpoint-delete': ReplyOf<typeof checkpointDelete>
   'checkpoint-repair': ReplyOf<typeof checkpointRepair>
   'backup-begin': ReplyOf<typeof backupBegin>
+  'backup-estimate': ReplyOf<typeof backupEstimate>
   'backup-finish': ReplyOf<typeof backupFinish>
   'backup-abort': ReplyOf<typeof backupAbort>
 }

@@ -21,8 +21,18 @@ export const sessionInfo = z.strictObject({
   /** Whether the guest's file systems were quiet at it. */
   consistency: z.enum(['crash', 'quiesced']),
   expires: z.string().optional(),
-  /** Of a push: bytes of the disks that are dealt with, of how many; read; that the repository did not have, plain and stored; a second. */
-  progress: z.strictObject({ done: uint64, total: uint64, read: uint64, new: uint64, stored: uint64, rate: uint64 }).optional(),
+  /** Of a push: bytes of the disks that are dealt with, of how many; read; that the repository did not have, plain and stored; a second; and how long it is going to take, while it runs. */
+  progress: z
+    .strictObject({
+      done: uint64,
+      total: uint64,
+      read: uint64,
+      new: uint64,
+      stored: uint64,
+      rate: uint64,
+      'seconds-left': uint64.optional(),
+    })
+    .optional(),
   socket: z.string().optional(),
   disks: z.array(
     z.strictObject({

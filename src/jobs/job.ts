@@ -10,7 +10,7 @@ import type { Turns } from '../base/turns.ts'
 import { accepted, following, type JobStatus, type JobVerb } from './job-states.ts'
 import { JobGroup } from './job-group.ts'
 import type { JobRecords } from './job-records.ts'
-import { SpeedLimit } from './speed-limit.ts'
+import { SpeedLimit } from '../base/speed-limit.ts'
 
 /** QMP's JobType. */
 export type JobType = 'backup' | 'mirror' | 'stream' | 'commit' | 'create'

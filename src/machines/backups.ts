@@ -3,6 +3,7 @@
 import { setTimeout, clearTimeout } from 'node:timers'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { timeName } from '../base/time.ts'
+import type { DiskEstimate } from '../push/estimate.ts'
 import { Exports } from '../nbd-server/exports.ts'
 import type { NodeExport, NodeExports } from '../nbd-server/node-exports.ts'
 import { NbdServer } from '../nbd-server/server.ts'
@@ -14,7 +15,7 @@ import type { Machine } from './machine.ts'
 import { PullSession } from './pull-session.ts'
 import type { Outcome } from './quiesce/guest.ts'
 import { PushSession } from './push-session.ts'
-import { Pushes, type BeginPush, type PushesContext } from './pushes.ts'
+import { Pushes, type BeginPush, type EstimatePush, type PushesContext } from './pushes.ts'
 
 export interface BackupsContext extends PushesContext {
   readonly exports: Exports
@@ -62,6 +63,10 @@ export class Backups implements AsyncDisposable {
     const name = wanted ?? `${options.machine.name}-${options.repository}-${timeName()}`
     this.#checkNewName(name)
     return this.pushes.begin({ name, ...options })
+  }
+
+  estimatePush(wanted: EstimatePush): Promise<DiskEstimate[]> {
+    return this.pushes.estimate(wanted)
   }
 
   *[Symbol.iterator](): Iterator<PullSession | PushSession> {

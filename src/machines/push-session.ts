@@ -6,9 +6,12 @@
 import { Cancelled, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import type { Range } from '../base/ranges.ts'
+import { SpeedLimit } from '../base/speed-limit.ts'
 import type { Graph } from '../block/graph.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import { openPlace, openRepository } from '../push/open-place.ts'
+import type { PushMemory } from '../push/push-memory.ts'
+import type { SharedSealers } from '../repository/shared-sealers.ts'
 import { push, type PushDisk, type PushProgress, type PushResult } from '../push/push.ts'
 import type { RepositorySettings } from '../settings/settings.ts'
 import type { Freeze } from '../transactions/freeze.ts'
@@ -33,7 +36,16 @@ export interface PushParts {
   readonly repository: { readonly name: string; readonly settings: RepositorySettings }
   readonly disks: readonly PushedDisk[]
   readonly graph: Graph
+  readonly shared: SharedByPushes
+  /** Bytes a second that are read; 0: as fast as it goes. */
+  readonly speed: number
   readonly log: Log
+}
+
+/** What all pushes of a daemon have in common. */
+export interface SharedByPushes {
+  readonly memory: PushMemory
+  readonly sealers: SharedSealers
 }
 
 const NONE: PushProgress = { disk: '', done: 0, total: 0, read: 0, dirty: 0, new: 0, stored: 0 }
@@ -99,7 +111,15 @@ export class PushSession {
       checkpoint,
       time: time.toISOString(),
       consistency,
-      progress: { done, total, read, new: fresh, stored, rate: Math.round((done / ms) * 1000) },
+      progress: {
+        done,
+        total,
+        read,
+        new: fresh,
+        stored,
+        rate: Math.round((done / ms) * 1000),
+        ...(!this.#ended && done > 0 && { 'seconds-left': Math.ceil(((total - done) * ms) / done / 1000) }),
+      },
       disks: disks.map(({ disk }) => {
         const pushed = result?.manifest.disks.find(({ name }) => name === disk.name)
         return {
@@ -112,7 +132,8 @@ export class PushSession {
   }
 
   async #run(): Promise<PushResult> {
-    const { machine, time, consistency, disks, checkpoint, repository: wanted, graph, log } = this.parts
+    const { machine, time, consistency, disks, checkpoint, repository: wanted, graph, log, shared, speed } = this.parts
+    const { memory, sealers } = shared
     const { signal } = this.#stop
     signal.throwIfAborted()
     await using edges = new AsyncDisposableStack()
@@ -129,7 +150,20 @@ export class PushSession {
     })
     await using place = await openPlace(wanted.name, wanted.settings, log)
     const repository = await openRepository(place, signal)
-    const work = push({ repository, machine: machine.name, time, consistency, disks: sources, signal })
+    using share = await memory.take()
+    const { memory: bytes, packSize } = share
+    const work = push({
+      repository,
+      machine: machine.name,
+      time,
+      consistency,
+      disks: sources,
+      memory: bytes,
+      packSize,
+      sealers,
+      ...(speed > 0 && { speed: new SpeedLimit(speed) }),
+      signal,
+    })
     let step = await work.next()
     for (; !step.done; step = await work.next()) this.#progress = step.value
     return step.value

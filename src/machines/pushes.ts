@@ -5,9 +5,13 @@ import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import { timeName } from '../base/time.ts'
 import type { Turns } from '../base/turns.ts'
-import type { Graph } from '../block/graph.ts'
+import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import { READER, type Graph } from '../block/graph.ts'
 import type { Scratch } from '../block/scratch.ts'
-import { settingsOf } from '../push/open-place.ts'
+import { estimate, type DiskEstimate } from '../push/estimate.ts'
+import { openPlace, openRepository, settingsOf } from '../push/open-place.ts'
+import { PushMemory } from '../push/push-memory.ts'
+import { SharedSealers } from '../repository/shared-sealers.ts'
 import type { PushDisk } from '../push/push.ts'
 import type { RepositorySettings } from '../settings/settings.ts'
 import { Freeze } from '../transactions/freeze.ts'
@@ -33,10 +37,14 @@ export interface BeginPush {
   readonly repository: string
   /** `auto`: the newest checkpoint whose restore point the repository has; `full`: read everything; or the name of a checkpoint. */
   readonly since: string
+  /** Bytes a second; 0: no limit. */
+  readonly speed?: number | undefined
   readonly description?: string | undefined
   /** True: freeze the guest, or make none; false: do not; undefined: as the configuration says. */
   readonly quiesce?: boolean | undefined
 }
+
+export type EstimatePush = Pick<BeginPush, 'machine' | 'checkpoints' | 'repository' | 'since'>
 
 /** As its checkpoints begin, by which those of one repository are told. */
 const prefixOf = (repository: string) => `push-${repository}-`
@@ -44,6 +52,7 @@ const prefixOf = (repository: string) => `push-${repository}-`
 export class Pushes implements AsyncDisposable {
   /** By name; those that have ended stay until the next one of the same machine to the same repository begins. */
   readonly #sessions = new Map<string, PushSession>()
+  readonly #shared = { memory: new PushMemory(), sealers: new SharedSealers() }
 
   constructor(private readonly context: PushesContext) {}
 
@@ -56,7 +65,16 @@ export class Pushes implements AsyncDisposable {
   }
 
   /** One instant over all disks; the rest goes on by itself. */
-  async begin({ name, machine, checkpoints, repository: wanted, since, description, quiesce }: BeginPush): Promise<PushSession> {
+  async begin({
+    name,
+    machine,
+    checkpoints,
+    repository: wanted,
+    since,
+    description,
+    quiesce,
+    speed = 0,
+  }: BeginPush): Promise<PushSession> {
     const { graph, scratch, log, emit } = this.context
     const settings = settingsOf(wanted, this.context.repositories)
     const before = [...this].filter(({ parts }) => parts.machine === machine && parts.repository.name === wanted)
@@ -90,6 +108,8 @@ export class Pushes implements AsyncDisposable {
       disks: disks.map(({ disk, freeze, collected, missing }) => ({ disk, freeze, changes: offered(collected, missing) })),
       graph,
       log,
+      shared: this.#shared,
+      speed,
     })
     for (const { name } of before) this.#sessions.delete(name)
     this.#sessions.set(name, session)
@@ -98,6 +118,21 @@ export class Pushes implements AsyncDisposable {
       .then(() => this.context.turns.take(() => this.#conclude(session)))
       .catch((error: unknown) => log.error('the end of a push could not be seen to', { session: name, err: error }))
     return session
+  }
+
+  /** What a push would read and store, were it begun now. */
+  async estimate({ machine, checkpoints, repository: wanted, since }: EstimatePush): Promise<DiskEstimate[]> {
+    const { graph, log } = this.context
+    const settings = settingsOf(wanted, this.context.repositories)
+    await using edges = new AsyncDisposableStack()
+    const disks = machine.disks.map(disk => {
+      const source = graph.attach(disk.node, { description: 'an estimate', ...READER })
+      edges.defer(() => graph.detach(source))
+      const names = candidates(checkpoints, wanted, since)
+      return { name: disk.name, source, changes: changesNow(disk, checkpoints, names) }
+    })
+    await using place = await openPlace(wanted, settings, log)
+    return await estimate(await openRepository(place), machine.name, disks)
   }
 
   /** Ends one that runs, or forgets one that has ended. */
@@ -177,14 +212,37 @@ interface Collected {
   readonly changes: CollectChanges
 }
 
+/** The same as the next, of this moment: bitmaps that record go on. */
+function changesNow(disk: Machine['disks'][number], checkpoints: Checkpoints, names: readonly string[] | string) {
+  if (typeof names === 'string') return { missing: names }
+  const { found, missing } = knownChanges(disk, checkpoints, names)
+  if (found.length === 0) return { missing: missing ?? 'there is no bitmap' }
+  return found.map(({ since, bitmaps }) => {
+    const [first, ...others] = bitmaps
+    const bitmap = first!.copy()
+    for (const other of others) bitmap.mergeFrom(other)
+    return { since, bitmap }
+  })
+}
+
 function changesOf(disk: Machine['disks'][number], freeze: Freeze, checkpoints: Checkpoints, names: readonly string[] | string) {
-  const collected: Collected[] = []
-  if (typeof names === 'string') return { collected, missing: names }
+  if (typeof names === 'string') return { collected: [], missing: names }
+  const { found, missing } = knownChanges(disk, checkpoints, names)
+  const collected = found.map(({ since, bitmaps }): Collected => ({
+    since,
+    changes: new CollectChanges(() => freeze.view, `since-${since}`, bitmaps),
+  }))
+  return { collected, missing }
+}
+
+/** The bitmaps since each checkpoint; what keeps one from being known, if that is all. */
+function knownChanges(disk: Machine['disks'][number], checkpoints: Checkpoints, names: readonly string[]) {
+  const found: { readonly since: string; readonly bitmaps: readonly DirtyBitmap[] }[] = []
   let missing: string | undefined
   for (const since of names) {
     try {
       const bitmaps = checkpoints.changesSince(since, disk)
-      if (bitmaps) collected.push({ since, changes: new CollectChanges(() => freeze.view, `since-${since}`, bitmaps) })
+      if (bitmaps) found.push({ since, bitmaps })
       else missing ??= `checkpoint '${since}' does not know this disk`
     } catch (error) {
       // A bitmap only saves reading: without it the disk is compared, and the restore point says why.
@@ -192,7 +250,7 @@ function changesOf(disk: Machine['disks'][number], freeze: Freeze, checkpoints: 
       missing ??= error.message
     }
   }
-  return { collected, missing }
+  return { found, missing }
 }
 
 function offered(collected: readonly Collected[], missing: string | undefined): PushDisk['changes'] {

@@ -4,6 +4,7 @@
 // when the next one begins, and there are never more chunks in memory than the sealer has slots.
 
 import type { Range } from '../base/ranges.ts'
+import type { SpeedLimit } from '../base/speed-limit.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { BlobType } from '../repository/blob.ts'
 import type { Sealer, Slot } from '../repository/sealer.ts'
@@ -36,6 +37,8 @@ export interface DiskWork {
   readonly sealer: Sealer
   /** Told of what is not read again. */
   readonly release?: ((range: Range) => Promise<void>) | undefined
+  /** Of reading. */
+  readonly speed?: SpeedLimit | undefined
 }
 
 /** What is released at once. */
@@ -70,6 +73,7 @@ export async function* pushDisk(work: DiskWork, progress: DiskProgress): AsyncGe
         continue
       }
       for (let chunk = first; chunk < end; chunk++) {
+        if (work.speed) yield* work.speed.pass(work.plan.lengthOf(chunk), work.writer.signal)
         await pipeline.addChunk(chunk)
         yield
       }

@@ -2,6 +2,7 @@
 // stops a backup; both are said in the manifest.
 
 import type { Range } from '../base/ranges.ts'
+import type { SpeedLimit } from '../base/speed-limit.ts'
 import type { BitmapReader, BlockIo } from '../block/driver.ts'
 import { Damaged } from '../repository/faults.ts'
 import type { DiskManifest } from '../repository/manifest.ts'
@@ -36,7 +37,7 @@ export interface PushDisk {
 
 export interface PushProgress extends DiskProgress {
   disk: string
-  /** Bytes that the disks' plans have in all, as far as they are known yet. */
+  /** Bytes that the disks' plans have in all. */
   total: number
 }
 
@@ -57,6 +58,9 @@ export interface OneDisk {
   readonly start: DiskStart
   readonly writer: RepositoryWriter
   readonly sealer: Sealer
+  /** Bytes of its plan, as far as that was known before; they are in the progress's total. */
+  readonly expected: number
+  readonly speed?: SpeedLimit | undefined
 }
 
 interface Pushed {
@@ -88,7 +92,10 @@ export async function* pushOne(one: OneDisk, progress: PushProgress): AsyncGener
   }
 }
 
-async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: PushProgress): AsyncGenerator<PushProgress, Pushed> {
+async function* attempt(
+  { disk, start, writer, sealer, expected, speed }: OneDisk,
+  progress: PushProgress,
+): AsyncGenerator<PushProgress, Pushed> {
   const { source, name } = disk
   const { chunkSize, parentDisk, changes } = start
   let { mode, why } = start
@@ -116,13 +123,13 @@ async function* attempt({ disk, start, writer, sealer }: OneDisk, progress: Push
   const counts: DiskProgress = { done: 0, read: 0, dirty: 0, new: 0, stored: 0 }
   const before = { ...progress }
   progress.disk = name
-  progress.total += plan.bytes
+  progress.total += plan.bytes - expected
   const tell = () => {
     for (const what of ['done', 'read', 'dirty', 'new', 'stored'] as const) progress[what] = before[what] + counts[what]
     return { ...progress }
   }
   let told = 0
-  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer, release }, counts)
+  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer, release, speed }, counts)
   let step = await work.next()
   try {
     for (; !step.done; step = await work.next()) {
@@ -155,8 +162,17 @@ async function* neededNodes({ nodes }: RepositoryWriter, parent: DiskShape, plan
   yield* walkNodes(nodes, parent, (_id, level, leaf) => plan.touches(leaf * FAN_OUT, (leaf + leavesOf(level)) * FAN_OUT))
 }
 
+/** Bytes of the plan, from what is known without reading anything. */
+export function expectedOf({ source, start }: { source: Pick<BlockIo, 'size'>; start: DiskStart }): number {
+  const { mode, chunkSize, changes, parentDisk } = start
+  if (mode !== 'bitmap' || !changes || !parentDisk) return source.size
+  const plan = new PushPlan(source.size, chunkSize, false)
+  addChanges(plan, changes.bitmap, parentDisk.size)
+  return plan.bytes
+}
+
 /** What the bitmap says, and what it cannot know: behind the parent's end nothing is backed up, and its last chunk was shorter, or ours is. */
-function addChanges(plan: PushPlan, bitmap: BitmapReader, parentSize: number) {
+export function addChanges(plan: PushPlan, bitmap: BitmapReader, parentSize: number) {
   if (plan.size === 0) return
   for (const range of bitmap.dirtyRanges({ offset: 0, length: plan.size })) plan.addRange(range)
   if (parentSize === plan.size) return

@@ -4,14 +4,16 @@
 // compared instead: all that is allocated is read, and what changed is uploaded. The manifest says which it was, and why.
 
 import { InvalidParameter, messageOf } from '../base/errors.ts'
+import type { SpeedLimit } from '../base/speed-limit.ts'
 import { BlobType } from '../repository/blob.ts'
 import { attachmentBytes } from '../repository/attachment.ts'
 import type { DiskManifest, Manifest } from '../repository/manifest.ts'
 import { CHUNK_SIZES } from '../repository/repository-file.ts'
 import type { Point, Repository } from '../repository/repository.ts'
-import { Sealer } from '../repository/sealer.ts'
+import type { Sealer } from '../repository/sealer.ts'
+import { SharedSealers } from '../repository/shared-sealers.ts'
 import { finishCommits, RepositoryWriter } from '../repository/writer.ts'
-import { pushOne, type DiskStart, type PushDisk, type PushProgress } from './push-one.ts'
+import { expectedOf, pushOne, type DiskStart, type PushDisk, type PushProgress } from './push-one.ts'
 
 export type { Changes, PushDisk, PushProgress } from './push-one.ts'
 
@@ -36,6 +38,10 @@ export interface PushOptions {
   readonly beatMs?: number
   /** Threads that others use too, with slots for the largest chunk; without it the push starts its own. */
   readonly sealer?: Sealer
+  /** Where it gets those of the chunks' size, for as long as it runs. */
+  readonly sealers?: SharedSealers
+  /** How fast disks are read. */
+  readonly speed?: SpeedLimit
   readonly signal?: AbortSignal
 }
 
@@ -74,8 +80,8 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
   stack.use(writer)
   const plans = disks.map(disk => ({ disk, start: decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
   const maxPlain = Math.max(65536, ...plans.map(({ start }) => start.chunkSize))
-  const mine = options.sealer ? undefined : Sealer.start({ maxPlain })
-  const sealer = mine ?? options.sealer!
+  const mine = options.sealer ? undefined : (options.sealers ?? new SharedSealers()).use(maxPlain)
+  const sealer = mine?.sealer ?? options.sealer!
   if (sealer.maxPlain < maxPlain)
     throw new InvalidParameter(`the chunks of machine '${machine}' are larger than the sealer takes`)
   // The writer ends first: its last packs may still be with the sealer.
@@ -83,9 +89,11 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
 
   const broken: PushResult['broken'][number][] = []
   const done: DiskManifest[] = []
-  const progress: PushProgress = { disk: '', done: 0, total: 0, read: 0, dirty: 0, new: 0, stored: 0 }
-  for (const { disk, start } of plans) {
-    const { manifest, liar } = yield* pushOne({ disk, start, writer, sealer }, progress)
+  const works = plans.map(({ disk, start }) => ({ disk, start, expected: expectedOf({ source: disk.source, start }) }))
+  const total = works.reduce((sum, { expected }) => sum + expected, 0)
+  const progress: PushProgress = { disk: '', done: 0, total, read: 0, dirty: 0, new: 0, stored: 0 }
+  for (const { disk, start, expected } of works) {
+    const { manifest, liar } = yield* pushOne({ disk, start, writer, sealer, expected, speed: options.speed }, progress)
     done.push(manifest)
     if (liar) broken.push({ disk: disk.name, ...liar })
   }
@@ -119,7 +127,7 @@ function check({ machine, disks, chunkSize }: PushOptions) {
 }
 
 /** A restore point that cannot be read is no parent; its disks are compared with an older one, or read in full. */
-async function newestFirst(repository: Repository, machine: string, signal?: AbortSignal) {
+export async function newestFirst(repository: Repository, machine: string, signal?: AbortSignal) {
   const points: (Point | { readonly key: string; readonly unreadable: string })[] = []
   for (const key of (await repository.pointKeys(machine, signal)).reverse()) {
     try {
@@ -136,7 +144,7 @@ async function newestFirst(repository: Repository, machine: string, signal?: Abo
 type Earlier = Awaited<ReturnType<typeof newestFirst>>
 
 /** How a disk is read, and why so. */
-function decide(disk: PushDisk, earlier: Earlier, chunkSize: number): DiskStart {
+export function decide(disk: Pick<PushDisk, 'name' | 'changes'>, earlier: Earlier, chunkSize: number): DiskStart {
   const candidates = earlier.flatMap(point => {
     const found = 'manifest' in point ? point.manifest.disks.find(({ name }) => name === disk.name) : undefined
     return found ? [{ parent: point.key, parentDisk: found, chunkSize: found.chunkSize }] : []

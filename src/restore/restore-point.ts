@@ -8,7 +8,7 @@ import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import type { BlockDriver, BlockNode } from '../block/driver.ts'
 import { openRepository, type Place } from '../push/open-place.ts'
 import { RepositoryReader } from '../repository/reader.ts'
-import { Sealer } from '../repository/sealer.ts'
+import { SharedSealers } from '../repository/shared-sealers.ts'
 import { openPointDisk, POINT_CACHE } from './point-disk.ts'
 
 const options = z.strictObject({
@@ -19,25 +19,6 @@ const options = z.strictObject({
 })
 
 export type RestorePointOptions = z.infer<typeof options>
-
-/** The nodes of one chunk size share their threads. */
-class SharedSealers {
-  readonly #open = new Map<number, { readonly sealer: Sealer; users: number }>()
-
-  use(chunkSize: number): { readonly shared: Sealer } & AsyncDisposable {
-    const entry = this.#open.get(chunkSize) ?? { sealer: Sealer.start({ maxPlain: chunkSize }), users: 0 }
-    this.#open.set(chunkSize, entry)
-    entry.users++
-    return {
-      shared: entry.sealer,
-      [Symbol.asyncDispose]: async () => {
-        if (--entry.users > 0) return
-        this.#open.delete(chunkSize)
-        await entry.sealer[Symbol.asyncDispose]()
-      },
-    }
-  }
-}
 
 /** `openPlace` opens a repository's store by the repository's name. */
 export function restorePoint(openPlace: (repository: string) => Promise<Place>): BlockDriver<RestorePointOptions> {
@@ -57,8 +38,8 @@ export function restorePoint(openPlace: (repository: string) => Promise<Place>):
         throw new NotFound(
           `restore point '${point}' has no disk '${diskName}'; it has ${disks.map(({ name }) => `'${name}'`).join(', ')}`,
         )
-      const sealer = parts.use(sealers.use(disk.chunkSize))
-      return openPointDisk({ reader, disk, sealer: sealer.shared, cacheBytes, needs: parts.move() })
+      const { sealer } = parts.use(sealers.use(disk.chunkSize))
+      return openPointDisk({ reader, disk, sealer, cacheBytes, needs: parts.move() })
     },
   }
 }

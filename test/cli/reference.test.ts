@@ -80,8 +80,8 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
     'daemon status config disk checkpoint backup schedule restore serve nbd point repo image qmp doctor completion --socket --json --help --version',
   )
   t.equal(await complete('stillpoint ch'), 'checkpoint')
-  t.equal(await complete('stillpoint backup '), 'start list show finish abort')
-  t.equal(await complete('stillpoint backup start --s'), '--since --socket')
+  t.equal(await complete('stillpoint backup '), 'start estimate list show finish abort')
+  t.equal(await complete('stillpoint backup start --s'), '--since --speed --socket')
   t.equal(await complete('stillpoint backup start '), 'db web')
   t.equal(await complete('stillpoint backup start db --pull --since '), 'monday tuesday')
   t.equal(await complete('stillpoint backup start --name x d'), 'db')

@@ -27,7 +27,13 @@ interface Pushed {
   readonly status: string
   readonly reason?: string
   readonly point?: string
-  readonly progress: { readonly read: number; readonly new: number; readonly done: number; readonly total: number }
+  readonly progress: {
+    readonly read: number
+    readonly new: number
+    readonly done: number
+    readonly total: number
+    readonly 'seconds-left'?: number
+  }
   readonly disks: { readonly disk: string; readonly read?: string; readonly why?: string }[]
 }
 
@@ -182,6 +188,49 @@ t.test(
     await check(next.point, content.root)
   },
 )
+
+t.test('an estimate says what the next push reads, and a push does so at its speed, saying how long it will take', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { execute, write, control } = await world(stack)
+  interface Estimate {
+    readonly disks: readonly { disk: string; read: string; why: string; bytes: number; stored?: number }[]
+  }
+  const estimate = (more: object = {}) => execute<Estimate>('backup-estimate', { machine: 'db', repository: 'offsite', ...more })
+  const first = await estimate()
+  t.match(first.disks, [
+    { disk: 'root', read: 'full', why: /no earlier restore point/ },
+    { disk: 'data', read: 'full' },
+  ])
+  t.ok(
+    first.disks.every(({ stored }) => stored === undefined),
+    'nobody knows yet how it is compressed',
+  )
+  const full = await pushed(execute)
+  t.ok(full.progress.read >= first.disks.reduce((sum, { bytes }) => sum + bytes, 0))
+  await write(10 * CHUNK, randomBytes(2 * CHUNK, 5))
+  const next = await estimate()
+  t.match(next.disks, [
+    { read: 'bitmap', bytes: Number },
+    { read: 'bitmap', bytes: 0 },
+  ])
+  const { bytes, stored = 0 } = next.disks[0]!
+  t.ok(bytes >= 2 * CHUNK && bytes <= 8 * CHUNK && stored > 0 && stored <= bytes, `${stored} of ${bytes}`)
+  t.match((await estimate({ since: 'full' })).disks, [{ read: 'compare', why: 'a full read was asked for' }, {}])
+  t.match(await stack.use(new CliWorker({ STILLPOINT_SOCKET: control })).run('backup', 'estimate', 'db', '--push', 'offsite'), {
+    code: 0,
+    stdout: /^DISK +SIZE +TO READ +TO STORE +READ\nroot .* at most .* bitmap: the bitmap has/,
+  })
+  await t.rejects(estimate({ repository: 'onsite' }), /there is no repository 'onsite'/)
+
+  const { name } = await begin(execute, { since: 'full', speed: CHUNK })
+  for (;;) {
+    const [{ progress, status }] = await execute<[Pushed]>('query-backups', { name })
+    t.equal(status, 'running', 'dozens of chunks at one a second take longer than it is looked at')
+    if (progress['seconds-left'] === undefined) await sleep(20)
+    else break
+  }
+  await execute('backup-abort', { name })
+})
 
 t.test('whatever ends a push early, the last good restore point stays what the next one begins from', async t => {
   await using stack = new AsyncDisposableStack()

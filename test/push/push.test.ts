@@ -20,6 +20,7 @@ import {
   sourceOf,
 } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
+import { PushMemory, type PushShare } from '../../src/push/push-memory.ts'
 import { push, type PushDisk } from '../../src/push/push.ts'
 import { restore } from '../../src/restore/restore.ts'
 
@@ -360,6 +361,18 @@ t.test('all of a disk is given back by the end, nothing that is read again, and 
   const { manifest } = await pushDisks(repository, [{ name: 'root', source: last, release: last.release }])
   t.match(manifest.disks[0]!.read, { mode: 'full', why: /is damaged/ })
   last.checkAllReleased()
+})
+
+t.test('several pushes share the memory there is: the first have most, and none waits', async t => {
+  const memory = new PushMemory()
+  const shares: PushShare[] = []
+  for (let count = 0; count < 8; count++) shares.push(await memory.take())
+  const sizes = shares.map(share => share.memory >> 20)
+  t.same(sizes, [96, 80, 40, 20, 16, 16, 16, 16])
+  t.ok(shares.every(({ memory, packSize }) => packSize * 3 <= memory))
+  for (const share of shares) share[Symbol.dispose]()
+  using again = await memory.take()
+  t.equal(again.memory >> 20, 96)
 })
 
 t.test('a restore in place writes only what differs', async t => {

@@ -6,6 +6,7 @@ import { connectDaemon } from '../connect.ts'
 import { seconds } from '../arguments.ts'
 import { verb, type Noun } from '../define.ts'
 import { Misuse } from '../failure.ts'
+import { formatSize } from '../../base/units.ts'
 import { formatSpan, formatTime } from '../format.ts'
 import { note, print, printJson } from '../output.ts'
 import { checkPushed, progressOf, waitForPush } from '../push-text.ts'
@@ -13,6 +14,7 @@ import { quiesceOptions } from '../quiesce-options.ts'
 import type { Listener, SessionInfo } from '../replies.ts'
 import { describeSession, sessionForPrograms } from '../session-text.ts'
 import { table, type Column } from '../table.ts'
+import { sizeOf } from './disk/named-disk.ts'
 
 const SESSION = 'the session'
 
@@ -29,6 +31,7 @@ interface StartOptions {
   socket?: string
   /** Seconds. */
   expire?: number
+  speed?: string
   quiesce?: boolean
 }
 
@@ -47,6 +50,7 @@ const start = verb<{ machine: string }, StartOptions>({
       '--since <checkpoint>',
       'an increment: also say what changed since then; with --push: auto (the default: since the last push), full (read everything), or a checkpoint',
     ),
+    new Option('--speed <bytes>', 'with --push: read so much a second, at most, such as 50M (default: no limit)'),
     new Option('--checkpoint <name>', 'make the instant of the backup a checkpoint, for the next increment'),
     new Option('--description <text>', 'a note to keep with the checkpoint'),
     ...quiesceOptions,
@@ -68,6 +72,7 @@ const start = verb<{ machine: string }, StartOptions>({
       throw new Misuse(
         'Say how the backup is read: --push REPOSITORY stores it there, --pull opens a session for a backup program that speaks NBD',
       )
+    if (options.speed !== undefined) throw new Misuse('--speed is for --push: whoever pulls is as fast as it likes')
     if (async) throw new Misuse('--async is for --push: --pull waits for nothing')
     if (description !== undefined && checkpoint === undefined)
       throw new Misuse('--description is kept with a checkpoint: name it with --checkpoint')
@@ -84,19 +89,53 @@ const start = verb<{ machine: string }, StartOptions>({
 async function startPush(
   machine: string,
   repository: string,
-  { async, name, since, description, checkpoint, socket: ownSocket, expire, quiesce }: StartOptions,
+  { async, name, since, description, checkpoint, socket: ownSocket, expire, quiesce, speed: asked }: StartOptions,
   { json, socket }: { readonly json: boolean; readonly socket: string },
 ) {
   if (checkpoint !== undefined || ownSocket !== undefined || expire !== undefined)
     throw new Misuse(
       '--checkpoint, --socket and --expire are for --pull; a push makes a checkpoint of its own, and ends by itself',
     )
+  const speed = sizeOf('--speed', asked)
   await using daemon = await connectDaemon(socket)
-  const begun = await daemon.ask('backup-begin', { machine, mode: 'push', repository, name, since, description, quiesce })
+  const wanted = { machine, mode: 'push', repository, name, since, description, quiesce, speed }
+  const begun = await daemon.ask('backup-begin', wanted)
   const session = async ? begun : await waitForPush(daemon, begun)
   if (json || session.status !== 'failed') tell(session, [], json)
   checkPushed(session)
 }
+
+const estimate = verb<{ machine: string }, { push?: string; since?: string }>({
+  name: 'estimate',
+  summary: 'say what a push would read, and about what it would store, were it begun now',
+  details:
+    'Nothing is frozen, and nothing of the disks is read. What is stored is worked out from how the disk was compressed before, and is less where the repository has some of it already; where a disk has to be compared nobody can tell.',
+  arguments: { '<machine>': 'the machine, as the configuration calls it' },
+  options: [
+    new Option('--push <repository>', 'where to'),
+    new Option('--since <checkpoint>', 'as of backup start: auto (the default), full, or a checkpoint'),
+  ],
+  examples: [['stillpoint backup estimate db --push offsite', 'how much the next push has to do']],
+  async run({ args: { machine }, options: { push: repository, since }, json, socket }) {
+    if (repository === undefined) throw new Misuse('say where it would be pushed to: --push REPOSITORY')
+    await using daemon = await connectDaemon(socket)
+    const { disks } = await daemon.ask('backup-estimate', { machine, repository, since })
+    if (json) return disks.forEach(disk => printJson({ machine, repository, ...disk }))
+    print(
+      table(disks, [
+        { title: 'DISK', of: ({ disk }) => disk },
+        { title: 'SIZE', right: true, of: ({ size }) => formatSize(size) },
+        { title: 'TO READ', right: true, of: ({ bytes }) => formatSize(bytes) },
+        {
+          title: 'TO STORE',
+          right: true,
+          of: ({ stored }) => (stored === undefined ? undefined : `at most ${formatSize(stored)}`),
+        },
+        { title: 'READ', of: ({ read, why }) => `${read}: ${why}` },
+      ]),
+    )
+  },
+})
 
 const list = verb({
   name: 'list',
@@ -184,5 +223,5 @@ const abort = verb<{ session: string }>({
 export const backup: Noun = {
   name: 'backup',
   summary: 'back up machines: into repositories, or as views for backup programs',
-  verbs: [start, list, show, finish, abort],
+  verbs: [start, estimate, list, show, finish, abort],
 }

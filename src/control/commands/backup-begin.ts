@@ -32,11 +32,12 @@ export const backupBegin = command({
     description: z.string().optional().describe("The checkpoint's"),
     socket: z.string().optional().describe('A unix socket of its own, where the exports are called as the disks'),
     expire: uint64.optional().describe('Seconds after which the session ends by itself'),
+    speed: uint64.optional().describe('Of a push: bytes a second that are read; 0, the default, is as fast as it goes'),
     quiesce,
   }),
   returns: sessionInfo,
   turn: false,
-  async run({ machine: wanted, mode, repository, quiesce, ...options }, { machines, backups, diskJobs, turns }) {
+  async run({ machine: wanted, mode, repository, quiesce, speed, ...options }, { machines, backups, diskJobs, turns }) {
     const { machine, checkpoints } = machines.get(wanted)
     const begin = (name: string | undefined, work: () => Promise<PullSession | PushSession>) =>
       operate({
@@ -50,10 +51,12 @@ export const backupBegin = command({
         },
       })
     if (mode === 'push') {
-      const push = { machine, checkpoints, quiesce, ...pushOptions(repository, options) }
+      const push = { machine, checkpoints, quiesce, speed, ...pushOptions(repository, options) }
       return begin(push.name, () => backups.beginPush(push))
     }
     if (repository !== undefined) throw new InvalidParameter("Parameter 'repository' is for mode 'push'")
+    if (speed !== undefined)
+      throw new InvalidParameter("Parameter 'speed' is for mode 'push': whoever pulls is as fast as it likes")
     const { expire, ...more } = options
     if (expire !== undefined && (expire < 1 || expire > MAX_EXPIRE_SECONDS))
       throw new InvalidParameter(`Parameter 'expire' expects 1 to ${MAX_EXPIRE_SECONDS} seconds`)

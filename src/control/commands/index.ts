@@ -3,6 +3,7 @@
 import type { AnyCommand } from '../command.ts'
 import { backupAbort } from './backup-abort.ts'
 import { backupBegin } from './backup-begin.ts'
+import { backupEstimate } from './backup-estimate.ts'
 import { backupFinish } from './backup-finish.ts'
 import { blockCommit } from './block-commit.ts'
 import { blockDirtyBitmapAdd } from './block-dirty-bitmap-add.ts'
@@ -83,6 +84,7 @@ import { xDebugBlockDirtyBitmapSha256 } from './x-debug-block-dirty-bitmap-sha25
 export const commands: readonly AnyCommand[] = [
   backupAbort,
   backupBegin,
+  backupEstimate,
   backupFinish,
   blockCommit,
   blockDirtyBitmapAdd,

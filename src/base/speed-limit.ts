@@ -1,4 +1,4 @@
-// A job's speed limit: bytes a second, which may be changed while somebody waits.
+// A speed limit: bytes a second, which may be changed while somebody waits.
 
 import { setTimeout as sleep } from 'node:timers/promises'
 
