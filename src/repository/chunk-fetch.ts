@@ -126,6 +126,7 @@ export class ChunkFetch {
       bytes = await readPack(target, key, { offset, length: end - offset }, stop)
     } catch (error) {
       if (!(error instanceof Damaged)) throw error
+      if (await this.options.index.moved(pack, error)) return await this.#fetchElsewhere(pack, members, error)
       if (members.length === 1) return this.#lost(members[0]!.wanted, error)
       // What is cut short may have some of them.
       for (const member of members)
@@ -151,6 +152,15 @@ export class ChunkFetch {
         await this.use(wanted, plain)
       }),
     )
+  }
+
+  /** The pack is gone: was it rewritten? */
+  async #fetchElsewhere(gone: PackRecord, members: Group['members'], error: Damaged) {
+    for (const { wanted } of members) {
+      const at = this.options.index.data.find(wanted.id)
+      if (!at || at.pack.name === gone.name) await this.#lost(wanted, error)
+      else await this.#fetch({ pack: at.pack, offset: at.offset, end: at.offset + at.length, members: [{ wanted, at }] })
+    }
   }
 
   async #lost(wanted: WantedChunk, error: Damaged) {

@@ -26,6 +26,8 @@
 //   reader | delete                  A reader's pins are marked as restore points are.
 //   two collectors                   Every change is a swap of gc/state; one of them fails and leaves. Deleting twice is deleting once.
 //   restore point | index            The index is loaded after the restore points that are to be found in it.
+//   repack | mark                    What was repacked has two places until the old pack is deleted, and the mark in quarantine/ says which one
+//                                    counts; it is set by a session that the collector waits for, after its packs are in the index.
 //   late delete | upload             No pack's name comes twice: the session's id is in its bytes.
 //   index load | delete              Who finds an index object gone reads the state again (repository-index.ts).
 

@@ -1,5 +1,6 @@
 // What restore points need: every pack that holds a node or a chunk of theirs.
 
+import type { Location } from './blob-index.ts'
 import { Damaged } from './faults.ts'
 import type { Manifest } from './manifest.ts'
 import { packKey } from './pack.ts'
@@ -21,6 +22,8 @@ export class Marker {
     private readonly index: RepositoryIndex,
     private readonly nodes: Pick<NodeReader, 'node'>,
     private readonly signal?: AbortSignal | undefined,
+    /** Told of each blob once, and where it is. */
+    private readonly found?: (id: Buffer, at: Location) => void,
   ) {}
 
   async mark({ disks, attachments }: Manifest, key: string) {
@@ -32,6 +35,7 @@ export class Marker {
         )
       const name = packKey(place.pack.kind, place.pack.name)
       this.used.set(name, (this.used.get(name) ?? 0) + place.length)
+      this.found?.(id, place)
     }
     const first = (id: Buffer) => {
       const name = id.toString('base64', 0, 16)

@@ -5,7 +5,7 @@ import { BlobType, openBlob } from './blob.ts'
 import { Damaged } from './faults.ts'
 import type { RepositoryKeys } from './keys.ts'
 import { decodePackHeader, PACK_HEADER, packKey } from './pack.ts'
-import type { PackRecord } from './blob-index.ts'
+import type { Location, PackRecord } from './blob-index.ts'
 import { readPack } from './read-pack.ts'
 import type { RepositoryIndex } from './repository-index.ts'
 import type { Target } from './target.ts'
@@ -43,14 +43,23 @@ export class NodeReader {
     const place = this.index.meta.find(id)
     if (!place) throw new Damaged(`the repository has no blob ${id.toString('hex')}, which a restore point needs`)
     try {
-      const session = await this.sessions.of(place.pack)
-      const blob = await this.#bytes(place.pack, place.offset, place.length)
-      return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+      return await this.#read(place, id, type)
     } catch (error) {
+      if (!(error instanceof Damaged)) throw error
+      if (await this.index.moved(place.pack, error)) {
+        const elsewhere = this.index.meta.find(id)
+        if (elsewhere && elsewhere.pack.name !== place.pack.name) return await this.#read(elsewhere, id, type)
+      }
       // Who writes what is the same again must write it, and not share this one.
-      if (error instanceof Damaged) place.pack.avoid = true
+      place.pack.avoid = true
       throw error
     }
+  }
+
+  async #read({ pack, offset, length }: Location, id: Buffer, type: BlobType) {
+    const session = await this.sessions.of(pack)
+    const blob = await this.#bytes(pack, offset, length)
+    return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
   }
 
   async #bytes(pack: PackRecord, offset: number, length: number) {

@@ -46,6 +46,7 @@ export class RepositoryReader implements AsyncDisposable {
     )
     for (const key of keys) await repository.point(key, signal)
     const { index } = await loadIndex(target, repository.id, { signal })
+    index.reload = async () => (await loadIndex(target, repository.id, { signal: session.signal })).index
     undo.move()
     return new RepositoryReader(repository, session, points, index)
   }

@@ -1,7 +1,7 @@
 // The index of a repository in memory: every blob that counts, data and meta apart (so that no disk's bytes can pass for a node).
 
 import { messageOf } from '../base/errors.ts'
-import { BlobIndex } from './blob-index.ts'
+import { BlobIndex, type PackRecord } from './blob-index.ts'
 import { find } from './conditional.ts'
 import { Damaged } from './faults.ts'
 import { readPlan, readState, type GcState } from './gc-state.ts'
@@ -21,9 +21,13 @@ export const indexKey = (epoch: number, who: string, number: number) =>
 const epochOfKey = (key: string) => Number(/^index\/(\d{10})\//.exec(key)?.[1] ?? Number.NaN)
 
 export class RepositoryIndex {
-  readonly data = new BlobIndex()
-  readonly meta = new BlobIndex()
+  data = new BlobIndex()
+  meta = new BlobIndex()
   readonly #known = new Set<string>()
+  /** Packs that were gone, and whether the index has been loaded since. */
+  readonly #gone = new Map<string, Promise<void>>()
+  /** Loads it anew, for those who read for long while packs are rewritten (repack.ts). */
+  reload: (() => Promise<RepositoryIndex>) | undefined
 
   /** `avoid` are keys of packs that nothing new may rely on. */
   constructor(readonly avoid: ReadonlySet<string> = new Set()) {}
@@ -39,6 +43,21 @@ export class RepositoryIndex {
     const index = this.of(kind)
     const number = index.addPack({ name, kind, size, avoid: this.avoid.has(key) })
     for (const entry of entries) index.add(number, entry)
+  }
+
+  /** A pack could not be read. When it is gone the index is loaded anew, once, and what it held may be found elsewhere: true. */
+  async moved({ name }: PackRecord, error: Damaged): Promise<boolean> {
+    const { reload } = this
+    if (!reload || !(error.cause instanceof NotThere)) return false
+    const load = async () => {
+      const { data, meta } = await reload()
+      this.data = data
+      this.meta = meta
+    }
+    let loaded = this.#gone.get(name)
+    if (!loaded) this.#gone.set(name, (loaded = load()))
+    await loaded
+    return true
   }
 
   /** The keys of all packs, and their sizes. */

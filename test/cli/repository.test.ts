@@ -217,6 +217,8 @@ t.test('restore points are copied from a folder to S3 with another key, exported
     code: 1,
     err: /has no disk 'data'; it has 'root'/,
   })
+  t.match(await call('repo gc sealed --repack 1G'), { code: 0, out: 'Nothing to repack.\nNothing to delete.\n' })
+  t.match(await call('repo gc sealed --repack much'), { code: 2, err: /--repack must be a size/ })
   t.match(await call('repo check sealed --level scrub --budget 1'), { code: 0, err: /the next run goes on from there/ })
   t.match(await call('repo check sealed --budget 1G'), { code: 2, err: /quick reads nothing/ })
   truncateSync(zip, 1000)

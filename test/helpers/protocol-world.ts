@@ -14,12 +14,14 @@ import { NodeReader, PackSessions } from '../../src/repository/node-reader.ts'
 import { forget } from '../../src/repository/points.ts'
 import { RepositoryReader } from '../../src/repository/reader.ts'
 import { loadIndex } from '../../src/repository/repository-index.ts'
+import { repack } from '../../src/repository/repack.ts'
 import { Repository, type Point } from '../../src/repository/repository.ts'
 import { Marker } from '../../src/repository/mark.ts'
 import { encodeNode, FAN_OUT } from '../../src/repository/tree-node.ts'
 import { walkChunks } from '../../src/repository/walk.ts'
 import { RepositoryWriter } from '../../src/repository/writer.ts'
 import { MemoryStore, MemoryTarget, type TargetRequest } from './memory-target.ts'
+import { NotThere } from '../../src/repository/target.ts'
 import { packKey } from '../../src/repository/pack.ts'
 import { uuidOf } from '../../src/repository/uuid.ts'
 import { generator } from './random-bytes.ts'
@@ -54,6 +56,8 @@ export class World implements Disposable {
   readonly #people: Person[] = []
   readonly history: string[] = []
   failure: Error | undefined
+  /** Somebody repacks: readers look up again what is gone. */
+  repacks = false
   #time = Date.UTC(2026, 0, 1)
   #counter = 0
 
@@ -232,6 +236,10 @@ export class World implements Disposable {
     })
   }
 
+  repack(repository: Repository) {
+    return repack(repository, { budget: Infinity, waste: 0, beatMs: 0, packSize: 1 << 17 })
+  }
+
   /** Reads the newest restore point slowly; whatever it needs must be there as long as its session is. */
   async read(repository: Repository) {
     const [key] = (await repository.pointKeys('vm')).slice(-1)
@@ -242,8 +250,13 @@ export class World implements Disposable {
     for await (const { id } of walkChunks(reader.nodes, reader.points[0]!.manifest.disks[0]!)) {
       const { record } = reader.session
       if (this.#isExpired(record.id)) return
-      const place = reader.index.data.find(id)
-      const there = place && (await this.#there(repository, packKey(place.pack.kind, place.pack.name)))
+      let place = reader.index.data.find(id)
+      let there = place && (await this.#there(repository, packKey(place.pack.kind, place.pack.name)))
+      if (place && !there && this.repacks) {
+        await reader.index.moved(place.pack, new Damaged('it is gone', { cause: new NotThere('') }))
+        place = reader.index.data.find(id)
+        there = place && (await this.#there(repository, packKey(place.pack.kind, place.pack.name)))
+      }
       if (!there && !this.#isExpired(record.id)) throw new Damaged('a reader has lost what it reads')
     }
   }

@@ -41,6 +41,13 @@ async function history(seed: number): Promise<{ failure: Error | undefined; told
     await world.collect(repository)
   })
   if (next() % 3 === 0) world.start('cy', async (_, repository) => void (await world.collect(repository)))
+  if (next() % 2) {
+    world.repacks = true
+    world.start('rex', async (_, repository) => {
+      await world.repack(repository)
+      await world.repack(repository)
+    })
+  }
   if (next() % 2) world.start('rae', (_, repository) => world.read(repository))
 
   // Steady choices let one go on for a while before another does, so that long ways are walked as well.

@@ -222,21 +222,39 @@ const prune = verb<Named & { machine: string }, ConfigOption & Keep & { dryRun?:
     }),
 })
 
-const gc = verb<Named, ConfigOption & { grace: string }>({
+const gc = verb<Named, ConfigOption & { grace: string; repack?: string }>({
   ...shared,
   name: 'gc',
   summary: 'delete what no restore point needs any more',
   details:
-    'Backups and restores may run meanwhile. What is found is deleted by a later run, once the grace period is over; each run does what can be done by then.',
-  options: [configOption(), new Option('--grace <time>', 'how long what nobody needs stays').default('24h')],
-  examples: [['stillpoint repo gc offsite', 'every day']],
+    'Backups and restores may run meanwhile. What is found is deleted by a later run, once the grace period is over; each run does what can be done by then. A pack goes when nobody needs any of it; --repack writes anew what is needed of those that are mostly waste.',
+  options: [
+    configOption(),
+    new Option('--grace <time>', 'how long what nobody needs stays').default('24h'),
+    new Option('--repack <size>', 'before that, write up to this much anew of packs of which at least half is waste'),
+  ],
+  examples: [
+    ['stillpoint repo gc offsite', 'every day'],
+    ['stillpoint repo gc offsite --repack 20G', 'and make use of space that is wasted in packs'],
+  ],
   run: ({ args: { repository: name }, options, json }) =>
     withRepository(name, options, async repository => {
       const { collect } = await import('../../repository/collector.ts')
       const graceMs = parseDuration(options.grace)
       if (graceMs === undefined) throw new Misuse(`--grace must be a time such as 24h, not '${options.grace}'`)
+      const budget = options.repack === undefined ? undefined : parseSize(options.repack)
+      if (options.repack !== undefined && !budget)
+        throw new Misuse(`--repack must be a size such as 20G, not '${options.repack}'`)
+      const { repack } = await import('../../repository/repack.ts')
+      const repacked = budget === undefined ? undefined : await repack(repository, { budget })
       const result = await collect(repository, { graceMs })
-      if (json) return printJson(result)
+      if (json) return printJson({ ...result, repacked })
+      if (repacked)
+        print(
+          repacked.packs > 0
+            ? `Repacked: ${plural(repacked.packs, 'pack')}, ${formatSize(repacked.bytes)}; ${formatSize(repacked.written)} written anew.\n`
+            : 'Nothing to repack.\n',
+        )
       const what = `${plural(result.packs, 'pack')}, ${formatSize(result.bytes)}`
       const told = {
         nothing: 'Nothing to delete.',
