@@ -14,6 +14,7 @@ import { hash } from 'node:crypto'
 import { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
 import { BlobType } from './blob.ts'
+import type { PackRecord } from './blob-index.ts'
 import { canonicalJson, parseJson } from './canonical-json.ts'
 import { ChunkFetch } from './chunk-fetch.ts'
 import { find } from './conditional.ts'
@@ -78,7 +79,10 @@ export async function* verify(repository: Repository, options: VerifyOptions): A
     if (level === 'scrub' || (level === 'deep' && budget === undefined))
       for await (const _ of scrub(target, packs, budget, result, signal)) yield result
   }
-  if (options.quarantine) for (const { key } of result.damagedPacks) await quarantine(target, key)
+  const toQuarantine = async () => {
+    if (options.quarantine) for (const { key } of result.damagedPacks) await quarantine(target, key)
+  }
+  await toQuarantine()
   // Without damage to packs and with a whole index, restore points are only looked at when that is asked for.
   if (level !== 'deep' && result.damagedPacks.length === 0) return result
   await using own = level === 'deep' && !options.sealer ? Sealer.start({ maxPlain: 4 << 20 }) : undefined
@@ -94,6 +98,7 @@ export async function* verify(repository: Repository, options: VerifyOptions): A
     yield result
     if (before !== undefined) await writeProgress(target, 'deep', key, signal)
   }
+  await toQuarantine() // with those that restore points have led to
   return result
 }
 
@@ -191,6 +196,8 @@ async function checkPoint(
   const { target, keys, id } = repository
   const sessions = new PackSessions(target, keys, id, signal)
   const nodes = new NodeReader(target, keys, index, sessions, signal)
+  // The reader of nodes sets this where it finds damage.
+  const avoided = new Set(index.meta.packs.filter(({ avoid }) => avoid))
   const bad = new Set(result.damagedPacks.map(({ key }) => key))
   const point = await damaged(() => repository.findPoint(key, signal))
   if ('error' in point) {
@@ -217,7 +224,11 @@ async function checkPoint(
           result.bytes += plain.length
           known.chunks[index.data.numberOf(id)!] = 1
         },
-        async ({ chunk }) => lose(chunk),
+        async ({ chunk, id }, error) => {
+          lose(chunk)
+          const at = index.data.find(id)
+          if (at) blame(result, at.pack, error)
+        },
       )
     try {
       const entered: string[] = []
@@ -244,6 +255,7 @@ async function checkPoint(
         await fetch?.finish()
       })
       if (!('error' in walked) && ranges.length === 0) for (const name of entered) known.nodes.add(name)
+      for (const pack of index.meta.packs) if (pack.avoid && !avoided.has(pack)) blame(result, pack)
       if ('error' in walked) result.damagedPoints.push({ key, disk: disk.name, what: walked.error.message, ranges: [] })
       else if (ranges.length > 0)
         result.damagedPoints.push({
@@ -256,6 +268,12 @@ async function checkPoint(
       await fetch?.drop()
     }
   }
+}
+
+function blame({ damagedPacks }: Verified, { kind, name }: PackRecord, error?: Damaged) {
+  const key = packKey(kind, name)
+  if (damagedPacks.some(pack => pack.key === key)) return
+  damagedPacks.push({ key, what: error?.message.replace(`${key}: `, '') ?? 'something of it is not what was written' })
 }
 
 async function damaged<T>(work: () => Promise<T>): Promise<{ value: T } | { error: Damaged }> {

@@ -115,6 +115,22 @@ t.test('after quarantine the next backup brings back what was damaged, for the o
   t.same((await check('deep')).damagedPoints, [])
 })
 
+t.test('a deep check with a budget finds packs to put into quarantine, too, and they heal', async t => {
+  for (const prefix of ['packs/', 'meta/']) {
+    const { target, repository, bytes, key, check } = await fresh('x')
+    const [pack] = await Array.fromAsync(target.list(prefix))
+    const flipped = Buffer.from((await target.get(pack!.key)).body)
+    flipped[200]! ^= 1
+    target.store.set(pack!.key, flipped)
+    const found = await check('deep', { budget: 1 << 30, quarantine: true })
+    t.match(found.damagedPacks, [{ key: pack!.key }])
+    t.match(found.damagedPoints, [{ key, disk: 'root' }])
+    await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+    t.ok((await restored(repository, key, 'root')).equals(bytes))
+    t.same((await check('deep', { budget: 1 << 30 })).damagedPoints, [])
+  }
+})
+
 t.test('an increment by bitmap brings back chunks that are damaged though nobody has written them', async t => {
   const { target, repository, check } = await fresh()
   const bytes = diskContent(40 * CHUNK, 2)
