@@ -8,9 +8,9 @@ docs/repository-format.md explains every byte. Needs Python 3.8 and the program 
 `cryptography` too, and its key in the environment as STILLPOINT_KEY.
 """
 import hashlib, hmac, itertools, json, os, struct, subprocess, sys, unicodedata, urllib.parse, zlib
+from base64 import b64decode
 
-PACK_HEADER, BLOB_HEADER, ENTRY = 64, 64, 48
-TYPE_DATA, TYPE_NODE, TYPE_MANIFEST = 1, 2, 4
+PACK_HEADER, BLOB_HEADER, ENTRY, TYPE_DATA, TYPE_NODE, TYPE_MANIFEST = 64, 64, 48, 1, 2, 4
 
 
 class Damaged(Exception):
@@ -22,10 +22,6 @@ def check(condition, message):
         raise Damaged(message)
 
 
-def unquote(name):
-    return urllib.parse.unquote(name)
-
-
 def decompress(frames, length):
     """zstd frames one after another, by the program: it takes any number of them at once."""
     done = subprocess.run(['zstd', '-dcq'], input=b''.join(frames), stdout=subprocess.PIPE)
@@ -35,8 +31,7 @@ def decompress(frames, length):
 
 def hkdf(master, salt, info):
     """RFC 5869 with SHA-256, for one block of output, which is all that is needed."""
-    key = hmac.new(salt, master, hashlib.sha256).digest()
-    return hmac.new(key, info + b'\x01', hashlib.sha256).digest()
+    return hmac.new(hmac.new(salt, master, hashlib.sha256).digest(), info + b'\x01', hashlib.sha256).digest()
 
 
 def aes_gcm_decrypt(key, nonce, data, associated):
@@ -56,7 +51,7 @@ class Repository:
         self.id = bytes.fromhex(self.info['id'].replace('-', ''))
         self.master = self.unlock(passphrase) if self.info['encrypted'] else None
         self.id_key = hkdf(self.master, self.id, b'stillpoint id') if self.master else None
-        self.sessions, self.places = {}, {TYPE_DATA: {}, TYPE_NODE: {}}
+        self.places = {TYPE_DATA: {}, TYPE_NODE: {}}
         self.load_index()
 
     def read(self, key, offset=0, length=-1):
@@ -66,27 +61,25 @@ class Repository:
 
     def keys(self, folder):
         """The keys below a folder, sorted. Names that begin with a dot are the file target's own."""
-        found = []
-        for at, _, names in os.walk(os.path.join(self.path, folder)):
-            at = os.path.relpath(at, self.path)
-            found += [at + '/' + name for name in names if not name.startswith('.')]
-        return sorted(found)
+        return sorted(os.path.relpath(os.path.join(at, name), self.path) for at, _, names in os.walk(os.path.join(self.path, folder))
+                      for name in names if not name.startswith('.'))
 
     def unlock(self, passphrase):
         check(passphrase, 'the repository is encrypted: put its key into STILLPOINT_KEY')
-        from base64 import b64decode
         for key in self.keys('keys'):
-            slot = json.loads(self.read(key))
-            stretched = hashlib.scrypt(unicodedata.normalize('NFC', passphrase).encode(), salt=b64decode(slot['salt']), n=slot['n'],
-                                       r=slot['r'], p=slot['p'], maxmem=256 * slot['n'] * slot['r'] + (1 << 20), dklen=32)
             try:
+                slot = json.loads(self.read(key))
+                stretched = hashlib.scrypt(unicodedata.normalize('NFC', passphrase).encode(), salt=b64decode(slot['salt']), n=slot['n'],
+                                           r=slot['r'], p=slot['p'], maxmem=256 * slot['n'] * slot['r'] + (1 << 20), dklen=32)
                 return aes_gcm_decrypt(stretched, b64decode(slot['nonce']), b64decode(slot['wrapped']), self.id)
-            except Damaged:
-                pass
+            except (Damaged, ValueError, KeyError):
+                pass  # the slot of another key, or damaged
         raise Damaged('the key opens none of the slots')
 
     def load_index(self):
         state = json.loads(self.read('gc/state'))['index']
+        avoid = {key.split('/', 1)[1] for key in self.keys('quarantine')}  # what they hold may be elsewhere as well
+        rank = lambda pack: (os.path.exists(os.path.join(self.path, pack)), pack not in avoid)
         later = [key for key in self.keys('index') if int(key.split('/')[1]) > state['through']]
         for key in state['keys'] + later:
             data = self.read(key)
@@ -101,12 +94,12 @@ class Repository:
                 places = self.places[TYPE_DATA if kind == 1 else TYPE_NODE]
                 for _ in range(count):
                     offset, stored, _plain, _type, blob = struct.unpack_from('>IIIB3x32s', data, at)
-                    if blob not in places or not os.path.exists(os.path.join(self.path, places[blob][0])):
+                    if blob not in places or rank(pack) > rank(places[blob][0]):
                         places[blob] = (pack, offset, BLOB_HEADER + stored)
                     at += ENTRY
 
     def session_of(self, pack_header):
-        magic, _kind, repository, session = struct.unpack_from('>4sB3x16s16s', pack_header)
+        magic, repository, session = struct.unpack_from('>4s4x16s16s', pack_header)
         check(magic == b'SPp1' and repository == self.id, 'this is no pack of this repository')
         return session
 
@@ -120,9 +113,7 @@ class Repository:
         check(wanted in (None, blob) and bool(flags & 1) == bool(self.master), 'this is another blob')
         data = data[BLOB_HEADER:BLOB_HEADER + stored]
         if self.master:
-            if session not in self.sessions:
-                self.sessions[session] = hkdf(self.master, session, b'stillpoint session')
-            data = aes_gcm_decrypt(self.sessions[session], struct.pack('>4xQ', counter), data, header)
+            data = aes_gcm_decrypt(hkdf(self.master, session, b'stillpoint session'), struct.pack('>4xQ', counter), data, header)
         return blob, codec, length, data
 
     def open_blobs(self, blobs):
@@ -150,16 +141,15 @@ class Repository:
         for key in self.keys('points'):
             data = self.read(key)
             if data[:1] != b'{':
-                found[unquote(key)] = json.loads(self.open_blobs([self.decrypt_blob(data[PACK_HEADER:], TYPE_MANIFEST, self.session_of(data))])[0])
+                found[urllib.parse.unquote(key)] = json.loads(self.open_blobs([self.decrypt_blob(data[PACK_HEADER:], TYPE_MANIFEST, self.session_of(data))])[0])
         return found
 
     def chunks(self, disk):
         """Number and id of every chunk that is no hole, in order."""
         if disk['root'] is None:
             return
-        level, count = 0, -(-disk['size'] // disk['chunkSize'])
-        while 256 ** (level + 1) < count:
-            level += 1
+        count = -(-disk['size'] // disk['chunkSize'])
+        level = next(level for level in range(8) if 256 ** (level + 1) >= count)
         yield from self.below(bytes.fromhex(disk['root']), level, 0)
 
     def below(self, node_id, level, first):
@@ -196,9 +186,9 @@ def main(path, point=None, disk=None, output=None):
                 print(name, disk['name'], disk['size'], manifest['consistency'])
         return
     check(point in points, 'there is no restore point ' + point)
-    found = [each for each in points[point]['disks'] if each['name'] == disk]
-    check(found and output, 'the restore point has no disk ' + str(disk))
-    repository.restore(found[0], output)
+    found = next((each for each in points[point]['disks'] if each['name'] == disk), None)
+    check(found, 'the restore point has no disk ' + str(disk))
+    repository.restore(found, output)
 
 
 if __name__ == '__main__':
