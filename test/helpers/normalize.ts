@@ -38,7 +38,7 @@ export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions
     return value
       .replaceAll(folder, '$D')
       .replaceAll(/#block\d+/g, '#block')
-      .replaceAll(/^.* ops; .* sec .*$\n?/gm, '') // qemu-io's measurements
+      .replaceAll(/^.* ops; .*\/sec.*$\n?/gm, '') // qemu-io's measurements, '00.12 sec (' or '0:00:01.34 ('
   }
   return walk(value)
 }
