@@ -24,6 +24,8 @@ import type { ChainContext, ChainJobOptions } from './stream.ts'
 export interface CommitOptions extends ChainJobOptions {
   /** The topmost of the images that are committed. */
   readonly top: GraphNode
+  /** Of an active one: when it has succeeded the image that was written is closed, whoever has opened it. */
+  readonly closesTop?: boolean | undefined
   readonly base: GraphNode
 }
 
@@ -41,7 +43,7 @@ export async function startCommit(context: ChainContext, options: CommitOptions)
 
 export async function startActiveCommit(context: ChainContext, options: CommitOptions): Promise<void> {
   const { graph, jobs } = context
-  const { jobId, top, base, onError, carriesAll, ...rest } = options
+  const { jobId, top, base, onError, carriesAll, closesTop, ...rest } = options
   jobs.check(jobId)
   const image = withoutFilters(base)
   const wasReadOnly = image.readOnly
@@ -63,6 +65,11 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
     },
     async afterwards(pivoted) {
       await carried?.after(pivoted)
+      if (pivoted && closesTop) {
+        const left = withoutFilters(top)
+        left.owned = false
+        await graph.closeUnused(left)
+      }
       if (!pivoted && wasReadOnly) await graph.setReadOnly(image, true)
     },
   })

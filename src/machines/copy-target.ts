@@ -18,6 +18,8 @@ export interface CopyTargetOptions {
   /** By default the disk's own. */
   readonly format?: 'raw' | 'qcow2' | undefined
   readonly nodeName?: string | undefined
+  /** Makes a file for the dirty bitmaps of a raw image, and says where it is. */
+  readonly newBitmapsFile: () => Promise<string>
 }
 
 export interface CopyTarget {
@@ -64,10 +66,13 @@ export async function openCopyTarget(
   }
   const file = { driver: 'file', filename }
   if (reuse && format === 'raw' && options.format === undefined) await refuseForeign(graph, filename)
+  const bitmaps = format === 'raw' ? await options.newBitmapsFile() : undefined
+  if (bitmaps !== undefined) undo.defer(() => rm(bitmaps, { force: true }))
   const node = await graph.open({
     driver: format,
     discard: 'unmap',
     file,
+    ...(bitmaps !== undefined && { bitmaps: { driver: 'file', filename: bitmaps } }),
     ...(nodeName !== undefined && { 'node-name': nodeName }),
     ...(format === 'qcow2' && !reuse && { backing: shallow ? behind.name : null }),
   })

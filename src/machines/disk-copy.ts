@@ -20,7 +20,7 @@ export interface CopyContext extends MirrorContext {
   readonly diskJobs: DiskJobs
 }
 
-export interface DiskCopyOptions extends Omit<CopyTargetOptions, 'filename'> {
+export interface DiskCopyOptions extends Omit<CopyTargetOptions, 'filename' | 'newBitmapsFile'> {
   /** Undefined: the node called `nodeName` is there, and is used. */
   readonly filename?: string | undefined
   readonly machine: Machine
@@ -45,7 +45,7 @@ export async function startCopy(context: CopyContext, options: DiskCopyOptions):
   const target =
     filename === undefined
       ? givenTarget(graph, from, { nodeName, shallow })
-      : await openCopyTarget(graph, from, { ...options, filename })
+      : await openCopyTarget(graph, from, { ...options, filename, newBitmapsFile: () => machine.newBitmapsFile(disk) })
   const bitmaps = CarryBitmaps.toCopy(source, target.node)
   const jobId = diskJobs.idFor('copy', machine, disk)
   const action = new MirrorAction(context, {

@@ -2,8 +2,8 @@
 //
 // This is the kind of machine whose disks the daemon itself serves. What is above knows a machine by its name and its disks' nodes only.
 
-import { mkdir, open as openFile } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { mkdir, open as openFile, readdir, rm } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { z } from 'zod'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
@@ -80,6 +80,7 @@ export class Machine implements AsyncDisposable {
       place?.configured === configured.image
         ? await openMoved(`${name}.${diskName}`, place, configured, graph)
         : await openDisk(`${name}.${diskName}`, configured, graph)
+    if (!place || place.configured === configured.image) await this.#removeUnusedBitmaps(configured, place)
     const parts = new AsyncDisposableStack()
     parts.defer(async () => {
       // Somebody may have taken it away when the disk had moved.
@@ -155,9 +156,10 @@ export class Machine implements AsyncDisposable {
   async rememberPlaces() {
     const places = await this.#placesOfOthers()
     for (const disk of this.disks) {
-      const configured = this.#settings[disk.name]!.image
+      const { image: configured, bitmaps } = this.#settings[disk.name]!
+      const bitmapsAt = disk.node.children.get('bitmaps')?.node.filename
       const overlay = this.#overlays.get(disk.name)
-      if (!overlay && disk.node.filename === configured) continue
+      if (!overlay && disk.node.filename === configured && (bitmapsAt ?? bitmaps) === bitmaps) continue
       const isUnsettled = overlay !== undefined || this.#unsettled.has(disk.name)
       const [chain, top] = [chainOptions(disk.node), overlay && overlay !== disk.node && chainOptions(overlay)]
       const options = overlay && overlay !== disk.node ? top && chain && { ...top, backing: chain } : chain
@@ -198,6 +200,23 @@ export class Machine implements AsyncDisposable {
     throw new InvalidParameter(
       `'${node.name}' is made of more than files, so a restart of the daemon would not find disk '${id}' there: it stays where it is`,
     )
+  }
+
+  /** For the bitmaps of a raw image that a disk may move to. */
+  async newBitmapsFile({ name }: Disk): Promise<string> {
+    const { bitmaps } = this.#settings[name]!
+    const taken = await filesBeside(bitmaps)
+    let count = 2
+    while (taken.includes(besides(bitmaps, count))) count++
+    const path = besides(bitmaps, count)
+    await touch(path)
+    return path
+  }
+
+  /** Those for images that the disk did not move to, or has left. */
+  async #removeUnusedBitmaps({ bitmaps }: DiskSettings, place: Place | undefined) {
+    const used = JSON.stringify(place?.options ?? '')
+    for (const path of await filesBeside(bitmaps)) if (!used.includes(JSON.stringify(path))) await rm(path, { force: true })
   }
 
   /** @throws NotFound */
@@ -277,6 +296,21 @@ async function refuseForeign(image: string, graph: Graph) {
     throw new InvalidParameter(
       `${image} looks like ${foreign}; say format: qcow2 beside it if that is what it is, or format: raw if its bytes are the disk as they are`,
     )
+}
+
+/** Of the images that a disk has moved to: numbered, beside that of the image of the configuration. */
+const besides = (bitmaps: string, count: number) => `${bitmaps}.${count}`
+
+async function filesBeside(bitmaps: string): Promise<string[]> {
+  try {
+    const names = await readdir(dirname(bitmaps))
+    return names
+      .map(name => join(dirname(bitmaps), name))
+      .filter(path => /^\.\d+$/.test(path.slice(bitmaps.length)) && path.startsWith(bitmaps))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+    throw systemFault(`cannot look into ${dirname(bitmaps)}, where the bitmaps of a disk are kept`, error)
+  }
 }
 
 /** The file is there, and empty if it was not: the driver fills it. */

@@ -5,9 +5,8 @@ import { DeviceNotFound, InvalidParameter } from '../../base/errors.ts'
 import { chainFrom, imagesFrom } from '../../block/chain.ts'
 import type { Graph } from '../../block/graph.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
-import { isActive, startActiveCommit, startCommit } from '../../jobs/commit.ts'
+import { isActive, startActiveCommit, startCommit, type CommitOptions } from '../../jobs/commit.ts'
 import { checkSpeed } from '../../jobs/mirror-options.ts'
-import type { ChainJobOptions } from '../../jobs/stream.ts'
 import type { CommandContext } from '../context.ts'
 import { chainContext, chainJobOptions, exclusive, findBackingImage, inChain } from '../chain-arguments.ts'
 import { command } from '../command.ts'
@@ -45,7 +44,7 @@ type Given = z.output<typeof args>
 export async function startBlockCommit(
   given: Given,
   context: CommandContext,
-  { atReady }: Pick<ChainJobOptions, 'atReady'> = {},
+  { atReady, closesTop }: Pick<CommitOptions, 'atReady' | 'closesTop'> = {},
 ) {
   const { graph } = context
   const device = graph.find(given.device)
@@ -64,7 +63,7 @@ export async function startBlockCommit(
   checkSpeed(given.speed ?? 0)
 
   const carriesAll = context.machines.diskOn(device) !== undefined // so that its checkpoints stay what they are
-  const options = { ...chainJobOptions(given), top, base, atReady, carriesAll }
+  const options = { ...chainJobOptions(given), top, base, atReady, closesTop, carriesAll }
   if (top !== device && !isActive(top)) return startCommit(chainContext(context), options)
   if (given['backing-file'] !== undefined) throw new InvalidParameter("'backing-file' specified, but 'top' is the active layer")
   return startActiveCommit(chainContext(context), options)

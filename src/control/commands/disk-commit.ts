@@ -42,6 +42,7 @@ export const diskCommit = command({
     }
     await startBlockCommit({ 'job-id': jobId, device: node.name, ...named, speed: args.speed }, context, {
       atReady: args.pivot ? 'complete' : undefined,
+      closesTop: true,
     })
     return describeDiskJob(diskJobs.started(jobId, { machine, disk, type: 'commit' }))
   },
