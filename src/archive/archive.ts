@@ -70,6 +70,9 @@ export class Archive implements AsyncDisposable {
   }
 }
 
+/** What a push can keep account of. */
+const MAX_CHUNKS = 2 ** 32
+
 function parseIndex(bytes: Buffer, path: string): ArchiveIndex {
   let value: unknown
   try {
@@ -78,7 +81,11 @@ function parseIndex(bytes: Buffer, path: string): ArchiveIndex {
     throw new BadArchive(`'${path}': ${INDEX} is no JSON: ${messageOf(error)}`, { cause: error })
   }
   const result = archiveSchema.safeParse(value)
-  if (result.success) return result.data
+  if (result.success) {
+    for (const { size, chunkSize } of result.data.points.flatMap(({ manifest }) => manifest.disks))
+      if (size / chunkSize > MAX_CHUNKS) throw new BadArchive(`'${path}': no disk has ${size} bytes in chunks of ${chunkSize}`)
+    return result.data
+  }
   const [issue] = result.error.issues
   throw new BadArchive(
     `'${path}' is no archive that this version reads: ${INDEX}: ${issue!.path.join('.') || 'all of it'}: ${issue!.message}`,

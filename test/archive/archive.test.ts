@@ -379,4 +379,40 @@ t.test('what an archive says of itself is not believed', async t => {
   t.throws(() => parseList(`0 99999999 ${sha} e\n`, 2 ** 40, 'list'), BadArchive, 'a piece that would need much memory')
   for (const index of ['{', '{}', '{"kind":"stillpoint-archive","format":2,"created":"2026-01-01T00:00:00Z","points":[]}'])
     await t.rejects(Archive.open(await zipOf([stored('archive.json', Buffer.from(index))])), BadArchive, index)
+
+  // Disks of sizes that no disk has, lists that are not there, attachments that are not what they say.
+  const { manifest } = first
+  const archived = (change: object, more: readonly ReturnType<typeof stored>[] = []) => {
+    const points = [{ folder: 'f', manifest: { ...manifest, ...change } }]
+    const index = { kind: 'stillpoint-archive', format: 1, created: '2026-01-01T00:00:00Z', points }
+    return zipOf([stored('archive.json', Buffer.from(JSON.stringify(index))), ...more])
+  }
+  const [disk] = manifest.disks
+  const other = await newRepository(new MemoryTarget())
+  const imported = async (file: string) => {
+    await using archive = await Archive.open(file)
+    return await done(importPoint(archive, archive.points[0]!, other))
+  }
+  const list = stored('f/root.list', Buffer.alloc(0))
+  for (const [what, file] of [
+    ['a size', await archived({ disks: [{ ...disk, size: Number.MAX_SAFE_INTEGER }] }, [list])],
+    ['no list', await archived({ disks: [disk], attachments: [] })],
+    ['no attachment', await archived({ disks: [disk] }, [list])],
+    [
+      'a large attachment',
+      await archived({ disks: [disk], attachments: [{ ...manifest.attachments[0], size: 2 ** 40 }] }, [list]),
+    ],
+    ['a piece', await archived({ disks: [disk], attachments: [] }, [stored('f/root.list', Buffer.from(`0 9 ${sha} x\n`))])],
+    [
+      'other bytes',
+      await archived({ disks: [disk], attachments: [] }, [
+        stored('f/root.list', Buffer.from(`0 9 ${sha} x\n`)),
+        stored('x', Buffer.from('123456789')),
+      ]),
+    ],
+  ] as const)
+    await t.rejects(imported(file), BadArchive, what)
+  t.same(await other.pointKeys(), [], 'nothing of it is there')
+  const twice = await archived({ disks: [disk, disk], attachments: [] }, [list])
+  await t.rejects(imported(twice), InvalidParameter, 'two disks of one name')
 })
