@@ -1,5 +1,6 @@
 // The appliance: every part of the daemon, started one after another and stopped in reverse.
 
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { ActivityFolder } from './bitmaps/activity-folder.ts'
 import type { Log } from './base/log.ts'
@@ -38,7 +39,12 @@ import { BackupWorker } from './scheduler/backup-worker.ts'
 import { systemClock } from './scheduler/clock.ts'
 import { stateSchema } from './scheduler/schedule-state.ts'
 import { Scheduler } from './scheduler/scheduler.ts'
+import { courier } from './status/courier.ts'
+import { Notifier, noticesSchema } from './status/notifier.ts'
+import { RunCounts } from './status/run-counts.ts'
 import { statusLine } from './status/status-line.ts'
+import { statusPages } from './status/status-pages.ts'
+import { StatusServer } from './status/status-server.ts'
 import type { Listener, Settings } from './settings/settings.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
@@ -159,7 +165,10 @@ export class Appliance implements AsyncDisposable {
         return configuration.current.repositories
       },
     })
-    const scheduler = parts.use(
+    // Runs may end before there is somebody to tell.
+    const telling: { notifier?: Notifier } = {}
+    const counts = new RunCounts(() => scheduler.names)
+    const scheduler: Scheduler = parts.use(
       await Scheduler.start(Object.values(settings.schedules), settings.limits.backups, {
         worker,
         store: {
@@ -169,8 +178,47 @@ export class Appliance implements AsyncDisposable {
         clock: systemClock,
         log,
         emit: events.emit,
+        ended: (schedule, run) => {
+          counts.ended(schedule.name, run)
+          telling.notifier?.ended(schedule, run)
+        },
       }),
     )
+    const notifier = parts.use(
+      await Notifier.start({
+        courier,
+        store: {
+          read: async () => state?.read('notices', noticesSchema),
+          write: async notices => state?.write('notices', notices),
+        },
+        log,
+        host: hostname(),
+        now: Date.now,
+        settings: () => configuration.current.notify,
+        schedules: () =>
+          scheduler.names.map(name => {
+            const { settings: schedule, state: remembered } = scheduler.get(name)
+            return { settings: schedule, good: remembered.good }
+          }),
+      }),
+    )
+    telling.notifier = notifier
+    if (settings.metrics) {
+      const measured = {
+        started,
+        configuration,
+        machines,
+        exports,
+        listeners,
+        backups,
+        jobs,
+        scratch,
+        scheduler,
+        counts,
+        notifier,
+      }
+      parts.use(await StatusServer.listen(settings.metrics, statusPages(measured), log))
+    }
     configuration.follow(async ({ schedules, limits }) => {
       const changes = changedKeys('schedules', scheduler.settings, schedules)
       await scheduler.reconcile(Object.values(schedules), limits.backups)

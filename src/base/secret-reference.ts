@@ -19,6 +19,9 @@ export function objectionTo(reference: string): string | undefined {
   return /^[\w.@-]+$/.test(name) && name !== '.' && name !== '..' ? undefined : `${kind}: needs a name behind it`
 }
 
+/** Whether a text says where something stands, and is not the thing itself. */
+export const isReference = (text: string) => /^(file|credential|env):/.test(text)
+
 /** `what` is how messages name the setting. Throws BadSettings where there is no secret. */
 export async function readSecret(reference: string, what: string): Promise<string> {
   const objection = objectionTo(reference)

@@ -21,6 +21,7 @@ const FIXED: readonly (readonly [name: string, of: (settings: Settings) => unkno
   ['state', ({ state }) => state],
   ['control.socket', ({ control }) => control.socket],
   ['scratch.path', ({ scratch }) => scratch.path],
+  ['metrics', ({ metrics }) => metrics],
 ]
 
 export class Configuration {

@@ -129,7 +129,7 @@ const orderOf = (a: Place | undefined, b: Place | undefined) =>
 
 /** Paths are relative to the main file's folder. */
 function settle(
-  { state, control, nbd, machines, repositories, scratch, sessions, schedules, limits }: Checked,
+  { state, control, nbd, machines, repositories, scratch, sessions, schedules, limits, metrics, notify }: Checked,
   file: string,
 ): Settings {
   const folder = dirname(resolve(file))
@@ -162,6 +162,8 @@ function settle(
     },
     sessions: { expireMs: sessions.expire },
     schedules: mapValues(schedules, scheduleOf),
+    ...(metrics && { metrics: metrics.listen ?? { unix: absolute(metrics.unix!) } }),
+    notify: notify.map(({ timeout: timeoutMs, ...rest }) => ({ ...rest, timeoutMs })),
     limits,
   }
 }
@@ -193,10 +195,14 @@ function settleQuiesce(
     : { agent: absolute(agent), timeoutMs, onFailure }
 }
 
-function scheduleOf(
-  { 'time-zone': timeZone, 'catch-up': catchUp, 'retry-after': retryAfterMs, ...schedule }: Checked['schedules'][string],
-  name: string,
-): ScheduleSettings {
+function scheduleOf(checked: Checked['schedules'][string], name: string): ScheduleSettings {
+  const {
+    'time-zone': timeZone,
+    'catch-up': catchUp,
+    'retry-after': retryAfterMs,
+    'stale-after': staleAfterMs,
+    ...schedule
+  } = checked
   const { machines, mode, repository, at, jitter: jitterMs = 0, window: windowMs, retries, keep } = schedule
   const times = typeof at === 'string' ? [at] : at
   return {
@@ -211,6 +217,7 @@ function scheduleOf(
     windowMs,
     retries,
     retryAfterMs,
+    ...(staleAfterMs !== undefined && { staleAfterMs }),
     ...(keep && { keep: keepOf(keep) }),
   }
 }
@@ -224,7 +231,7 @@ const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) 
   Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value, key)]))
 
 /** What no single key shows: what is there twice, what is named and is not there, a socket whose path no system call takes. */
-function clashes({ control, nbd, machines, repositories, schedules }: Settings, source: Sources): Problem[] {
+function clashes({ control, nbd, machines, repositories, schedules, metrics, notify }: Settings, source: Sources): Problem[] {
   const problems: Problem[] = []
   const seen = new Map<string, string>()
   const once = (what: string, path: Path, value: string) => {
@@ -264,5 +271,10 @@ function clashes({ control, nbd, machines, repositories, schedules }: Settings, 
     wanted.forEach((name, index) => known('machine', [...path, 'machines', index], name, Object.keys(machines)))
     if (repository !== undefined) known('repository', [...path, 'repository'], repository, Object.keys(repositories))
   }
+  notify.forEach(({ schedules: wanted = [] }, index) =>
+    wanted.forEach((name, at) => known('schedule', ['notify', index, 'schedules', at], name, Object.keys(schedules))),
+  )
+  if (metrics && 'unix' in metrics) socket(['metrics', 'unix'], metrics.unix)
+  else if (metrics) once('address', ['metrics', 'listen'], `${metrics.host} port ${metrics.port}`)
   return problems
 }

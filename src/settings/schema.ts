@@ -4,7 +4,7 @@
 
 import { z } from 'zod'
 import { isAddressOrNetwork } from '../base/networks.ts'
-import { objectionTo } from '../base/secret-reference.ts'
+import { isReference, objectionTo } from '../base/secret-reference.ts'
 import { parseDuration, parseSize } from '../base/units.ts'
 import { parseCalendar } from '../calendar/calendar.ts'
 import type { CommandLine } from './settings.ts'
@@ -15,7 +15,7 @@ const MAX_NODE_NAME = 31
 const MAX_EXPIRE = '24d'
 
 /** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
-export const laterKeys = new Set(['metrics', 'web', 'notify'])
+export const laterKeys = new Set(['web'])
 
 const path = z.string().min(1, 'a path must not be empty')
 
@@ -39,11 +39,14 @@ const duration = written(text => {
   return ms && ms <= parseDuration(MAX_EXPIRE)! ? ms : undefined
 }, `a time with its unit, such as 90s, 10m or 24h, and at most ${MAX_EXPIRE}`)
 
-const address = written(text => {
-  const [, bracketed, plain, digits = '10809'] = /^(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?$/i.exec(text) ?? []
-  const [host, port] = [bracketed ?? plain, Number(digits)]
-  return host !== undefined && !/^\d+$/.test(host) && port <= 65535 ? { host, port } : undefined
-}, 'an address such as 127.0.0.1:10809, [::1]:10809 or a host name, with a port up to 65535')
+const addressWith = (usual: number) =>
+  written(text => {
+    const [, bracketed, plain, digits = String(usual)] = /^(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?$/i.exec(text) ?? []
+    const [host, port] = [bracketed ?? plain, Number(digits)]
+    return host !== undefined && !/^\d+$/.test(host) && port <= 65535 ? { host, port } : undefined
+  }, `an address such as 127.0.0.1:${usual}, [::1]:${usual} or a host name, with a port up to 65535`)
+
+const address = addressWith(10809)
 
 const isLoopback = (host: string) => host === 'localhost' || host === '::1' || /^127(\.\d+){3}$/.test(host)
 
@@ -164,7 +167,7 @@ const quiesce = z
     thaw: commandLine
       .optional()
       .describe('A command that thaws it. It is run whatever came of the freeze, and again until it ends well.'),
-    timeout: duration.default(30_000).describe('How long each of them may take. Default: 30s.'),
+    timeout: duration.prefault('30s').describe('How long each of them may take. Default: 30s.'),
     'on-failure': z
       .enum(['fail', 'continue'], 'must be "fail" or "continue"')
       .default('fail')
@@ -181,7 +184,7 @@ const quiesce = z
 const hooks = z.strictObject({
   before: commandLine.optional().describe('Run first. When it fails, nothing else is done.'),
   after: commandLine.optional().describe('Run last, whatever came of it.'),
-  timeout: duration.default(60_000).describe('How long each of them may take. Default: 1m.'),
+  timeout: duration.prefault('1m').describe('How long each of them may take. Default: 1m.'),
 })
 
 const machine = z.strictObject({
@@ -299,6 +302,11 @@ const schedule = z
       .default(2)
       .describe('How often a machine whose backup failed is tried again.'),
     'retry-after': duration.prefault('5m').describe('How long after; each time twice as long, and an hour at most. Default: 5m.'),
+    'stale-after': duration
+      .optional()
+      .describe(
+        'How old the newest good backup of a machine may become before "notify", alerts and monitors say that it is stale.',
+      ),
     keep: keep
       .optional()
       .describe('Which restore points are kept, by Proxmox Backup’s rules; what no rule keeps is forgotten and collected.'),
@@ -310,6 +318,47 @@ const schedule = z
     if (mode === 'pull' && repository !== undefined) object(['repository'], 'is for mode: push')
     if (mode === 'pull' && rules !== undefined) object(['keep'], 'is for mode: push')
   })
+
+const metrics = z
+  .strictObject({
+    unix: path.optional().describe('The path of a unix socket.'),
+    listen: addressWith(9750).optional().describe('An address and a port; without a port, 9750.'),
+    public: z
+      .boolean()
+      .default(false)
+      .describe('Other machines may read the metrics, in the clear: they name machines, disks and schedules.'),
+  })
+  .superRefine(({ unix, listen, public: isPublic }, context) => {
+    if ((unix === undefined) === (listen === undefined))
+      context.addIssue({ code: 'custom', message: 'needs either unix: PATH or listen: ADDRESS:PORT' })
+    else if (listen && !isPublic && !isLoopback(listen.host)) {
+      const message =
+        'can be reached by other machines, in the clear: use a unix socket or 127.0.0.1, or say public: true beside it'
+      context.addIssue({ code: 'custom', path: ['listen'], message })
+    }
+  })
+
+const webhook = z.string().refine(text => {
+  if (isReference(text)) return objectionTo(text) === undefined
+  return URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)
+}, 'must be an http:// or https:// address, or where one stands: file:/PATH, credential:NAME or env:NAME')
+
+const notify = z
+  .strictObject({
+    when: z
+      .array(z.enum(['failed', 'warning', 'stale', 'recovered'], 'must be "failed", "warning", "stale" or "recovered"'))
+      .min(1, 'must name at least one of failed, warning, stale and recovered')
+      .default(['failed', 'stale', 'recovered'])
+      .describe('Of what.'),
+    schedules: z.array(name).min(1, 'must name at least one schedule').optional().describe('Only of these. Default: all.'),
+    exec: commandLine.optional().describe('A command, told by its environment.'),
+    webhook: webhook.optional().describe('An address that gets a POST with JSON, or where the address stands.'),
+    timeout: duration.prefault('30s').describe('How long it may take. Default: 30s.'),
+  })
+  .refine(
+    ({ exec, webhook: url }) => (exec === undefined) !== (url === undefined),
+    'needs either exec: COMMAND or webhook: ADDRESS',
+  )
 
 export const schema = z
   .strictObject({
@@ -357,6 +406,8 @@ export const schema = z
       })
       .prefault({}),
     schedules: z.record(name, schedule).default({}).describe('Backups that begin by themselves, by name.'),
+    metrics: metrics.optional().describe('Where Prometheus finds the metrics. Default: nowhere.'),
+    notify: z.array(notify).default([]).describe('Who is told when schedules fail, go stale and recover.'),
     limits: z
       .strictObject({
         backups: z

@@ -25,10 +25,26 @@ export interface Settings {
     readonly expireMs: number
   }
   readonly schedules: Readonly<Record<string, ScheduleSettings>>
+  /** Where metrics are served; undefined: nowhere. */
+  readonly metrics?: { readonly unix: string } | { readonly host: string; readonly port: number } | undefined
+  readonly notify: readonly NotifySettings[]
   readonly limits: {
     /** How many machines schedules back up at once. */
     readonly backups: number
   }
+}
+
+export type NoticeKind = 'failed' | 'warning' | 'stale' | 'recovered'
+
+/** Who is told of what. */
+export interface NotifySettings {
+  readonly when: readonly NoticeKind[]
+  /** Undefined: all of them. */
+  readonly schedules?: readonly string[] | undefined
+  readonly exec?: CommandLine | undefined
+  /** An address, or where one stands (base/secret-reference.ts). */
+  readonly webhook?: string | undefined
+  readonly timeoutMs: number
 }
 
 export interface ScheduleSettings {
@@ -48,6 +64,8 @@ export interface ScheduleSettings {
   readonly retries: number
   readonly retryAfterMs: number
   readonly keep?: KeepSettings | undefined
+  /** How old the newest good backup may become. */
+  readonly staleAfterMs?: number | undefined
 }
 
 /** As the repository's RetentionPolicy. */

@@ -16,6 +16,7 @@ export function settingsWithoutFile(): Settings {
     scratch: { path: join(tmpdir(), `stillpoint-${process.pid}`), limit: scratch.limit, timeoutMs: scratch.timeout },
     sessions: { expireMs: sessions.expire },
     schedules: {},
+    notify: [],
     limits,
   }
 }

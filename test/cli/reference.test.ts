@@ -77,7 +77,7 @@ t.test('bash completes commands, options and names', { skip: missing('bash') }, 
   }
   t.equal(
     await complete('stillpoint '),
-    'daemon status config disk checkpoint backup schedule restore serve nbd point repo image qmp doctor completion --socket --json --help --version',
+    'daemon status config disk checkpoint backup schedule restore serve nbd point repo image qmp monitor doctor completion --socket --json --help --version',
   )
   t.equal(await complete('stillpoint ch'), 'checkpoint')
   t.equal(await complete('stillpoint backup '), 'start estimate list show finish abort')

@@ -9,6 +9,7 @@ import { daemon, type RunDaemon } from './daemon.ts'
 import { disk } from './disk/index.ts'
 import { doctor } from './doctor.ts'
 import { image } from './image/index.ts'
+import { monitor } from './monitor.ts'
 import { nbd } from './nbd.ts'
 import { point } from './point.ts'
 import { qmp } from './qmp.ts'
@@ -34,6 +35,7 @@ export function commands(runDaemon: RunDaemon): readonly (Noun | Verb)[] {
     repo,
     image,
     qmp,
+    monitor,
     doctor,
   ]
   all.push(completion(all))

@@ -5,7 +5,7 @@ import { passedSchema, runSchema } from '../../scheduler/schedule-state.ts'
 import { InvalidParameter } from '../../base/errors.ts'
 import type { Scheduler } from '../../scheduler/scheduler.ts'
 import { command } from '../command.ts'
-import { uint32 } from '../qapi-type.ts'
+import { uint32, uint64 } from '../qapi-type.ts'
 
 const scheduleInfo = z.strictObject({
   name: z.string(),
@@ -14,6 +14,7 @@ const scheduleInfo = z.strictObject({
   repository: z.string().optional(),
   at: z.array(z.string()),
   'time-zone': z.string().optional(),
+  'stale-after': uint64.optional().describe('Seconds'),
   next: z.array(z.string()).describe('When it begins next, with its jitter; none: when it is asked to'),
   running: runSchema.optional(),
   runs: z.array(runSchema).describe('The last ones, oldest first'),
@@ -41,7 +42,7 @@ export const querySchedules = command({
 
 function infoOf(scheduler: Scheduler, wanted: string, count: number): ScheduleInfo {
   const { settings, state, running } = scheduler.get(wanted)
-  const { name, machines, mode, repository, at, timeZone } = settings
+  const { name, machines, mode, repository, at, timeZone, staleAfterMs } = settings
   return {
     name,
     machines: [...machines],
@@ -49,6 +50,7 @@ function infoOf(scheduler: Scheduler, wanted: string, count: number): ScheduleIn
     ...(repository !== undefined && { repository }),
     at: [...at],
     ...(timeZone !== undefined && { 'time-zone': timeZone }),
+    ...(staleAfterMs !== undefined && { 'stale-after': Math.round(staleAfterMs / 1000) }),
     next: scheduler.upcoming(name, count).map(time => time.toISOString()),
     ...(running && { running }),
     runs: state.runs,

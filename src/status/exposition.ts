@@ -1,0 +1,40 @@
+// Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats/): families of samples, each with its help.
+
+export type Labels = Readonly<Record<string, string>>
+export type Sample = readonly [labels: Labels, value: number]
+
+const escaped = (text: string) => text.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')
+const quoted = (text: string) => `"${escaped(text).replaceAll('"', '\\"')}"`
+
+const labelsText = (labels: Labels) => {
+  const parts = Object.entries(labels).map(([name, value]) => `${name}=${quoted(value)}`)
+  return parts.length > 0 ? `{${parts.join(',')}}` : ''
+}
+
+const number = (value: number) => (value === Infinity ? '+Inf' : value === -Infinity ? '-Inf' : String(value))
+
+export class Exposition {
+  readonly #lines: string[] = []
+
+  /** What goes up and down. */
+  gauge(name: string, help: string, samples: readonly Sample[] | number) {
+    this.#family('gauge', name, help, samples)
+  }
+
+  /** What only goes up, from when the daemon was started on; its name ends in _total. */
+  counter(name: string, help: string, samples: readonly Sample[] | number) {
+    this.#family('counter', name, help, samples)
+  }
+
+  /** A family of which there is nothing is not told. */
+  #family(type: string, name: string, help: string, samples: readonly Sample[] | number) {
+    const all: readonly Sample[] = typeof samples === 'number' ? [[{}, samples]] : samples
+    if (all.length === 0) return
+    this.#lines.push(`# HELP ${name} ${escaped(help)}`, `# TYPE ${name} ${type}`)
+    for (const [labels, value] of all) this.#lines.push(`${name}${labelsText(labels)} ${number(value)}`)
+  }
+
+  get text() {
+    return `${this.#lines.join('\n')}\n`
+  }
+}
