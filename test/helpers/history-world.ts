@@ -1,7 +1,7 @@
 // A machine whose whole history is known: what its disks hold now and held at each checkpoint, whatever is done with them meanwhile, by a
 // daemon in a process of its own that can be killed.
 
-import { spawn } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync } from 'node:fs'
 import { readFile, rm, writeFile } from 'node:fs/promises'
@@ -43,6 +43,7 @@ export class HistoryWorld implements AsyncDisposable {
   readonly done: string[] = []
   #daemon: { readonly qmp: QmpClient; readonly kill: (signal: NodeJS.Signals) => Promise<void> } | undefined
   #guests = new Map<string, NbdClient>()
+  #child: ChildProcess | undefined
   #count = 0
   #sessions = 0
   /** Since then an image may have clusters that nobody uses. */
@@ -99,8 +100,10 @@ repositories: { local: { plugin: file, path: ./repository } }
     const exit = once(child, 'exit')
     let said = ''
     child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
-    while (!said.includes('ready')) {
-      if (child.exitCode !== null) throw new Error(`the daemon did not start: ${said}`)
+    this.#child = child
+    // The word alone is in others as well: an image is there already.
+    while (!/ ready /.test(said)) {
+      if (child.exitCode !== null || child.signalCode !== null) throw new Error(`the daemon did not start: ${said}`)
       await sleep(20)
     }
     const kill = async (signal: NodeJS.Signals) => {
@@ -280,7 +283,7 @@ repositories: { local: { plugin: file, path: ./repository } }
   }
 
   async [Symbol.asyncDispose]() {
-    if (this.#daemon) await this.#daemon.kill('SIGKILL')
+    this.#child?.kill('SIGKILL')
     await this.#daemon?.qmp[Symbol.asyncDispose]()
   }
 }

@@ -8,7 +8,8 @@ import { HistoryWorld } from '../helpers/history-world.ts'
 import { missing, scratchFolder } from '../helpers/qemu.ts'
 
 const skip = missing('qemu-img')
-const STEPS = 22
+/** For the suite a short one; the others are as long as they have to be. */
+const STEPS = Number(process.env['STILLPOINT_STEPS'] ?? 16)
 /** Images above each other, at most. */
 const DEEPEST = 4
 
@@ -179,7 +180,7 @@ const seeds = only
   ? [Number(only)]
   : count
     ? Array.from({ length: Number(count) }, (_, index) => (Date.now() % 1e6) * 1000 + index)
-    : [1, 2]
+    : [1]
 
 for (const seed of seeds) {
   t.test(

@@ -257,7 +257,7 @@ async function startDaemon(folder: string) {
   child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
   await until('the daemon is ready', () => {
     if (child.exitCode !== null) throw new Error(`the daemon did not start: ${said}`)
-    return said.includes('ready')
+    return / ready /.test(said)
   })
   return { qmp: await QmpClient.connect(`${folder}/control.sock`), exit }
 }
