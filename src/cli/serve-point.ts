@@ -33,6 +33,7 @@ export async function servePoint(repository: Repository, { point, since, disk: w
   const [served, older] = reader.points
   const disks = chosenDisks(served!.manifest, point, wanted)
   const sealer = opened.use(Sealer.start({ maxPlain: Math.max(...disks.map(({ chunkSize }) => chunkSize)) }))
+  await sealer.ready()
   const graph = opened.use(new Graph([]))
   // One disk needs no name.
   const exports = new Exports(disks.length === 1 ? { defaultName: disks[0]!.name } : {})

@@ -76,6 +76,11 @@ export class Sealer implements AsyncDisposable {
     return waiter.promise.finally(() => signal?.removeEventListener('abort', leave))
   }
 
+  /** Done when all threads run, which takes a moment: for who is going to be waited for. */
+  async ready() {
+    await Promise.all(this.#threads.map(thread => thread.run({ op: 'digest', bytes: new SharedArrayBuffer(0), length: 0 })))
+  }
+
   /** SHA-256 in hex of the first `length` bytes. */
   async digest(bytes: SharedArrayBuffer, length: number) {
     this.#turn = (this.#turn + 1) % this.#threads.length

@@ -39,6 +39,7 @@ export function restorePoint(openPlace: (repository: string) => Promise<Place>):
           `restore point '${point}' has no disk '${diskName}'; it has ${disks.map(({ name }) => `'${name}'`).join(', ')}`,
         )
       const { sealer } = parts.use(sealers.use(disk.chunkSize))
+      await sealer.ready()
       return openPointDisk({ reader, disk, sealer, cacheBytes, needs: parts.move() })
     },
   }
