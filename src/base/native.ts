@@ -33,6 +33,8 @@ export interface Native {
   lockByte(fd: number, offset: number, how: 'share' | 'release'): boolean
   /** Whether another open file has taken the byte (F_OFD_GETLK). */
   isByteLocked(fd: number, offset: number): boolean
+  /** Lets the system hold so many bytes of what was sent and not yet taken, or as many as it allows (SO_SNDBUF). */
+  growSendBuffer(fd: number, bytes: number): void
 }
 
 /** From Linux's include/uapi/linux/fs.h and falloc.h. */
@@ -53,6 +55,11 @@ const F_OFD_SETLK = 37
 
 /** From Linux's include/uapi/linux/fs.h. */
 const RWF_NOWAIT = 8
+
+/** From Linux's include/uapi/asm-generic/socket.h. */
+const SOL_SOCKET = 1
+const SO_SNDBUF = 7
+const SO_SNDBUFFORCE = 32
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
 const CALLS_AT_ONCE = 64
@@ -80,6 +87,9 @@ function bind(koffi: typeof import('koffi').default): Native {
   const flock: KoffiFunc<(fd: number, operation: number) => number> = libc.func('int flock(int, int)')
   const fcntl: KoffiFunc<(fd: number, command: number, type: 'void *', lock: Buffer) => number> =
     libc.func('int fcntl(int, int, ...)')
+  const setsockopt: KoffiFunc<(fd: number, level: number, option: number, value: Buffer, length: number) => number> = libc.func(
+    'int setsockopt(int, int, int, void *, uint32_t)',
+  )
   koffi.struct('iovec', { iov_base: 'void *', iov_len: 'size_t' })
   const preadv2 = optional<(fd: number, parts: readonly object[], count: number, offset: number, flags: number) => number>(() =>
     libc.func('int64_t preadv2(int, const iovec *, int, int64_t, int)'),
@@ -151,6 +161,13 @@ function bind(koffi: typeof import('koffi').default): Native {
       const lock = flockOf(F_WRLCK, offset)
       if (fcntl(fd, F_OFD_GETLK, 'void *', lock) === -1) throw failed('fcntl')
       return lock.readInt16LE(0) !== F_UNLCK
+    },
+    growSendBuffer(fd, bytes) {
+      const value = Buffer.alloc(4)
+      value.writeInt32LE(bytes)
+      // Only root may go beyond the system's limit; up to there anybody may.
+      if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, value, value.length) !== -1) return
+      if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, value.length) === -1) throw failed('setsockopt')
     },
   }
 }

@@ -1,6 +1,7 @@
 // One client's connection as streams of bytes in both directions, over a plain socket or, after STARTTLS, over TLS.
 
 import net from 'node:net'
+import { native } from '../base/native.ts'
 import type { TlsCredentials, TlsIdentity } from '../base/tls-credentials.ts'
 import { Inbound } from './inbound.ts'
 import { Outbox } from './outbox.ts'
@@ -18,6 +19,8 @@ export interface Peer {
 
 /** How long a connection whose last byte was sent may take to be closed by the other end. */
 const LINGER_MS = 2000
+/** A unix socket holds 208 KiB of its own accord, so that a large reply would take two rounds of the event loop. */
+const UNIX_SEND_BUFFER = 512 << 10
 /** After how long a silence the system asks whether the other end is still there. */
 const KEEP_ALIVE_MS = 30_000
 
@@ -39,6 +42,9 @@ export class Link {
     if (socket.remoteAddress) {
       socket.setNoDelay(true)
       socket.setKeepAlive(true, KEEP_ALIVE_MS)
+    } else {
+      const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } | null }
+      if (handle?.fd !== undefined && handle.fd >= 0) native?.growSendBuffer(handle.fd, UNIX_SEND_BUFFER)
     }
     this.#use(socket)
   }

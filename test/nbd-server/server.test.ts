@@ -8,7 +8,9 @@ import net from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { createLog } from '../../src/base/log.ts'
+import { native } from '../../src/base/native.ts'
 import { Exports } from '../../src/nbd-server/exports.ts'
+import { Link } from '../../src/nbd-server/link.ts'
 import { Memory } from '../../src/nbd-server/memory.ts'
 import { NbdServer } from '../../src/nbd-server/server.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
@@ -234,7 +236,8 @@ t.test('of a slow disk much is asked at once', async t => {
   reader.greeting()
   reader.optionAnswers()
   t.equal(reader.answers(() => MIB / 4).length, count)
-  t.ok(most >= 32 && most <= 128, `${most} at once`)
+  // It begins with 16. The first to end makes room for twice as many, and whether later ones do depends on how busy the machine is.
+  t.ok(most > 16 && most <= 128, `${most} at once`)
   await quiet(served)
 })
 
@@ -427,3 +430,27 @@ t.test('the negotiation ends at GO with structured replies as with simple ones',
   reader.optionAnswers()
   t.match(reader.answers(), [{ type: 'OFFSET_HOLE', length: 3 }])
 })
+
+t.test(
+  'a unix socket takes a reply of 256 KiB at once, though nobody reads it yet',
+  { skip: !native && 'the size of its buffer needs a native call' },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const { folder } = await serve([], stack)
+    const server = net.createServer({ pauseOnConnect: true })
+    stack.defer(() => new Promise<void>(resolve => server.close(() => resolve())))
+    const other = join(folder, 'other.sock')
+    await new Promise<void>(resolve => server.listen(other, resolve))
+    const accepted = once(server, 'connection') as Promise<[net.Socket]>
+    const reader = net.connect(other)
+    const [socket] = await accepted
+    const link = Link.over(socket)
+    link.outbox.large(Buffer.alloc(256 << 10))
+    link.outbox.flush()
+    // What the system has taken it has taken by now; the reader has had no turn.
+    t.equal(link.bytesTaken, 256 << 10)
+    reader.destroy()
+    link.destroy()
+    await link.closed
+  },
+)
