@@ -14,6 +14,7 @@ const daemon = {
   nbd: [
     { type: 'inet', host: '0.0.0.0', port: 10810 },
     { type: 'unix', path: '/run/still point/nbd.sock' },
+    { type: 'unix', path: '\0without a file' },
   ],
   scratch: { path: '/var/lib/stillpoint/scratch', used: 1536 << 20, limit: 10 * 2 ** 30 },
 }
@@ -118,7 +119,7 @@ started        2025-11-25 01:00:00 +00:00
 configuration  /etc/stillpoint/stillpoint.yaml
 state          /var/lib/stillpoint
 control        /run/stillpoint/control.sock
-nbd            0.0.0.0:10810, /run/still point/nbd.sock
+nbd            0.0.0.0:10810, /run/still point/nbd.sock, @without a file
 scratch        1.5 GiB of 10 GiB used (15 %) in /var/lib/stillpoint/scratch
 
 MACHINE  DISKS   SIZE  CLIENTS  CHECKPOINTS  CURRENT  SESSIONS
@@ -215,7 +216,11 @@ data  3 GiB        -  -                              nbd+unix:///full/data?socke
   t.same(begun.disks[0], {
     ...session.disks[0],
     uri: 'nbd+unix:///full/root?socket=/run/still%20point/nbd.sock',
-    uris: ['nbd+unix:///full/root?socket=/run/still%20point/nbd.sock', 'nbd://127.0.0.1:10810/full/root'],
+    uris: [
+      'nbd+unix:///full/root?socket=/run/still%20point/nbd.sock',
+      'nbd+unix:///full/root?socket=%00without%20a%20file',
+      'nbd://127.0.0.1:10810/full/root',
+    ],
     context: 'qemu:dirty-bitmap:backup-root',
   })
 })
@@ -225,8 +230,8 @@ t.test('backup list, show, finish and abort', async t => {
   t.same(
     (await objects('backup', 'list')).map(({ name, disks }) => [name, disks[1].uris.length]),
     [
-      ['full', 2],
-      ['late', 2],
+      ['full', 3],
+      ['late', 3],
     ],
   )
   t.match(await printed(['backup', 'show', 'late']), /\nstatus      broken\nproblem     the scratch space is full\n/)

@@ -83,6 +83,8 @@ t.test('an address says the same to who reads it, whatever the names', async t =
   t.equal(inet('127.0.0.1', 10809), 'nbd://127.0.0.1/db/root')
   t.equal(inet('::', 10810), 'nbd://[::1]:10810/db/root')
   t.equal(inet('nbd.example', 1), 'nbd://nbd.example:1/db/root')
+  t.equal(exportUri({ type: 'inet', host: '192.0.2.1', port: 10809, tls: true }, 'db/root'), 'nbds://192.0.2.1/db/root')
+  t.equal(exportUri({ type: 'unix', path: '\0name' }, 'db/root'), 'nbd+unix:///db/root?socket=%00name')
   t.same(sessionUris({ socket: '/s.sock' }, 'root', [{ type: 'unix', path: '/other' }]), ['nbd+unix:///root?socket=/s.sock'])
   t.same(sessionUris({}, 'root', []), [])
 })

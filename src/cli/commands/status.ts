@@ -63,7 +63,7 @@ function describe({
 }
 
 function addressOf(listener: Listener): string {
-  if (listener.type === 'unix') return listener.path
+  if (listener.type === 'unix') return listener.path.replace(/^\0/, '@') // a name without a file
   return `${listener.host.includes(':') ? `[${listener.host}]` : listener.host}:${listener.port}`
 }
 
