@@ -47,14 +47,7 @@ export class Scratch {
 
   /** A node of `size` bytes that reads as zeroes; whoever asked for it deletes it. */
   async openNode(size: number): Promise<GraphNode> {
-    const filename = join(this.folder, `${process.pid}-${++this.#files}`)
-    try {
-      await mkdir(this.folder, { recursive: true, mode: 0o700 })
-      await using file = await open(filename, 'wx', 0o600)
-      await file.truncate(size)
-    } catch (error) {
-      throw systemFault(`no scratch space in ${this.folder}`, error)
-    }
+    const filename = await this.#makeFile(size)
     try {
       return await this.graph.open({
         driver: 'quota',
@@ -64,6 +57,27 @@ export class Scratch {
       })
     } finally {
       await rm(filename)
+    }
+  }
+
+  /** Its name may be taken: by a file of a daemon that was killed before it had taken the name away, with the number that this process has now. */
+  async #makeFile(size: number): Promise<string> {
+    try {
+      await mkdir(this.folder, { recursive: true, mode: 0o700 })
+      for (;;) {
+        const filename = join(this.folder, `${process.pid}-${++this.#files}`)
+        try {
+          await using file = await open(filename, 'wx', 0o600)
+          await file.truncate(size)
+          return filename
+        } catch (error) {
+          if ((error as NodeJS.ErrnoException).code === 'EEXIST') continue
+          await rm(filename, { force: true })
+          throw error
+        }
+      }
+    } catch (error) {
+      throw systemFault(`no scratch space in ${this.folder}`, error)
     }
   }
 }
