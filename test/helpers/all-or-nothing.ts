@@ -34,9 +34,11 @@ export interface Daemon extends AsyncDisposable {
 
 export interface Duty {
   /** Once: what is there before. By then each disk has two checkpoints, and changes since. */
-  begin?(daemon: Daemon): Promise<void>
+  begin?(daemon: Daemon): Promise<unknown>
   /** What is all or nothing. It is repeated as it is when nothing has come of it. */
   act(daemon: Daemon): Promise<unknown>
+  /** What the user does before it is repeated. */
+  again?(daemon: Daemon): Promise<void>
   /** Looked at beside the images of the disks: the same before, or the same as after. */
   state?(daemon: Daemon): Promise<unknown>
   /** What must hold whichever it is; sentences. */
@@ -51,6 +53,8 @@ async function start(folder: string): Promise<Daemon> {
   const log = createLog('error', { write: () => undefined }, { journal: true })
   parts.use(await Appliance.start(await loadSettings(`${folder}/stillpoint.yaml`), log))
   const events: QmpEvent[] = []
+  /** By job: how many of them there were when it was over, the last time. */
+  const known = new Map<string, number>()
   let told = Promise.withResolvers<void>()
   const onEvent = (event: QmpEvent) => {
     events.push(event)
@@ -67,7 +71,9 @@ async function start(folder: string): Promise<Daemon> {
     execute: <Result>(command: string, args: object = {}) => qmp.execute(command, args) as Promise<Result>,
     nbd: (name, contexts = []) => NbdClient.connect(`nbd+unix:///${name}?socket=${folder}/nbd.sock`, { contexts: [...contexts] }),
     async over(id) {
-      while (!events.some(event => isOver(event, id))) await told.promise
+      const from = known.get(id) ?? 0
+      while (!events.slice(from).some(event => isOver(event, id))) await told.promise
+      known.set(id, events.length)
       const ended = events.findLast(
         ({ event, data }) => /^BLOCK_JOB_(COMPLETED|CANCELLED)$/.test(event) && (data as { device: string }).device === id,
       )
@@ -255,7 +261,7 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
     else if (wanted !== undefined) t.equal(state, wanted, at)
     t.same(await wrongWith(daemon, world, duty), [], at)
     if (state === before && before !== after) {
-      const repeated = await attempt(() => duty.act(daemon))
+      const repeated = await attempt(() => repeat(daemon, duty))
       t.equal(repeated, undefined, `${at}: it can be done again as it is`)
       t.equal(await stateOf(daemon, duty), after, at)
     }
@@ -295,12 +301,17 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
     if (failure === undefined) t.equal(live, after, `${at}: what was answered is done`)
     if (!lost) t.same(await wrongWith(daemon, world, duty), [], `${at} (${failure ?? 'done all the same'})`)
     if (!lost && live === before && before !== after && states[live]) {
-      const repeated = await attempt(() => duty.act(daemon))
+      const repeated = await attempt(() => repeat(daemon, duty))
       t.equal(repeated, undefined, `${at}: (${failure}) it can be done again as it is`)
     }
     const ended = await attempt(() => daemon.stop())
     await check(`${at}, and a restart${ended === undefined ? '' : ` after ${ended}`}`)
   }
+}
+
+async function repeat(daemon: Daemon, duty: Duty) {
+  await duty.again?.(daemon)
+  await duty.act(daemon)
 }
 
 async function attempt(work: () => Promise<unknown>): Promise<string | undefined> {
