@@ -194,7 +194,7 @@ async function wrongWith(daemon: Daemon, { now, checkpoints }: World, duty: Duty
 
 /** So many steps of each kind, picked by the seed: each takes a restart or two. By hand, more, or `all`. */
 const asked = process.env['STILLPOINT_STEPS']
-const MOST = asked === 'all' ? Infinity : Number(asked ?? 3)
+const MOST = asked === 'all' ? Infinity : Number(asked ?? 2)
 
 /** The same each time, if nobody asks for another. */
 export const seed = Number(process.env['STILLPOINT_SEED'] ?? 7)
