@@ -336,7 +336,7 @@ repositories: { offsite: { plugin: '${plugin}', path: '${folder}/repo', hold: '$
     const exit = once(child, 'exit')
     let said = ''
     child.stderr.on('data', (data: Buffer) => (said += data.toString()))
-    while (!said.includes('ready')) {
+    while (!/\bready machines=/.test(said)) {
       if (child.exitCode !== null) throw new Error(`the daemon did not start: ${said}`)
       await sleep(20)
     }

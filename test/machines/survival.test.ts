@@ -44,7 +44,7 @@ async function startProcess(folder: string): Promise<Daemon> {
   const said: Buffer[] = []
   child.stderr.on('data', (data: Buffer) => said.push(data))
   const log = () => Buffer.concat(said).toString()
-  while (!log().includes('ready')) {
+  while (!/\bready machines=/.test(log())) {
     if (child.exitCode !== null) throw new Error(`the daemon did not start: ${log()}`)
     await sleep(20)
   }
