@@ -24,6 +24,8 @@ export interface WriteThrough {
   readonly timeoutSeconds: number
   readonly bitmap: DirtyBitmap
   readonly copy: DirtyCopy
+  /** What is to be copied at first is still being marked: a granule that is clean now may be marked while a guest writes to a part of it. */
+  isMarking(this: void): boolean
   /** The target did not take what the source took, or is not waited for. */
   failed(this: void, error: unknown): void
 }
@@ -98,7 +100,7 @@ export class MirrorTop extends Passthrough {
   async #both(range: Range, change: (disk: BlockIo) => Promise<void>) {
     const through = this.#through
     if (!through) return change(this.source)
-    const { bitmap, copy, target } = through
+    const { bitmap, copy, target, isMarking } = through
     const { granularity } = bitmap
     const locked = copy.lock.exclusive(widen(range, granularity, bitmap.size))
     const alone = await this.#waitForTarget(through, locked)
@@ -108,8 +110,9 @@ export class MirrorTop extends Passthrough {
     }
     let held: Disposable | undefined = alone
     try {
-      const headDirty = bitmap.isDirty(range.offset)
-      const tailDirty = bitmap.isDirty(endOf(range) - 1)
+      const marking = isMarking()
+      const headDirty = marking || bitmap.isDirty(range.offset)
+      const tailDirty = marking || bitmap.isDirty(endOf(range) - 1)
       await change(this.source)
       // The source has it, and so the guest's request has succeeded whatever becomes of the rest.
       if (this.#through !== through) return

@@ -85,6 +85,8 @@ export class MirrorWork implements JobWork {
   /** What `commit` will do to the graph, which nobody can get in the way of any more. */
   #changing: PermissionChange | undefined
   #inserted = false
+  /** What is to be copied at first is not all marked yet. */
+  #marking = true
   #pivoted = false
   #wish: 'complete' | 'leave' | undefined
   #woken = Promise.withResolvers<void>()
@@ -161,6 +163,7 @@ export class MirrorWork implements JobWork {
         timeoutSeconds: this.plan.targetTimeout ?? 0,
         bitmap,
         copy,
+        isMarking: () => this.#marking,
         failed: error => this.#targetFailed(error),
       })
   }
@@ -175,6 +178,7 @@ export class MirrorWork implements JobWork {
     if (!this.plan.targetIsBehind && target.size !== size)
       throw new InvalidParameter('Source and target image have different sizes')
     yield* this.#markFirst(signal)
+    this.#marking = false
     const failed = ({ operation, error }: CopyFailure) =>
       endure(job, this.context.emit, operation, this.#policy(operation), error)
     const littleLeft = () => copy.remaining <= FINAL_BYTES && (this.#wish ? true : !job.isReady && copy.passes > 1)
