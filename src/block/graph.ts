@@ -227,10 +227,15 @@ export class Graph implements AsyncDisposable {
   drained<T>(nodes: Iterable<GraphNode> | undefined, moment: () => T | Promise<T>, except?: Edge): Promise<T> {
     const followed = async () => {
       const result = await moment()
-      await Promise.all(this.#following)
+      await this.followed()
       return result
     }
     return drained(this.#writers(nodes, except), followed)
+  }
+
+  /** When those whose roots were moved have done what they do then: a restart finds what they use now. */
+  async followed() {
+    await Promise.all(this.#following)
   }
 
   /** What a user of a root does because it was moved. */

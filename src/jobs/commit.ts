@@ -234,6 +234,7 @@ class Commit implements JobWork {
     if (from) await graph.detach(from)
     for (const image of this.#opened.splice(0)) await graph.setReadOnly(image, true)
     if (this.#wasReadOnly && !this.#base.readOnly) await graph.setReadOnly(this.#base, true)
+    await graph.followed()
   }
 
   /** The images that have the topmost one behind them. */

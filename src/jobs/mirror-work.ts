@@ -255,6 +255,7 @@ export class MirrorWork implements JobWork {
     if (target) await graph.detach(target)
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
     await this.plan.afterwards?.(this.#pivoted)
+    await graph.followed()
   }
 
   #end(wish: 'complete' | 'leave') {

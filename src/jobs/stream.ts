@@ -174,6 +174,7 @@ class Stream implements JobWork {
     await this.#image.bitmaps.keeper?.settle()
     if (unused) await graph.closeUnused(unused)
     if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)
+    await graph.followed()
   }
 
   get #base(): GraphNode | undefined {

@@ -32,13 +32,11 @@ interface Image {
 
 allOrNothing({
   'disk-commit of the active image, and pivot': {
-    byJob: true,
     begin: overlays,
     act: daemon => committed(daemon, { active: true, pivot: true }),
     state: chain,
   },
   'disk-commit of an image in the middle': {
-    byJob: true,
     begin: overlays,
     act: daemon => committed(daemon, { top: `${daemon.folder}/middle.qcow2` }),
     state: chain,

@@ -15,14 +15,12 @@ const overlay = async (daemon: Daemon) =>
   daemon.execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'root', file: `${daemon.folder}/over.qcow2` }] })
 
 allOrNothing({
-  'disk-copy in full, and pivot': { byJob: true, act: daemon => copied(daemon, {}) },
+  'disk-copy in full, and pivot': { act: daemon => copied(daemon, {}) },
   'disk-copy of the top of a chain, and pivot': {
-    byJob: true,
     begin: overlay,
     act: daemon => copied(daemon, { shallow: true, 'copy-mode': 'write-blocking' }),
   },
   'disk-pull': {
-    byJob: true,
     begin: overlay,
     async act(daemon) {
       await daemon.execute('disk-pull', { machine: 'db', disk: 'root' })

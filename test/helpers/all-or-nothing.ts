@@ -37,8 +37,6 @@ export interface Duty {
   begin?(daemon: Daemon): Promise<unknown>
   /** What is all or nothing. It is repeated as it is when nothing has come of it. */
   act(daemon: Daemon): Promise<unknown>
-  /** It ends by a job: that this is over may be told before a restart would find it so. Guests' writes wait for that. */
-  readonly byJob?: boolean
   /** What the user does before it is repeated. */
   again?(daemon: Daemon): Promise<void>
   /** Looked at beside the images of the disks: the same before, or the same as after. */
@@ -292,7 +290,7 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
     await check(at)
   }
   await putBack(folder, `${moments}/${changes.length}`)
-  await check('killed when it had been answered', duty.byJob ? undefined : after)
+  await check('killed when it had been answered', after)
   await rm(moments, { recursive: true })
 
   for (const step of pick(changes.length, random)) {
