@@ -339,7 +339,7 @@ t.test('a disk is resized while nobody writes it, and not while a job works on i
 t.test('detect-zeroes turns writes of zeroes into zeroings', async t => {
   const { graph, memory } = testGraph()
   await using _ = graph
-  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk', 'detect-zeroes': 'unmap' })
+  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk', 'detect-zeroes': 'unmap', discard: 'unmap' })
   const root = graph.attach(disk, user('a test'))
   await root.write(0, Buffer.alloc(4096))
   await root.write(0, randomBytes(4096, 1))
