@@ -260,6 +260,39 @@ for (const [how, hang] of Object.entries(hangs)) {
   }
 }
 
+inRoom(
+  'with write-blocking a granule is copied whole, of which a guest writes a part while it is being marked',
+  async (t, room) => {
+    const { start, guest, memory, graph } = room
+    const disk = memory('disk')
+    // It can have holes, so the job looks for data before it copies.
+    const target = await graph.add({ driver: 'memory', 'node-name': 'thin', size: SIZE, discard: 'unmap' })
+    disk.bytes.set(randomBytes(GRANULE, 1))
+    disk.bytes.fill(0, GRANULE, 2 * GRANULE) // so what comes before is told, and marked, before the rest is looked at
+    const [begun, marked, looked, source] = Array.from({ length: 4 }, () => Promise.withResolvers<void>())
+    disk.pause = async (kind, { offset }) => {
+      if (kind === 'extents' && offset === 0) await begun!.promise
+      if (kind === 'extents' && offset === 2 * GRANULE) {
+        marked!.resolve()
+        await looked!.promise
+      }
+      if (kind === 'write') await source!.promise
+    }
+    const job = await start({ target, copyMode: 'write-blocking' })
+    const written = guest.write(100, randomBytes(100, 2))
+    await until(() => disk.requests.some(({ kind }) => kind === 'write'))
+    begun!.resolve()
+    await marked!.promise
+    source!.resolve()
+    await written
+    looked!.resolve()
+    await ready(job)
+    job.complete()
+    await job.over
+    t.ok(memory('thin').bytes.equals(disk.bytes))
+  },
+)
+
 for (const copyMode of ['background', 'write-blocking'] as const) {
   for (const [policy, error, action] of [
     ['report', new IoError('broken'), 'report'],
