@@ -43,7 +43,8 @@ t.test("a file that cannot be opened says why in QEMU's words", async t => {
   await t.rejects(file.open({ filename: `${folder}/nope` }, openContext()), {
     message: `Could not open '${folder}/nope': No such file or directory`,
   })
-  await t.rejects(file.open({ filename: folder }, openContext()), InvalidParameter)
+  await t.rejects(file.open({ filename: folder }, openContext()), { message: `Could not open '${folder}': Is a directory` })
+  await t.rejects(file.open({ filename: folder }, openContext({ readOnly: true })), InvalidParameter)
   await t.rejects(hostDevice.open({ filename: `${folder}/nope` }, openContext()), {
     message: `Could not open '${folder}/nope': No such file or directory`,
   })

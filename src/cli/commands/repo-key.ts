@@ -3,7 +3,6 @@
 import { Option } from 'commander'
 import { text } from 'node:stream/consumers'
 import { readSecret } from '../../base/secret-reference.ts'
-import { readRepositoryFile } from '../../repository/repository-file.ts'
 import type { KeyedRepository } from '../../repository/key-slots.ts'
 import { verb } from '../define.ts'
 import { Misuse } from '../failure.ts'
@@ -61,6 +60,7 @@ export const keyVerb = verb<{ action: Action; repository: string; slot?: string 
       throw new Misuse(makes ? 'say --new-key: where the new key is' : `--new-key makes no sense with ${action}`)
     await using place = await openPlace(name, options)
     const { target, passphrase } = place
+    const { readRepositoryFile } = await import('../../repository/repository-file.ts')
     const repository = { target, passphrase, file: await readRepositoryFile(target) }
     const told = await act(action, repository, { slot, ...options })
     if (json) return told.forEach(one => printJson({ repository: name, ...one }))
