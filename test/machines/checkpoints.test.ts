@@ -3,10 +3,12 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { CheckpointInconsistent, InvalidParameter, NotFound } from '../../src/base/errors.ts'
+import { createLog } from '../../src/base/log.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { bitmapName } from '../../src/machines/checkpoint-bitmaps.ts'
 import { Checkpoints } from '../../src/machines/checkpoints.ts'
 import type { Disk, Machine } from '../../src/machines/machine.ts'
+import { Guest } from '../../src/machines/quiesce/guest.ts'
 import { StateFolder } from '../../src/machines/state-folder.ts'
 import { testGraph } from '../helpers/test-graph.ts'
 
@@ -22,7 +24,8 @@ async function room(stack: AsyncDisposableStack, folder: string) {
   for (const name of ['root', 'data'])
     disks.push({ name, node: await graph.add({ driver: 'memory', 'node-name': `db.${name}`, size: SIZE }) })
   const guests = disks.map(({ node }) => graph.attach(node, { description: 'a guest', perm: Permission.write, shared: ALL }))
-  const machine = { name: 'db', disks } as unknown as Machine
+  const guest = await Guest.open('db', { disks: {} }, state, createLog('warn'), () => {})
+  const machine = { name: 'db', disks, guest, unsettled: [] } as unknown as Machine
   const write = (disk: number, granule: number) => guests[disk]!.write(granule * GRANULE, Buffer.alloc(10, 1))
   return { machine, graph, state, write, disks, open: () => Checkpoints.open(machine, graph, state) }
 }
