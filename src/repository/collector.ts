@@ -120,10 +120,12 @@ class Collector {
   async #condemn(held: Held): Promise<Held | undefined> {
     const { signal } = this.options
     await this.#finishCommits()
-    const { used } = await this.#mark()
-    const condemned: string[] = []
+    const { used, index } = await this.#mark()
+    // With those that are gone already: so the index forgets them, and their marks in quarantine/ go.
+    const unused = new Set([...index.packs().keys()].filter(key => !used.has(key)))
     for (const prefix of ['packs/', 'meta/'])
-      for await (const { key } of this.#target.list(prefix, { signal })) if (packOfKey(key) && !used.has(key)) condemned.push(key)
+      for await (const { key } of this.#target.list(prefix, { signal })) if (packOfKey(key) && !used.has(key)) unused.add(key)
+    const condemned = [...unused]
     if (condemned.length === 0) return undefined
     const epoch = held.state.epoch + 1
     const key = await writePlan(this.#target, { version: 1, id: randomUUID(), epoch, packs: condemned }, signal)
@@ -166,7 +168,7 @@ class Collector {
     return { ...count, state: 'deleted' }
   }
 
-  /** What restore points and readers need, by the key of the pack, and the state that the index was loaded under. */
+  /** What restore points and readers need, by the key of the pack, and the index, with the state that it was loaded under. */
   async #mark() {
     const { target, keys, id } = this.repository
     const { signal } = this.options
@@ -189,14 +191,14 @@ class Collector {
     // In this order: see "reader begins" above. And the index after both, so that it has what they need.
     for (const list of this.#without.has('order') ? [sessions, points] : [points, sessions]) await list()
     const { index, state } = await loadIndex(target, id, { signal })
-    if (this.#without.has('mark again') && state.plan) return { used: new Map<string, number>(), state }
+    if (this.#without.has('mark again') && state.plan) return { used: new Map<string, number>(), state, index }
     const marker = new Marker(
       index,
       new NodeReader(target, keys, index, new PackSessions(target, keys, id, signal), signal),
       signal,
     )
     for (const { key, manifest } of needed) await marker.mark(manifest, key)
-    return { used: marker.used, state }
+    return { used: marker.used, state, index }
   }
 
   /** Every writing session of an earlier epoch has ended when this returns, or can commit no more. */

@@ -26,6 +26,8 @@ export class RepositoryIndex {
   readonly #known = new Set<string>()
   /** Packs that were gone, and whether the index has been loaded since. */
   readonly #gone = new Map<string, Promise<void>>()
+  /** `false`: there are packs that it does not name. Set by whoever has looked (missing-packs.ts). */
+  isWhole = true
   /** Loads it anew, for those who read for long while packs are rewritten (repack.ts). */
   reload: (() => Promise<RepositoryIndex>) | undefined
 

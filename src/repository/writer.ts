@@ -13,6 +13,7 @@ import { needOwner } from './owner.ts'
 import { readState } from './gc-state.ts'
 import { encodeIndex, indexedLength, type IndexedPack } from './index-delta.ts'
 import { encodeManifest, pointKey, type Manifest } from './manifest.ts'
+import { quarantineMissing } from './missing-packs.ts'
 import { NodeReader, PackSessions } from './node-reader.ts'
 import { PackKind } from './pack.ts'
 import { PackWriter } from './pack-writer.ts'
@@ -91,11 +92,11 @@ export class RepositoryWriter implements AsyncDisposable {
     for (;;) {
       await options.look?.()
       const { index, state } = await loadIndex(target, repository.id, { ...(options.avoid && { avoid: options.avoid }), signal })
-      if (state.epoch === session.record.epoch) {
+      if (state.epoch !== session.record.epoch) await session.change({ epoch: state.epoch })
+      else if (!(await quarantineMissing(target, index, signal))) {
         undo.move()
         return new RepositoryWriter(repository, session, index, options)
       }
-      await session.change({ epoch: state.epoch })
     }
   }
 

@@ -12,9 +12,9 @@ import { Repository } from '../../src/repository/repository.ts'
 import { verify, type VerifyLevel } from '../../src/repository/verify.ts'
 import { compareDisk } from '../../src/restore/compare-disk.ts'
 import { PointDisk } from '../../src/restore/point-disk.ts'
-import { MemoryTarget } from '../helpers/memory-target.ts'
-import { done, newRepository, pushDisks, restored, sealer, sourceOf } from '../helpers/push-point.ts'
-import { diskContent } from '../helpers/random-bytes.ts'
+import { MemoryStore, MemoryTarget } from '../helpers/memory-target.ts'
+import { bitmapOf, done, newRepository, pushDisks, restored, sealer, sourceOf } from '../helpers/push-point.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 
 const CHUNK = 65536
 
@@ -143,6 +143,44 @@ t.test('an increment by bitmap brings back chunks that are damaged though nobody
   t.equal(second.manifest.disks[0]!.read.mode, 'bitmap')
   t.ok((await restored(repository, second.key, 'root')).equals(bytes))
   t.ok((await restored(repository, first.key, 'root')).equals(bytes))
+})
+
+t.test('a push relies on nothing that is gone, though nobody has looked before and no chunk has changed', async t => {
+  // Two leaves, of which the second restore point has one of its own.
+  const bytes = Buffer.alloc(300 * CHUNK)
+  bytes.set(randomBytes(12 * CHUNK, 3))
+  bytes.set(randomBytes(8 * CHUNK, 4), 290 * CHUNK)
+  const early = Buffer.from(bytes).fill(7, 290 * CHUNK)
+  const passphrase = 'x'
+  const store = new MemoryStore()
+  const before = await newRepository(new MemoryTarget(store), { passphrase })
+  const push = (repository: Repository, bytes: Buffer, more?: object) =>
+    pushDisks(repository, [{ name: 'root', source: sourceOf(bytes), ...more }], { packSize: 8 * CHUNK })
+  const changes = { bitmap: bitmapOf([{ offset: 290 * CHUNK, length: 10 * CHUNK }]), since: 'c1' }
+  const first = await push(before, early, { checkpoint: 'c1' })
+  await push(before, bytes, { checkpoint: 'c2', changes })
+  const names = [...store.objects.keys()].filter(key => /^(packs|meta|index)\//.test(key))
+  t.ok(names.length >= 7, `${names.length} objects`)
+  for (const [name, kind] of names.flatMap(name => [[name, 'is gone'] as const, [name, 'is cut short'] as const])) {
+    if (name.startsWith('index/') && kind !== 'is gone') continue // then nobody can write before it is made anew
+    const target = new MemoryTarget()
+    for (const [key, { body }] of store.objects) target.store.set(key, body)
+    const repository = await Repository.open(target, { passphrase })
+    if (kind === 'is gone') await target.delete([name])
+    else target.store.set(name, store.objects.get(name)!.body.subarray(0, -1))
+    const what = `${name.split('/')[0]} ${kind}`
+    const third = await push(repository, bytes, { changes: { bitmap: bitmapOf([]), since: 'c2' } })
+    t.ok((await restored(repository, third.key, 'root')).equals(bytes), `${what}: the new one is whole`)
+    const { damagedPoints } = await done(verify(repository, { level: 'deep', sealer }))
+    t.notOk(damagedPoints.find(({ key }) => key === third.key), what) // prettier-ignore
+    if (!damagedPoints.some(({ key }) => key === first.key))
+      t.ok((await restored(repository, first.key, 'root')).equals(early), `${what}: what is called well is`)
+    // What is lost goes with the restore points that need it, and nothing else does.
+    for (const { key } of damagedPoints) await forget(repository, key)
+    await collect(repository, { graceMs: 0 })
+    const after = await done(verify(repository, { level: 'deep', sealer }))
+    t.same(after.damagedPoints, [], `${what}: all is well after a collection`)
+  }
 })
 
 t.test('an index that is lost or damaged is made anew from the packs', async t => {
