@@ -2,6 +2,9 @@
 //
 // It says which restore points it pins and only then looks whether they are (still) there. So whoever forgets one later does so when
 // the session is there to be seen, and the collector, which lists restore points before it lists sessions, sees one of the two.
+//
+// Whoever was silent for so long that it was taken for dead pins and looks again. Where a restore point was forgotten meanwhile the session
+// ends, and every read with it: SessionExpired. That is found out at the next beat, or when something is gone.
 
 import { contentOf } from './attachment.ts'
 import { BlobType } from './blob.ts'
@@ -36,17 +39,23 @@ export class RepositoryReader implements AsyncDisposable {
     const { state } = await readState(target, signal)
     const points = await Promise.all(keys.map(key => repository.point(key, signal)))
     const pins = points.map(({ key, body }) => ({ key, manifest: body.toString('base64') }))
+    const stillThere = async () => {
+      for (const key of keys) await repository.point(key, signal)
+    }
     await using undo = new AsyncDisposableStack()
     const session = undo.use(
       await Session.begin(
         target,
         { kind: 'reader', epoch: state.epoch, pins },
-        { cas, signal, ...(beatMs !== undefined && { beatMs }) },
+        { cas, signal, renewed: stillThere, ...(beatMs !== undefined && { beatMs }) },
       ),
     )
-    for (const key of keys) await repository.point(key, signal)
+    await stillThere()
     const { index } = await loadIndex(target, repository.id, { signal })
-    index.reload = async () => (await loadIndex(target, repository.id, { signal: session.signal })).index
+    index.reload = async () => {
+      await session.beat()
+      return (await loadIndex(target, repository.id, { signal: session.signal })).index
+    }
     undo.move()
     return new RepositoryReader(repository, session, points, index)
   }

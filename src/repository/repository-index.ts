@@ -52,9 +52,14 @@ export class RepositoryIndex {
     const { reload } = this
     if (!reload || !(error.cause instanceof NotThere)) return false
     const load = async () => {
-      const { data, meta } = await reload()
-      this.data = data
-      this.meta = meta
+      try {
+        const { data, meta } = await reload()
+        this.data = data
+        this.meta = meta
+      } catch (error) {
+        this.#gone.delete(name)
+        throw error
+      }
     }
     let loaded = this.#gone.get(name)
     if (!loaded) this.#gone.set(name, (loaded = load()))

@@ -2,11 +2,13 @@
 //
 // The record changes by compare-and-swap only. So when the collector, which cannot wait for ever for one that fell silent, swaps it
 // to `expired`, the session learns of it at its next beat, and at the latest when it wants to commit: then it must not.
+//
+// A reader that was taken for dead (a laptop that slept) goes on under a new record, if what it reads is still there to be pinned.
 
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { PreconditionFailed, type Target } from './target.ts'
-import { messageOf } from '../base/errors.ts'
+import { messageOf, NotFound } from '../base/errors.ts'
 import { putIf } from './conditional.ts'
 import { SessionExpired } from './faults.ts'
 import { encodeSession, sessionKey, type SessionRecord } from './session-record.ts'
@@ -19,6 +21,8 @@ export interface SessionOptions {
   /** `false`: the store cannot compare and swap; the repository has one writer. */
   readonly cas?: boolean
   readonly signal?: AbortSignal | undefined
+  /** Of a reader: run once a new record stands in for the one that others took for dead; it throws where that is too late. */
+  readonly renewed?: () => Promise<void>
 }
 
 export class Session implements AsyncDisposable {
@@ -86,8 +90,27 @@ export class Session implements AsyncDisposable {
       this.tag = await putIf(this.target, sessionKey(this.id), encodeSession(next), { ifMatch: this.tag }, { cas })
       this.current = next
     } catch (error) {
-      throw error instanceof PreconditionFailed ? this.#expired(error) : error
+      if (!(error instanceof PreconditionFailed)) throw error
+      if (this.signal.aborted) throw this.signal.reason
+      await this.#renew(error)
     }
+  }
+
+  /** SessionExpired where it cannot be. */
+  async #renew(cause: Error) {
+    const { renewed, cas = true } = this.options
+    if (!renewed || this.#ended) throw this.#expired(cause)
+    const record = { ...this.current, id: randomUUID(), state: 'active' as const, beat: 0, started: new Date().toISOString() }
+    const tag = await putIf(this.target, sessionKey(record.id), encodeSession(record), { ifAbsent: true }, { cas })
+    try {
+      await renewed()
+    } catch (error) {
+      await this.target.delete([sessionKey(record.id)])
+      if (!(error instanceof NotFound)) throw error
+      throw this.#expired(error)
+    }
+    this.current = record
+    this.tag = tag
   }
 
   /** Says that it is there. A store that does not answer is no reason to stop: the commit will tell. */
@@ -116,8 +139,12 @@ export class Session implements AsyncDisposable {
   }
 
   #expired(cause: Error) {
+    const what =
+      this.current.kind === 'writer'
+        ? 'nothing of it was committed'
+        : 'what it reads was forgotten meanwhile, and may be deleted already'
     const fault = new SessionExpired(
-      `the session in ${this.target.location} was silent for too long and is taken for dead; nothing of it was committed: start it again`,
+      `the session in ${this.target.location} was silent for too long and is taken for dead; ${what}: start it again`,
       { cause },
     )
     this.stop(fault)

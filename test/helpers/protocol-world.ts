@@ -56,8 +56,6 @@ export class World implements Disposable {
   readonly #people: Person[] = []
   readonly history: string[] = []
   failure: Error | undefined
-  /** Somebody repacks: readers look up again what is gone. */
-  repacks = false
   #time = Date.UTC(2026, 0, 1)
   #counter = 0
 
@@ -248,27 +246,20 @@ export class World implements Disposable {
       ? await this.#beginReaderBlind(repository, key)
       : await RepositoryReader.begin(repository, [key], { beatMs: 0 })
     for await (const { id } of walkChunks(reader.nodes, reader.points[0]!.manifest.disks[0]!)) {
-      const { record } = reader.session
-      if (this.#isExpired(record.id)) return
       let place = reader.index.data.find(id)
-      let there = place && (await this.#there(repository, packKey(place.pack.kind, place.pack.name)))
-      if (place && !there && this.repacks) {
+      if (place && !(await this.#there(repository, packKey(place.pack.kind, place.pack.name)))) {
+        // As those do who fetch chunks. SessionExpired where it was taken for dead, and what it reads forgotten.
         await reader.index.moved(place.pack, new Damaged('it is gone', { cause: new NotThere('') }))
         place = reader.index.data.find(id)
-        there = place && (await this.#there(repository, packKey(place.pack.kind, place.pack.name)))
+        if (place && !(await this.#there(repository, packKey(place.pack.kind, place.pack.name)))) place = undefined
       }
-      if (!there && !this.#isExpired(record.id)) throw new Damaged('a reader has lost what it reads')
+      if (!place) throw new Damaged('a reader has lost what it reads')
     }
   }
 
   async #there({ target }: Repository, key: string) {
     for await (const entry of target.list(key)) return entry.key === key
     return false
-  }
-
-  #isExpired(id: string) {
-    const record = this.store.objects.get(`sessions/${id}`)
-    return !record || String(record.body).includes('"expired"')
   }
 
   async #beginReaderBlind(repository: Repository, key: string) {

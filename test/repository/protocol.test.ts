@@ -41,13 +41,11 @@ async function history(seed: number): Promise<{ failure: Error | undefined; told
     await world.collect(repository)
   })
   if (next() % 3 === 0) world.start('cy', async (_, repository) => void (await world.collect(repository)))
-  if (next() % 2) {
-    world.repacks = true
+  if (next() % 2)
     world.start('rex', async (_, repository) => {
       await world.repack(repository)
       await world.repack(repository)
     })
-  }
   if (next() % 2) world.start('rae', (_, repository) => world.read(repository))
 
   // Steady choices let one go on for a while before another does, so that long ways are walked as well.
@@ -151,6 +149,7 @@ const stories: Record<Fence, (cast: Cast) => Promise<void>> = {
     await go('rae', ({ op, key }) => op === 'list' && key.startsWith('packs/'))
     await go('fay')
     await go('col')
+    await go('rae')
   },
   // What Ann has committed was condemned. Rae reads it, it is forgotten, and the collector looks for both in the wrong order.
   async order({ go }) {
