@@ -49,6 +49,11 @@ export interface Opening {
   readonly options: NodeOptions
 }
 
+export interface WriteThreshold {
+  readonly offset: number
+  exceeded(this: void, bytes: number): void
+}
+
 export class GraphNode {
   readonly name: string
   readonly driver: AnyDriver
@@ -68,6 +73,11 @@ export class GraphNode {
   readonly #earlier = new Set<Promise<void>>()
   #persistence: PersistentBitmaps | undefined
   #logs: LogFolder | undefined
+  #threshold: WriteThreshold | undefined
+  /** Where the furthest write has ended since it was opened. */
+  highestWrite = 0
+  /** Of discards that were handed down. */
+  readonly discards = { done: 0, failed: 0, bytes: 0 }
   readonly #tell: (event: NodeEvent) => void
   readonly #watchers = new Set<(event: NodeEvent) => void>()
 
@@ -206,23 +216,36 @@ export class GraphNode {
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {
-    if (flags?.unchanged) return this.io.write(offset, data, { fua: flags.fua === true })
+    if (flags?.unchanged) {
+      this.#reaches(offset + data.length)
+      return this.io.write(offset, data, { fua: flags.fua === true })
+    }
     const { 'detect-zeroes': detect } = this.generic
     if (detect !== 'off' && isZero(data))
       return this.zero({ offset, length: data.length }, { ...flags, unmap: detect === 'unmap' })
+    this.#reaches(offset + data.length)
     return this.#marked(offset, data.length, () => this.io.write(offset, data, flags))
   }
 
   /** Leaves no holes where discards are ignored. */
   zero(range: Range, flags: ZeroFlags = {}) {
     const { unchanged, ...rest } = flags
+    this.#reaches(range.offset + range.length)
     const change = () => this.io.zero(range, { ...rest, unmap: flags.unmap === true && this.unmaps })
     return unchanged ? change() : this.#marked(range.offset, range.length, change)
   }
 
   /** Nothing, and so no mark, where discards are ignored. */
   async discard(range: Range) {
-    if (this.unmaps) await this.#marked(range.offset, range.length, () => this.io.discard(range))
+    if (!this.unmaps) return
+    try {
+      await this.#marked(range.offset, range.length, () => this.io.discard(range))
+      this.discards.done++
+      this.discards.bytes += range.length
+    } catch (error) {
+      this.discards.failed++
+      throw error
+    }
   }
 
   /** The tail that it grew by counts as written. */
@@ -236,6 +259,16 @@ export class GraphNode {
       this.bitmaps.truncate(this.size)
       await persistence?.endResize()
     }
+  }
+
+  /** Of block-set-write-threshold; 0: none. */
+  get writeThreshold() {
+    return this.#threshold?.offset ?? 0
+  }
+
+  /** Calls `exceeded` once, when something is written behind the offset, with the number of bytes; undefined: never. */
+  watchWrites(threshold: WriteThreshold | undefined) {
+    this.#threshold = threshold
   }
 
   /** @throws Busy while a job works on it, in QEMU's words (bdrv_op_is_blocked) */
@@ -351,6 +384,15 @@ export class GraphNode {
     using _uses = this.#uses
     await using _node = this.#node
     await this.#persistence?.close()
+  }
+
+  /** Before it is written, as QEMU tells it. */
+  #reaches(end: number) {
+    if (end > this.highestWrite) this.highestWrite = end
+    const threshold = this.#threshold
+    if (!threshold || end <= threshold.offset) return
+    this.#threshold = undefined
+    threshold.exceeded(end - threshold.offset)
   }
 
   async #marked(offset: number, length: number, change: () => Promise<void>) {

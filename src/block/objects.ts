@@ -2,12 +2,24 @@
 
 import { InvalidParameter, NotFound } from '../base/errors.ts'
 
-export class Objects {
-  readonly #byId = new Map<string, { readonly type: string; readonly value: unknown; readonly users: Set<string> }>()
+interface Entry {
+  readonly type: string
+  readonly value: unknown
+  readonly properties: Record<string, unknown>
+  readonly users: Set<string>
+}
 
-  add(id: string, type: string, value: unknown) {
+export class Objects {
+  readonly #byId = new Map<string, Entry>()
+
+  /** `properties`: what it was made of, for whoever asks for it again. */
+  add(id: string, type: string, value: unknown, properties: Record<string, unknown> = {}) {
     this.checkFree(id)
-    this.#byId.set(id, { type, value, users: new Set() })
+    this.#byId.set(id, { type, value, properties, users: new Set() })
+  }
+
+  entries(): Iterable<readonly [id: string, entry: Omit<Entry, 'users'>]> {
+    return this.#byId
   }
 
   /** @throws InvalidParameter, in QEMU's words */

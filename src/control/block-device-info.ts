@@ -112,7 +112,7 @@ export async function describeNode(
     ...UNLIMITED,
     image: await describeImage(node, flat),
     cache: { writeback: true, direct: node.generic.cache.direct, 'no-flush': node.generic.cache['no-flush'] },
-    write_threshold: 0,
+    write_threshold: node.writeThreshold,
     'dirty-bitmaps': bitmaps.length > 0 ? bitmaps : undefined,
   }
 }

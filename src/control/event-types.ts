@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import { jobStatus, jobType } from './job-info.ts'
-import { int64 } from './qapi-type.ts'
+import { int64, uint64 } from './qapi-type.ts'
 
 export interface EventType {
   /** As on the wire. */
@@ -51,6 +51,11 @@ export const eventTypes: readonly EventType[] = [
     name: 'BLOCK_IMAGE_CORRUPTED',
     summary: 'An image contradicts itself; when it is fatal, it takes no more writes.',
     data: z.strictObject({ device: z.string(), 'node-name': z.string().optional(), msg: z.string(), fatal: z.boolean() }),
+  },
+  {
+    name: 'BLOCK_WRITE_THRESHOLD',
+    summary: 'A node is about to be written behind the offset that block-set-write-threshold has named; told once.',
+    data: z.strictObject({ 'node-name': z.string(), 'amount-exceeded': uint64, 'write-threshold': uint64 }),
   },
   {
     name: 'BITMAPS_AT_RISK',

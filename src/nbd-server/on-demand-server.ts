@@ -35,8 +35,13 @@ export class OnDemandServer implements AsyncDisposable {
     return this.#running?.server.address
   }
 
-  async start(address: ListenAddress, options: Pick<NbdServerOptions, 'maxConnections' | 'handshakeMs' | 'tls'>) {
+  /** @throws InvalidParameter */
+  checkStopped() {
     if (this.#running) throw new InvalidParameter('NBD server already running')
+  }
+
+  async start(address: ListenAddress, options: Pick<NbdServerOptions, 'maxConnections' | 'handshakeMs' | 'tls'>) {
+    this.checkStopped()
     const exports = new Exports()
     this.#running = { exports, server: await NbdServer.listen(address, { ...this.shared, ...options, exports }) }
   }

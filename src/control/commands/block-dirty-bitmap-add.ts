@@ -1,6 +1,7 @@
 // QMP's block-dirty-bitmap-add, alone or in a transaction.
 
 import { z } from 'zod'
+import { InvalidParameter } from '../../base/errors.ts'
 import { bitmapAdd } from '../../bitmaps/actions.ts'
 import { actionCommand } from '../action-command.ts'
 import { uint32 } from '../qapi-type.ts'
@@ -19,5 +20,10 @@ export const blockDirtyBitmapAdd = actionCommand({
   }),
   drainsAlone: false,
   disks: ({ node }) => [node],
-  action: ({ node, ...wanted }, { graph }) => bitmapAdd(() => graph.get(node).bitmaps, wanted),
+  action: ({ node, ...wanted }, { graph }) =>
+    bitmapAdd(() => {
+      // QEMU looks at the name before it looks for the node.
+      if (wanted.name === '') throw new InvalidParameter('Bitmap name cannot be empty')
+      return graph.get(node).bitmaps
+    }, wanted),
 })

@@ -21,6 +21,7 @@ import { blockJobFinalize } from './block-job-finalize.ts'
 import { blockJobPause } from './block-job-pause.ts'
 import { blockJobResume } from './block-job-resume.ts'
 import { blockJobSetSpeed } from './block-job-set-speed.ts'
+import { blockSetWriteThreshold } from './block-set-write-threshold.ts'
 import { blockStream } from './block-stream.ts'
 import { blockResize } from './block_resize.ts'
 import { blockdevAdd } from './blockdev-add.ts'
@@ -58,10 +59,16 @@ import { nbdServerStop } from './nbd-server-stop.ts'
 import { objectAdd } from './object-add.ts'
 import { objectDel } from './object-del.ts'
 import { qmpCapabilities } from './qmp_capabilities.ts'
+import { qomGet } from './qom-get.ts'
+import { qomList } from './qom-list.ts'
+import { qomListProperties } from './qom-list-properties.ts'
+import { qomListTypes } from './qom-list-types.ts'
+import { qomSet } from './qom-set.ts'
 import { queryBackups } from './query-backups.ts'
 import { queryBlock } from './query-block.ts'
 import { queryBlockExports } from './query-block-exports.ts'
 import { queryBlockJobs } from './query-block-jobs.ts'
+import { queryBlockstats } from './query-blockstats.ts'
 import { queryCheckpoints } from './query-checkpoints.ts'
 import { queryCommands } from './query-commands.ts'
 import { queryDaemon } from './query-daemon.ts'
@@ -102,6 +109,7 @@ export const commands: readonly AnyCommand[] = [
   blockJobPause,
   blockJobResume,
   blockJobSetSpeed,
+  blockSetWriteThreshold,
   blockStream,
   blockResize,
   blockdevAdd,
@@ -139,10 +147,16 @@ export const commands: readonly AnyCommand[] = [
   objectAdd,
   objectDel,
   qmpCapabilities,
+  qomGet,
+  qomList,
+  qomListProperties,
+  qomListTypes,
+  qomSet,
   queryBackups,
   queryBlock,
   queryBlockExports,
   queryBlockJobs,
+  queryBlockstats,
   queryCheckpoints,
   queryCommands,
   queryDaemon,

@@ -42,6 +42,7 @@ export async function startNbdServer(
   }: z.output<typeof nbdServerOptions>,
   { onDemandServer, graph: { objects } }: CommandContext,
 ) {
+  onDemandServer.checkStopped()
   const tls = tlsTermsOf(objects, tlsCreds, tlsAuthz)
   await onDemandServer.start(address, { maxConnections, handshakeMs: handshake * 1000, ...(tls && { tls }) })
 }

@@ -28,7 +28,7 @@ async function addObject({ 'qom-type': name, id, ...properties }: z.output<typeo
   if (!isWellFormed(id)) throw new InvalidParameter("Parameter 'id' expects an identifier")
   objects.checkFree(id)
   const type = objectTypes.find(type => type.name === name)!
-  objects.add(id, name, await type.create(properties, objects))
+  objects.add(id, name, await type.create(properties, objects), properties)
 }
 
 /** As an `--object` of a command line has it: key=value,... or JSON. @throws InvalidParameter that says which it was */

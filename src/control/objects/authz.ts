@@ -94,7 +94,13 @@ export const authzSimple = objectType({
   create: ({ identity }) => new Rules({ rules: [{ match: identity, policy: 'allow' }] }),
 })
 
-export const authzList = objectType({ name: 'authz-list', properties: list, create: properties => new Rules(properties) })
+export const authzList = objectType({
+  name: 'authz-list',
+  properties: list,
+  propertyTypes: { policy: 'QAuthZListPolicy', rules: 'QAuthZListRule' },
+  defaults: { policy: 'deny', rules: [] },
+  create: properties => new Rules(properties),
+})
 
 export const authzListFile = objectType({
   name: 'authz-listfile',
@@ -102,6 +108,7 @@ export const authzListFile = objectType({
     filename: z.string().describe('JSON, as the properties of an authz-list'),
     refresh: z.boolean().optional().describe('Read it again when it changes; true by default'),
   },
+  defaults: { refresh: true },
   async create({ filename, refresh = true }) {
     const file = new RulesFile(filename)
     const rules = await file.read()

@@ -14,6 +14,8 @@ const common = {
   dir: z.string().optional().describe('The folder that they are in'),
   endpoint: z.enum(['client', 'server']).optional().describe('Whose they are; by default a client’s'),
   'verify-peer': z.boolean().optional().describe('The other end must have a certificate that is known; true by default'),
+  priority: z.string().optional().describe("NORMAL, or @SYSTEM: GnuTLS's names for what is usual; there is no other choice here"),
+  loaded: z.boolean().optional().describe('Accepted'),
 }
 
 export const tlsCredsX509 = objectType({
@@ -23,7 +25,10 @@ export const tlsCredsX509 = objectType({
     passwordid: z.string().optional().describe('Id of the secret that the key is encrypted with'),
     'sanity-check': z.boolean().optional().describe('Accepted; certificates are always checked'),
   },
-  async create({ dir, endpoint = 'client', 'verify-peer': verifyPeer = true, passwordid }, objects) {
+  propertyTypes: { endpoint: 'QCryptoTLSCredsEndpoint' },
+  defaults: { endpoint: 'client', 'verify-peer': true, 'sanity-check': true, loaded: true },
+  async create({ dir, endpoint = 'client', 'verify-peer': verifyPeer = true, passwordid, priority }, objects) {
+    checkPriority(priority)
     const folder = given(dir)
     const passphrase = passwordid === undefined ? undefined : passphraseOf(objects, passwordid)
     if (endpoint === 'server')
@@ -36,7 +41,10 @@ export const tlsCredsX509 = objectType({
 export const tlsCredsPsk = objectType({
   name: 'tls-creds-psk',
   properties: { ...common, username: z.string().optional().describe('Whose key a client shows; by default that of qemu') },
-  async create({ dir, endpoint = 'client', username }) {
+  propertyTypes: { endpoint: 'QCryptoTLSCredsEndpoint' },
+  defaults: { endpoint: 'client', 'verify-peer': true, loaded: true },
+  async create({ dir, endpoint = 'client', username, priority }) {
+    checkPriority(priority)
     const folder = given(dir)
     if (endpoint === 'server') return await TlsCredentials.psk(folder)
     await checkThere(join(folder, 'keys.psk'))
@@ -54,6 +62,14 @@ export function serverCredentials(objects: Objects, id: string): TlsCredentials 
       ? 'Expecting TLS credentials with a server endpoint'
       : `Object with id '${id}' is not TLS credentials`,
   )
+}
+
+/** To take another for the usual would be to promise what nobody keeps. */
+function checkPriority(priority: string | undefined) {
+  if (priority !== undefined && !['NORMAL', '@SYSTEM'].includes(priority))
+    throw new InvalidParameter(
+      `priority '${priority}' is for GnuTLS, which is not used here: leave it out, and TLS 1.2 and 1.3 are spoken with OpenSSL's usual ciphers`,
+    )
 }
 
 function given(dir: string | undefined) {

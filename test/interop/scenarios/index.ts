@@ -8,6 +8,7 @@ import { commits, streams } from './chain-jobs.ts'
 import { creations } from './create.ts'
 import { exports } from './exports.ts'
 import { fleecing } from './fleecing.ts'
+import { managers } from './managers.ts'
 import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
@@ -40,4 +41,4 @@ export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
 
 /** Odd cases: likewise. */
-export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs }
+export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, managers }
