@@ -88,18 +88,19 @@ export class FileTarget implements Target {
     })
   }
 
-  async get(key: string, { range, signal }: GetOptions = {}) {
+  async get(key: string, { range, into, signal }: GetOptions = {}) {
     signal?.throwIfAborted()
     const path = this.#pathOf(key)
     return this.#named(async () => {
       try {
         await using file = await open(path, 'r')
-        const { size } = await file.stat()
+        const stats = await file.stat({ bigint: true })
+        const size = Number(stats.size)
         const { offset, length } = range ?? { offset: 0, length: size }
         if (range && offset >= size) throw new OutOfRange(`object '${key}' has ${size} bytes; there is none at ${offset}`)
-        const body = Buffer.allocUnsafeSlow(Math.max(0, Math.min(length, size - offset)))
+        const body = roomFor(Math.max(0, Math.min(length, size - offset)), into)
         const count = await readUpTo(file.fd, offset, body)
-        return { body: body.subarray(0, count), tag: await tagOf(file, range ? undefined : body) }
+        return { body: body.subarray(0, count), tag: await tagOf(file, stats, range ? undefined : body) }
       } catch (error) {
         throw missing(error) ? new NotThere(key) : error
       }
@@ -144,7 +145,7 @@ export class FileTarget implements Target {
     await using file = await this.calls.create(path)
     await this.calls.write(file, body)
     await this.calls.sync(file)
-    return await tagOf(file, body)
+    return await tagOf(file, await file.stat({ bigint: true }), body)
   }
 
   /** False where the file system has no links; then it is done under the lock. */
@@ -190,7 +191,7 @@ export class FileTarget implements Target {
   async #tagOf(path: string) {
     try {
       await using file = await open(path, 'r')
-      return await tagOf(file)
+      return await tagOf(file, await file.stat({ bigint: true }))
     } catch (error) {
       if (missing(error)) return undefined
       throw error
@@ -230,15 +231,22 @@ export class FileTarget implements Target {
   }
 }
 
-async function tagOf(
-  file: { fd: number; stat(options: { bigint: true }): Promise<{ size: bigint; ino: bigint; mtimeNs: bigint }> },
-  whole?: Uint8Array,
-) {
-  const { size, ino, mtimeNs } = await file.stat({ bigint: true })
+interface Stats {
+  readonly size: bigint
+  readonly ino: bigint
+  readonly mtimeNs: bigint
+}
+
+async function tagOf(file: { readonly fd: number }, { size, ino, mtimeNs }: Stats, whole?: Uint8Array) {
   if (size > SMALL) return `${ino}-${size}-${mtimeNs}`
   if (whole) return hash('sha256', whole)
   const body = Buffer.allocUnsafeSlow(Number(size))
   return hash('sha256', body.subarray(0, await readUpTo(file.fd, 0, body)))
+}
+
+function roomFor(length: number, into: Uint8Array | undefined): Buffer {
+  if (!into || into.length < length) return Buffer.allocUnsafeSlow(length)
+  return Buffer.from(into.buffer, into.byteOffset, length)
 }
 
 /** Removes what crashed writers left. */

@@ -68,7 +68,7 @@ export class NodeReader {
     )
     if (!window || length > WINDOW) {
       const range = { offset, length: Math.max(length, Math.min(WINDOW, pack.size - offset)) }
-      const bytes = readPack(this.target, packKey(pack.kind, pack.name), range, this.signal)
+      const bytes = readPack(this.target, packKey(pack.kind, pack.name), range, { signal: this.signal })
       window = { pack, offset, bytes }
       this.#windows.push(window)
       if (this.#windows.length > WINDOWS) this.#windows.shift()
@@ -98,7 +98,7 @@ export class PackSessions {
 
   async #read(pack: PackRecord) {
     const key = packKey(pack.kind, pack.name)
-    const header = decodePackHeader(await readPack(this.target, key, { offset: 0, length: PACK_HEADER }, this.signal))
+    const header = decodePackHeader(await readPack(this.target, key, { offset: 0, length: PACK_HEADER }, { signal: this.signal }))
     if (header.repository !== this.repository || header.kind !== pack.kind)
       throw new Damaged(`${key} is not the pack that it should be`)
     return header.session

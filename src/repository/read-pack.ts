@@ -3,12 +3,17 @@
 import { OutOfRange } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import { Damaged } from './faults.ts'
-import { NotThere, type Target } from './target.ts'
+import { NotThere, type GetOptions, type Target } from './target.ts'
 
-/** Exactly the range, or Damaged. */
-export async function readPack(target: Target, key: string, range: Range, signal?: AbortSignal): Promise<Buffer> {
+/** Exactly the range, or Damaged. Not always in `into`. */
+export async function readPack(
+  target: Target,
+  key: string,
+  range: Range,
+  options: Pick<GetOptions, 'signal' | 'into'> = {},
+): Promise<Buffer> {
   try {
-    const { body } = await target.get(key, { range, signal })
+    const { body } = await target.get(key, { range, ...options })
     if (body.length < range.length) throw new Damaged(`pack ${key} is cut short`)
     return Buffer.from(body.buffer, body.byteOffset, body.length)
   } catch (error) {

@@ -72,7 +72,7 @@ export async function rebuildIndex({ target, id, cas }: Repository, signal?: Abo
 /** Undefined when the pack cannot be read. */
 async function readTrailer(target: Target, key: string, size: number, signal?: AbortSignal): Promise<IndexedPack | undefined> {
   const { name, kind } = packOfKey(key)!
-  const end = (length: number) => readPack(target, key, { offset: size - length, length }, signal)
+  const end = (length: number) => readPack(target, key, { offset: size - length, length }, { signal })
   try {
     if (size < FOOTER) return undefined
     const count = decodeFooter(await end(FOOTER), size)

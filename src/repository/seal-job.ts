@@ -3,6 +3,7 @@
 // A slot is three areas: an input and an output, each with room for a blob of the largest chunk, and an id.
 
 import { HEADER, ID, TAG, type BlobType } from './blob.ts'
+import type { Unpacked, UnpackJob } from './tray.ts'
 
 export interface WorkerData {
   readonly memory: SharedArrayBuffer
@@ -21,20 +22,15 @@ export type Job = { readonly number: number } & (
       readonly counter: number
       readonly key: Uint8Array | undefined
     }
-  | {
-      readonly op: 'open'
-      readonly slot: number
-      readonly length: number
-      readonly type: BlobType
-      readonly key: Uint8Array | undefined
-      readonly idKey: Uint8Array | undefined
-    }
+  | UnpackJob
   | { readonly op: 'digest'; readonly bytes: SharedArrayBuffer; readonly length: number }
 )
 
+export type Result = string | number | Unpacked
+
 export interface Answer {
   readonly number: number
-  readonly result?: string | number
+  readonly result?: Result
   readonly failure?: { readonly message: string; readonly damaged: boolean; readonly stack: string | undefined }
 }
 

@@ -9,14 +9,16 @@ import { threadZstd } from '../base/zstd.ts'
 import { openBlob, sealBlob } from './blob.ts'
 import { Damaged } from './faults.ts'
 import { idFunction } from './id-function.ts'
-import { slotView, type Answer, type Job, type WorkerData } from './seal-job.ts'
+import { slotView, type Answer, type Job, type Result, type WorkerData } from './seal-job.ts'
+import { trayViews, type UnpackJob } from './tray.ts'
 
 const { memory, slotBytes } = workerData as WorkerData
 const slots = Array.from({ length: Math.floor(memory.byteLength / slotBytes) }, (_, slot) => slotView(memory, slot, slotBytes))
 const zstd = await threadZstd()
 
-function run(job: Job): Answer['result'] {
+function run(job: Job): Result {
   if (job.op === 'digest') return hash('sha256', new Uint8Array(job.bytes, 0, job.length), 'hex')
+  if (job.op === 'unpack') return unpack(job)
   const { input, output, id } = slots[job.slot]!
   const given = input.subarray(0, job.length)
   const idOf = idFunction(job.idKey)
@@ -28,12 +30,25 @@ function run(job: Job): Answer['result'] {
       return job.op === 'identify' ? 'id' : sealBlob(given, { ...job, id, zstd }, output)
     case 'seal':
       return sealBlob(given, { ...job, id, zstd }, output)
-    case 'open': {
-      const plain = openBlob(given, { type: job.type, id, key: job.key, idOf, zstd, into: output })
-      if (plain.buffer !== output.buffer || plain.byteOffset !== output.byteOffset) copyBytes(plain, output)
-      return plain.length
-    }
   }
+}
+
+/** One that is damaged does the others no harm. */
+function unpack({ memory, inputBytes, parts, type, key, idKey }: UnpackJob) {
+  const { input, output } = trayViews(memory, inputBytes)
+  const idOf = idFunction(idKey)
+  return parts.map(({ offset, length, at, plainLength, id }) => {
+    try {
+      const into = output.subarray(at, at + plainLength)
+      const plain = openBlob(input.subarray(offset, offset + length), { type, id, key, idOf, zstd, into })
+      if (plain.length !== plainLength) throw new Damaged(`a chunk has ${plain.length} bytes where the disk needs ${plainLength}`)
+      if (plain.buffer !== memory || plain.byteOffset !== into.byteOffset) copyBytes(plain, into)
+      return null
+    } catch (error) {
+      if (error instanceof Damaged) return error.message
+      throw error
+    }
+  })
 }
 
 function answer(job: Job): Answer {

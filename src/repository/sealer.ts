@@ -8,7 +8,9 @@ import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import type { BlobType } from './blob.ts'
 import { Damaged } from './faults.ts'
-import { slotBytesFor, slotView, type Answer, type Job, type WorkerData } from './seal-job.ts'
+import { Pool } from './pool.ts'
+import { slotBytesFor, slotView, type Answer, type Job, type Result, type WorkerData } from './seal-job.ts'
+import { inputBytesFor, outputBytesFor, Tray, type Unpacked, type UnpackJob } from './tray.ts'
 
 type Work = Job extends infer Each ? (Each extends Job ? Omit<Each, 'number'> : never) : never
 
@@ -27,11 +29,15 @@ const MOST_SLOTS = 8
 const LEAST_SLOTS = 3
 /** Pieces of work in a message. */
 const MESSAGE = 4
+/** Bytes of all trays, and how few and many there are: as many requests are in flight. */
+const TRAY_MEMORY = 64 << 20
+const LEAST_TRAYS = 4
+const MOST_TRAYS = 16
 
 export class Sealer implements AsyncDisposable {
   readonly #threads: Thread[]
-  readonly #free: Slot[]
-  readonly #waiting: PromiseWithResolvers<Slot>[] = []
+  readonly #free: Pool<Slot>
+  readonly #trays: Pool<Tray>
   /** How many slots there are: as many pieces of work can be under way. */
   readonly slots: number
   /** The longest plain bytes that a slot takes. */
@@ -47,12 +53,18 @@ export class Sealer implements AsyncDisposable {
     })
     this.slots = slots * threads
     this.maxPlain = maxPlain
-    const give = (slot: Slot) => this.#give(slot)
+    const give = (slot: Slot) => this.#free.give(slot)
     // Neighbours belong to different threads, so that a few pieces of work already keep all of them busy.
-    this.#free = Array.from(
-      { length: slots * threads },
-      (_, index) => new Slot(this.#threads[index % threads]!, Math.floor(index / threads), give),
+    this.#free = new Pool(
+      Array.from(
+        { length: slots * threads },
+        (_, index) => new Slot(this.#threads[index % threads]!, Math.floor(index / threads), give),
+      ),
     )
+    const trays = Math.floor(TRAY_MEMORY / (inputBytesFor(maxPlain) + outputBytesFor(maxPlain)))
+    const unpack = (job: UnpackJob) => this.#leastBusy().run(job) as Promise<Unpacked>
+    const makeTray = () => new Tray(maxPlain, unpack, tray => this.#trays.give(tray))
+    this.#trays = new Pool([], makeTray, Math.max(LEAST_TRAYS, Math.min(MOST_TRAYS, trays)))
   }
 
   static start(options: SealerOptions) {
@@ -60,20 +72,13 @@ export class Sealer implements AsyncDisposable {
   }
 
   /** The slot is the caller's until it is disposed. */
-  async take(signal?: AbortSignal): Promise<Slot> {
-    signal?.throwIfAborted()
-    const slot = this.#free.shift()
-    if (slot) return slot
-    const waiter = Promise.withResolvers<Slot>()
-    this.#waiting.push(waiter)
-    const leave = () => {
-      const index = this.#waiting.indexOf(waiter)
-      if (index < 0) return
-      this.#waiting.splice(index, 1)
-      waiter.reject(signal!.reason as Error)
-    }
-    signal?.addEventListener('abort', leave, { once: true })
-    return waiter.promise.finally(() => signal?.removeEventListener('abort', leave))
+  take(signal?: AbortSignal): Promise<Slot> {
+    return this.#free.take(signal)
+  }
+
+  /** So is the tray. */
+  takeTray(signal?: AbortSignal): Promise<Tray> {
+    return this.#trays.take(signal)
   }
 
   /** Done when all threads run, which takes a moment: for who is going to be waited for. */
@@ -91,10 +96,8 @@ export class Sealer implements AsyncDisposable {
     await Promise.all(this.#threads.map(thread => thread.end()))
   }
 
-  #give(slot: Slot) {
-    const waiter = this.#waiting.shift()
-    if (waiter) waiter.resolve(slot)
-    else this.#free.push(slot)
+  #leastBusy() {
+    return this.#threads.reduce((least, thread) => (thread.load < least.load ? thread : least))
   }
 }
 
@@ -137,14 +140,6 @@ export class Slot implements Disposable {
     return sealed === 'zero' ? undefined : this.output.subarray(0, sealed as number)
   }
 
-  /** The plain bytes of the blob in the input, which must have the id in `id`; a view of `output`. */
-  async open(
-    length: number,
-    work: { type: BlobType; key: Uint8Array | undefined; idKey: Uint8Array | undefined },
-  ): Promise<Buffer> {
-    return this.output.subarray(0, (await this.thread.run({ op: 'open', slot: this.number, length, ...work })) as number)
-  }
-
   [Symbol.dispose]() {
     this.give(this)
   }
@@ -152,7 +147,7 @@ export class Slot implements Disposable {
 
 class Thread {
   readonly #worker: Worker
-  readonly #jobs = new Map<number, PromiseWithResolvers<string | number>>()
+  readonly #jobs = new Map<number, PromiseWithResolvers<Result>>()
   #next = 0
   /** Wanted in this turn. */
   readonly #wanted: Job[] = []
@@ -171,14 +166,20 @@ class Thread {
     this.#worker.unref()
   }
 
-  run(work: Work): Promise<string | number> {
+  /** Pieces of work that it has not answered. */
+  get load() {
+    return this.#jobs.size
+  }
+
+  run(work: Work): Promise<Result> {
     if (this.#dead) return Promise.reject(this.#dead)
-    const job = Promise.withResolvers<string | number>()
+    const job = Promise.withResolvers<Result>()
     const number = this.#next++
     this.#jobs.set(number, job)
     if (this.#jobs.size === 1) this.#worker.ref() // while somebody waits
-    // Behind all that the promises of this turn have to say.
-    if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
+    // A tray is a message's worth of work by itself; the rest goes behind all that the promises of this turn have to say.
+    if (work.op === 'unpack') this.#worker.postMessage([{ number, ...work }])
+    else if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
     return job.promise
   }
 

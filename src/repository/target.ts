@@ -26,6 +26,8 @@ export interface PutOptions {
 export interface GetOptions {
   /** Shorter at the end of the object; OutOfRange when it begins at or behind the end. At least one byte. */
   readonly range?: Range | undefined
+  /** As long as the range: where the body may go, so that no memory is made for it. A target need not look at it. */
+  readonly into?: Uint8Array | undefined
   readonly signal?: AbortSignal | undefined
 }
 

@@ -220,9 +220,9 @@ async function checkPoint(
       sealer &&
       new ChunkFetch(
         { target, keys, index, sessions, sealer, signal },
-        async ({ id }, plain) => {
+        async (chunks, plain) => {
           result.bytes += plain.length
-          known.chunks[index.data.numberOf(id)!] = 1
+          for (const { id } of chunks) known.chunks[index.data.numberOf(id)!] = 1
         },
         async ({ chunk, id }, error) => {
           lose(chunk)

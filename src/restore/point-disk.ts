@@ -164,11 +164,13 @@ export class PointDisk implements BlockNode {
     using _share = await this.#budget.take(missing.size * disk.chunkSize, signal)
     const fetch = new ChunkFetch(
       { target: repository.target, keys: repository.keys, index, sessions, sealer, memory: FETCH, signal },
-      async ({ chunk }, plain) => {
-        const bytes = Buffer.allocUnsafeSlow(plain.length)
-        copyBytes(plain, bytes)
-        this.#keep(chunk, bytes)
-        missing.get(chunk)!.resolve(bytes)
+      async (chunks, plain) => {
+        for (const [at, { chunk, length }] of chunks.entries()) {
+          const bytes = Buffer.allocUnsafeSlow(length)
+          copyBytes(plain.subarray(at * disk.chunkSize, at * disk.chunkSize + length), bytes)
+          this.#keep(chunk, bytes)
+          missing.get(chunk)!.resolve(bytes)
+        }
       },
       // The others of the request are none the worse for it.
       async ({ chunk }, error) => missing.get(chunk)!.reject(error),

@@ -69,8 +69,8 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
       signal: stop,
       ...(memory !== undefined && { memory }),
     },
-    async ({ chunk }, plain) => {
-      await sink.write(chunk * chunkSize, plain)
+    async ([first], plain) => {
+      await sink.write(first!.chunk * chunkSize, plain)
       progress.written += plain.length
     },
     damaged && (async ({ chunk }, error) => damaged(rangeOf(chunk), error)),
