@@ -88,6 +88,11 @@ export function targetSuite(t: Test, name: string, make: MakeTarget, { condition
       ] as const) {
         const { body: part } = await target.get(key, { range: { offset, length } })
         t.ok(Buffer.from(part).equals(body.subarray(offset, offset + length)), `${offset}+${length}`)
+        // Whether or not it goes where it may, and nothing behind that is touched.
+        const memory = Buffer.from(new SharedArrayBuffer(length + 2)).fill(7)
+        const { body: placed } = await target.get(key, { range: { offset, length }, into: memory.subarray(1, -1) })
+        t.ok(Buffer.from(placed).equals(part), `${offset}+${length} into memory of the caller`)
+        t.same([memory[0], memory.at(-1)], [7, 7])
       }
       await t.rejects(target.get(key, { range: { offset: body.length, length: 1 } }), OutOfRange)
     })
