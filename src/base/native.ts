@@ -5,6 +5,8 @@
 
 import type { KoffiFunc } from 'koffi'
 import pLimit from 'p-limit'
+import { addresses } from './address.ts'
+import { Aio, type FilePart } from './aio.ts'
 import { messageOf } from './errors.ts'
 import type { Range } from './ranges.ts'
 
@@ -24,6 +26,8 @@ export interface Native {
    * Undefined where the file system cannot tell (preadv2, RWF_NOWAIT).
    */
   readCached(fd: number, offset: number, into: Buffer): number | undefined
+  /** The same for several, at most MOST_PARTS, in one call. Undefined where that cannot be done in one. */
+  readCachedParts(parts: readonly FilePart[]): (number | undefined)[] | undefined
   /** Locks the open file against other processes until it is closed; false when another has it (flock, LOCK_EX). */
   lock(fd: number): Promise<boolean>
   /**
@@ -90,11 +94,15 @@ function bind(koffi: typeof import('koffi').default): Native {
   const setsockopt: KoffiFunc<(fd: number, level: number, option: number, value: Buffer, length: number) => number> = libc.func(
     'int setsockopt(int, int, int, void *, uint32_t)',
   )
-  koffi.struct('iovec', { iov_base: 'void *', iov_len: 'size_t' })
-  const preadv2 = optional<(fd: number, parts: readonly object[], count: number, offset: number, flags: number) => number>(() =>
-    libc.func('int64_t preadv2(int, const iovec *, int, int64_t, int)'),
+  const preadv2 = optional<(fd: number, parts: BigUint64Array, count: number, offset: number, flags: number) => number>(() =>
+    libc.func('int64_t preadv2(int, void *, int, int64_t, int)'),
   )
+  const addressOf = addresses(koffi)
+  const aio = Aio.over(koffi, libc, addressOf)
+  /** struct iovec */
+  const vector = new BigUint64Array(2)
   const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
+  const EAGAIN = koffi.os.errno['EAGAIN']!
   const turns = pLimit(CALLS_AT_ONCE)
 
   /** What failed just now, as Node's own calls throw it. */
@@ -137,9 +145,15 @@ function bind(koffi: typeof import('koffi').default): Native {
     zeroRange: (fd, range) => allocate(fd, ZERO_RANGE | KEEP_SIZE, range),
     allocate: (fd, range) => allocate(fd, KEEP_SIZE, range),
     readCached(fd, offset, into) {
-      const count = preadv2?.(fd, [{ iov_base: into, iov_len: into.length }], 1, offset, RWF_NOWAIT)
+      vector[0] = BigInt(addressOf(into))
+      vector[1] = BigInt(into.length)
+      const count = preadv2?.(fd, vector, 1, offset, RWF_NOWAIT)
       if (count !== -1) return count
-      return koffi.errno() === koffi.os.errno['EAGAIN'] ? 0 : undefined
+      return koffi.errno() === EAGAIN ? 0 : undefined
+    },
+    readCachedParts(parts) {
+      const results = aio?.readCached(parts)
+      return results?.map(result => (result >= 0 ? result : result === -EAGAIN ? 0 : undefined))
     },
     async lock(fd) {
       try {

@@ -41,12 +41,25 @@ export interface ZeroFlags extends WriteFlags {
   readonly fast?: boolean
 }
 
+/** A read that is done at once, or not begun. */
+export interface ReadyRead {
+  readonly offset: number
+  readonly bytes: Buffer
+  /** Set when `bytes` are filled. */
+  ready: boolean
+}
+
 /** The requests. Every method may be called many times at once; requests that overlap may land in any order. */
 export interface BlockIo {
   /** Bytes; a multiple of nothing. */
   readonly size: number
   /** Fills `into` from `offset`. On failure `into` holds anything. */
   read(offset: number, into: Buffer): Promise<void>
+  /**
+   * Fills those of which all can be had without waiting for anything; the others, and those that fail, are for `read`. Missing where
+   * there is always something to wait for. They are small: who calls it wants them all before it goes on.
+   */
+  readReady?(reads: readonly ReadyRead[]): void
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void>
   /** Makes the range read as zeroes. */
   zero(range: Range, flags?: ZeroFlags): Promise<void>

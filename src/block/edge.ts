@@ -8,7 +8,7 @@
 
 import { OutOfRange, ReadOnly } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
-import type { BlockIo, Extent, WriteFlags, ZeroFlags } from './driver.ts'
+import type { BlockIo, Extent, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
 import type { GraphNode } from './graph-node.ts'
 import { ALL, Permission, type Permissions } from './permissions.ts'
 
@@ -64,6 +64,12 @@ export class Edge implements BlockIo {
     if (isEmpty(node, offset, into.length)) return
     using _open = node.use()
     await node.io.read(offset, into)
+  }
+
+  /** Nothing can come between, so the node need not be held. */
+  readReady(reads: readonly ReadyRead[]) {
+    const { io } = this.child
+    if (io.readReady && reads.every(({ offset, bytes }) => isWithin(io.size, offset, bytes.length))) io.readReady(reads)
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags) {
@@ -141,10 +147,12 @@ export class Edge implements BlockIo {
 /** Also checks the range. Nothing is to be done for an empty one. */
 function isEmpty(node: GraphNode, offset: number, length: number) {
   const { size } = node.io
-  if (!(offset >= 0 && length >= 0 && offset + length <= size))
+  if (!isWithin(size, offset, length))
     throw new OutOfRange(`bytes ${offset}+${length} are outside of '${node.name}', which has ${size}`)
   return length === 0
 }
+
+const isWithin = (size: number, offset: number, length: number) => offset >= 0 && length >= 0 && offset + length <= size
 
 /** What is below the roots above has changed. */
 export function tellRoots({ parent }: Edge) {

@@ -8,12 +8,13 @@ import fs, { type Stats } from 'node:fs'
 import { open as openFile, readFile, stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { z } from 'zod'
+import { MOST_PARTS } from '../base/aio.ts'
 import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
 import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
-import type { BlockDriver, BlockNode, Extent, OpenContext, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type { BlockDriver, BlockNode, Extent, OpenContext, ReadyRead, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
 import { FileLocks } from './file-locks.ts'
@@ -141,6 +142,12 @@ export class FileNode implements BlockNode {
       throw new IoError(`${this.filename}: ends at ${offset + count}, and not at ${this.size}: something else has cut it short`)
   }
 
+  readReady(reads: readonly ReadyRead[]) {
+    if (!this.native || !this.#able.cached) return
+    const small = reads.filter(({ bytes }) => bytes.length <= CACHED_MOST)
+    for (let from = 0; from < small.length; from += MOST_PARTS) this.#readReady(this.native, small.slice(from, from + MOST_PARTS))
+  }
+
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {
     await this.#named(writeAll(this.#fd, offset, data))
     if (fua) await this.flush()
@@ -251,6 +258,17 @@ export class FileNode implements BlockNode {
     if (count !== undefined) return count
     this.#able.cached = false
     return 0
+  }
+
+  /** One by one where there is one, and where it cannot be done together. */
+  #readReady(native: Native, reads: readonly ReadyRead[]) {
+    const parts = reads.map(({ offset, bytes }) => ({ fd: this.#fd, offset, bytes }))
+    const counts = parts.length > 1 ? native.readCachedParts(parts) : undefined
+    for (const [at, read] of reads.entries()) {
+      const count = counts ? counts[at] : this.#able.cached ? native.readCached(this.#fd, read.offset, read.bytes) : undefined
+      if (count === undefined) this.#able.cached = false
+      else read.ready = count === read.bytes.length
+    }
   }
 
   /** True when the system has zeroed the range without writing it. */

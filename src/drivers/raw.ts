@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
-import type { BlockDriver, BlockIo, BlockNode, ChildRule, Extent, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type { BlockDriver, BlockIo, BlockNode, ChildRule, Extent, ReadyRead, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import { ALL, passThrough, Permission } from '../block/permissions.ts'
 import { Sidecar } from './raw-bitmaps.ts'
 
@@ -61,6 +61,13 @@ class RawNode implements BlockNode {
 
   read(offset: number, into: Buffer) {
     return this.below.read(this.start + offset, into)
+  }
+
+  readReady(reads: readonly ReadyRead[]) {
+    if (this.start === 0) return this.below.readReady?.(reads)
+    const moved = reads.map(read => ({ ...read, offset: this.start + read.offset }))
+    this.below.readReady?.(moved)
+    for (const [at, { ready }] of moved.entries()) reads[at]!.ready = ready
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags) {

@@ -21,7 +21,7 @@ import { endOf, pieces, type Range } from '../base/ranges.ts'
 import { RangeLock } from '../base/range-lock.ts'
 import { within } from '../base/time.ts'
 import { isZero } from '../base/zeroes.ts'
-import type { BlockDriver, BlockIo, BlockNode, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type { BlockDriver, BlockIo, BlockNode, OpenContext, ReadyRead, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import { ClusterMap } from './cluster-map.ts'
 import { FrozenView } from './frozen-view.ts'
@@ -129,6 +129,10 @@ class CopyBeforeWrite implements BlockNode {
 
   read(offset: number, into: Buffer) {
     return this.source.read(offset, into)
+  }
+
+  readReady(reads: readonly ReadyRead[]) {
+    this.source.readReady?.(reads)
   }
 
   async write(offset: number, data: Buffer, flags?: WriteFlags) {

@@ -17,6 +17,8 @@ import type { Window } from './window.ts'
 const PIECE = 1 << 20
 /** Zeroes are looked for in blocks of this size. */
 const ZERO_BLOCK = 64 << 10
+/** A longer read is not asked for before the others of its turn go on. */
+const SMALL = 32 << 10
 
 /** A request that was admitted. */
 export interface Admitted {
@@ -62,6 +64,25 @@ export class Operations {
     if (type === Command.WRITE) return length
     if (type === Command.READ) return this.#inPieces(flags, length) ? PIECE : length
     return type === Command.CACHE ? Math.min(length, PIECE) : 0 // a BLOCK_STATUS takes more as its answer grows
+  }
+
+  /** Whether it may be answered by `runReady`. */
+  mayBeReady({ type, length }: Request) {
+    return type === Command.READ && length > 0 && length <= SMALL && this.#io.readReady !== undefined
+  }
+
+  /** Answers those reads that need not wait for anything. Returns the others. */
+  runReady(reads: readonly Admitted[]): readonly Admitted[] {
+    const asked = reads.map(admitted => {
+      const { offset, length } = admitted.request
+      const payload = (admitted.payload = this.terms.buffers.take(length))
+      return { offset, bytes: payload.payload, ready: false }
+    })
+    this.#io.readReady?.(asked)
+    return reads.filter((admitted, at) => {
+      if (asked[at]!.ready) this.#answerRead(admitted, admitted.payload!)
+      return !asked[at]!.ready
+    })
   }
 
   /** The reply is in the outbox when it is done. Throws what the node throws. */
@@ -117,11 +138,15 @@ export class Operations {
   }
 
   async #read(admitted: Admitted) {
-    const { replies, outbox, buffers } = this.terms
-    const { request } = admitted
-    const { offset, length } = request
-    const payload = (admitted.payload = buffers.take(length))
+    const { offset, length } = admitted.request
+    const payload = (admitted.payload ??= this.terms.buffers.take(length))
     await this.#readAt(offset, payload)
+    this.#answerRead(admitted, payload)
+  }
+
+  #answerRead({ request }: Admitted, payload: Payload) {
+    const { replies, outbox } = this.terms
+    const { offset, length } = request
     const whole = replies.mode === 'simple' || (request.flags & Flag.DF) !== 0
     if (whole || !this.#sparse(request, offset, payload, true)) {
       replies.dataBefore(payload.bytes, HEADROOM, request, offset, length, true)

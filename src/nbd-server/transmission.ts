@@ -58,6 +58,8 @@ export class Transmission {
   #forgetWaiting: (() => void) | undefined
   /** Its payload is being received. */
   #receiving: Admitted | undefined
+  /** Reads that may be answered at once, and are, all together, when no further request is at hand. */
+  #ready: Admitted[] = []
   /** Refused; its payload is thrown away first. */
   #skipping: { left: number; readonly admitted: Admitted; readonly refusal: Refusal } | undefined
 
@@ -124,7 +126,9 @@ export class Transmission {
       this.#over = true
       this.link.destroy()
     }
+    this.#runReady()
     this.#parsing = false
+    if (this.#running === 0 && !this.link.outbox.empty) this.link.outbox.flush()
     if (this.link.destroyed) this.#abandon()
     this.#settle()
   }
@@ -210,6 +214,22 @@ export class Transmission {
       this.#refuse(admitted, GOING_AWAY)
       return
     }
+    if (this.#operations.mayBeReady(admitted.request)) this.#ready.push(admitted)
+    else this.#start(admitted)
+  }
+
+  #runReady() {
+    if (this.#ready.length === 0) return
+    const reads = this.#ready
+    this.#ready = []
+    const others = new Set(this.#operations.runReady(reads))
+    for (const admitted of reads) {
+      if (others.has(admitted)) this.#start(admitted)
+      else this.#answer(admitted)
+    }
+  }
+
+  #start(admitted: Admitted) {
     this.#running++
     this.#operations.run(admitted).then(
       () => this.#executed(admitted),

@@ -1,6 +1,7 @@
 // Reads of the file driver that need no thread, because the page cache holds what is asked for.
 
 import { writeFileSync } from 'node:fs'
+import fc from 'fast-check'
 import t from 'tap'
 import { native, type Native } from '../../src/base/native.ts'
 import { FileNode } from '../../src/drivers/file.ts'
@@ -61,6 +62,69 @@ t.test('the system does so', { skip }, async t => {
   t.comment(`${held} bytes were in the page cache`)
   const last = Buffer.alloc(100)
   await t.rejects(file.read(SIZE - 50, last), { message: /ends at 1048576/ }, 'what is not there is not there')
+})
+
+t.test('of reads that are asked for together, those that are ready are right and the others are not begun', { skip }, async t => {
+  const image = `${t.testdir()}/image`
+  writeFileSync(image, content)
+  type Told = number | undefined // a share of what was asked for; undefined: nobody can tell
+  const told = fc.array(fc.oneof(fc.double({ min: 0, max: 1, noNaN: true }), fc.constantFrom<Told>(1, 0, undefined)), {
+    minLength: 1,
+    maxLength: 200,
+  })
+  await fc.assert(
+    fc.asyncProperty(told, fc.boolean(), fc.nat(), async (told, together, seed) => {
+      const answers = new Map<number, Told>()
+      const answer = (offset: number, bytes: Buffer) => {
+        const share = answers.get(offset)
+        const count = share === undefined ? undefined : Math.floor(bytes.length * share)
+        content.copy(bytes, 0, offset, offset + (count ?? 0))
+        return count
+      }
+      await using file = await FileNode.open(image, openContext(), {
+        ...native!,
+        readCached: (_fd, offset, into) => answer(offset, into),
+        readCachedParts: parts => (together ? parts.map(({ offset, bytes }) => answer(offset, bytes)) : undefined),
+      })
+      const reads = told.map((share, at) => {
+        const offset = at * 5000 + (seed % 4999)
+        answers.set(offset, share)
+        return { offset, bytes: Buffer.alloc(1 + ((seed + at * 977) % 8192)), ready: false }
+      })
+      file.readReady(reads)
+      for (const [at, { offset, bytes, ready }] of reads.entries()) {
+        if (ready && !(told[at] === 1)) throw new Error(`read ${at} was said to be ready, and was so by ${told[at]}`)
+        if (ready && !bytes.equals(content.subarray(offset, offset + bytes.length))) throw new Error(`read ${at} is wrong`)
+        const into = Buffer.alloc(bytes.length)
+        await file.read(offset, into)
+        if (!into.equals(content.subarray(offset, offset + into.length))) throw new Error(`read ${at} is wrong the second time`)
+      }
+      if (told.every(share => share === 1)) t.ok(reads.every(({ ready }) => ready))
+    }),
+    { numRuns: 40 },
+  )
+})
+
+t.test('the system reads any number of them together', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const file = await openFile(t.testdir(), stack)
+  for (const count of [1, 2, 64, 65, 200]) {
+    const reads = Array.from({ length: count }, (_, at) => ({
+      offset: (at * 77_777) % (SIZE - 9000),
+      bytes: Buffer.alloc(1 + at * 40),
+      ready: false,
+    }))
+    file.readReady(reads)
+    for (const { offset, bytes, ready } of reads)
+      if (ready && !bytes.equals(content.subarray(offset, offset + bytes.length))) t.fail(`${bytes.length} bytes at ${offset}`)
+    t.comment(`${reads.filter(({ ready }) => ready).length} of ${count} were in the page cache`)
+  }
+  const past = [SIZE - 50, SIZE + 50, 0].map(offset => ({ offset, bytes: Buffer.alloc(100), ready: false }))
+  file.readReady(past)
+  t.notOk(past[0]!.ready || past[1]!.ready, 'what is not there is not there')
+  const large = [{ offset: 0, bytes: Buffer.alloc(200_000), ready: false }]
+  file.readReady(large)
+  t.notOk(large[0]!.ready, 'a large one goes to a thread')
 })
 
 t.test('who reads in a loop does not keep everybody else waiting', { skip }, async t => {

@@ -177,6 +177,7 @@ async function take(node: BlockNode, model: Buffer, stores: boolean, { kind, ran
   switch (kind) {
     case 'read':
       if (!(await readAt(node, offset, length)).equals(modelled)) throw new Error(`bytes ${offset}+${length} differ`)
+      if (readyAt(node, offset, length)?.equals(modelled) === false) throw new Error(`bytes ${offset}+${length} differ at once`)
       return
     case 'write':
     case 'write zeroes': {
@@ -214,6 +215,13 @@ export async function readAt(node: Pick<BlockIo, 'read'>, offset: number, length
   const into = Buffer.alloc(length, 0xa5)
   await node.read(offset, into)
   return into
+}
+
+/** The same without waiting, together with another one; undefined where that could not be. */
+function readyAt(node: BlockIo, offset: number, length: number) {
+  const [wanted, other] = [0, 1].map(() => ({ offset, bytes: Buffer.alloc(length, 0xa5), ready: false }))
+  node.readReady?.([wanted!, other!])
+  return wanted!.ready ? wanted!.bytes : undefined
 }
 
 /** The extents cover the range exactly, and none says zero where the model holds something else. Returns them. */
