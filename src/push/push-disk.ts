@@ -130,15 +130,24 @@ class Pipeline {
   }
 
   async addChunk(chunk: number) {
-    const { sealer, writer } = this.work
-    writer.signal.throwIfAborted()
+    this.work.writer.signal.throwIfAborted()
     const leaf = await this.#leafOf(Math.floor(chunk / FAN_OUT))
-    while (this.#slots >= sealer.slots) await this.#takeOne()
-    const slot = await sealer.take(writer.signal)
+    const slot = await this.#slot()
     this.#slots++
     const found = this.#find(chunk, slot)
     found.catch(() => 'it is told when its turn comes')
     this.#queue.push({ leaf, zero: false, chunk, slot, found })
+  }
+
+  /** Pushes share the sealer. Two that each waited with slots in hand for those of the other would do so for ever, so we give ours back first. */
+  async #slot(): Promise<Slot> {
+    const { sealer, writer } = this.work
+    for (;;) {
+      const free = sealer.takeFree()
+      if (free) return free
+      if (this.#slots === 0) return sealer.take(writer.signal)
+      await this.#takeOne()
+    }
   }
 
   async finish() {

@@ -19,12 +19,8 @@ export class Pool<T> {
   /** It is the caller's until it is given back. */
   async take(signal?: AbortSignal): Promise<T> {
     signal?.throwIfAborted()
-    const free = this.#free.shift()
+    const free = this.takeFree()
     if (free !== undefined) return free
-    if (this.make && this.#count < this.most) {
-      this.#count++
-      return this.make()
-    }
     const waiter = Promise.withResolvers<T>()
     this.#waiting.push(waiter)
     const leave = () => {
@@ -35,6 +31,14 @@ export class Pool<T> {
     }
     signal?.addEventListener('abort', leave, { once: true })
     return waiter.promise.finally(() => signal?.removeEventListener('abort', leave))
+  }
+
+  /** The same, or undefined where one would have to wait: for whoever holds some, and must not wait for others who hold the rest. */
+  takeFree(): T | undefined {
+    const free = this.#free.shift()
+    if (free !== undefined || !this.make || this.#count >= this.most) return free
+    this.#count++
+    return this.make()
   }
 
   give(thing: T) {

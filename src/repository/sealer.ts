@@ -86,6 +86,11 @@ export class Sealer implements AsyncDisposable {
     await Promise.all(this.#threads.map(thread => thread.run({ op: 'digest', bytes: new SharedArrayBuffer(0), length: 0 })))
   }
 
+  /** The same, or undefined while all are in use: for whoever holds some already. */
+  takeFree(): Slot | undefined {
+    return this.#free.takeFree()
+  }
+
   /** SHA-256 in hex of the first `length` bytes. */
   async digest(bytes: SharedArrayBuffer, length: number) {
     this.#turn = (this.#turn + 1) % this.#threads.length

@@ -375,6 +375,16 @@ t.test('several pushes share the memory there is: the first have most, and none 
   t.equal(again.memory >> 20, 96)
 })
 
+t.test('pushes at once share their threads, and each comes to its end', async t => {
+  const pushed = [1, 2, 3].map(async number => {
+    const repository = await newRepository(new MemoryTarget())
+    const bytes = randomBytes(40 * CHUNK, number)
+    const { key } = await pushDisks(repository, [{ name: 'root', source: opaque(bytes) }])
+    return (await restored(repository, key, 'root')).equals(bytes)
+  })
+  t.same(await Promise.all(pushed), [true, true, true])
+})
+
 t.test('a restore in place writes only what differs', async t => {
   const repository = await newRepository(new MemoryTarget())
   const bytes = diskContent(100 * CHUNK + 9, 1)
