@@ -78,7 +78,8 @@ export class ChunkFetch {
   /** In the order of the disk, so that neighbours meet. Waits while enough is in flight. */
   async add(wanted: WantedChunk) {
     this.#throwIfFailed()
-    const at = this.options.index.data.find(wanted.id)
+    const { index } = this.options
+    const at = index.data.find(wanted.id) ?? ((await index.missed()) ? index.data.find(wanted.id) : undefined)
     if (!at)
       return this.#lost(
         wanted,

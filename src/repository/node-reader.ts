@@ -40,7 +40,8 @@ export class NodeReader {
 
   /** The plain bytes of a blob in a meta pack. */
   async blob(id: Buffer, type: BlobType): Promise<Buffer> {
-    const place = this.index.meta.find(id)
+    const { index } = this
+    const place = index.meta.find(id) ?? ((await index.missed()) ? index.meta.find(id) : undefined)
     if (!place) throw new Damaged(`the repository has no blob ${id.toString('hex')}, which a restore point needs`)
     try {
       return await this.#read(place, id, type)

@@ -49,8 +49,18 @@ export class RepositoryIndex {
 
   /** A pack could not be read. When it is gone the index is loaded anew, once, and what it held may be found elsewhere: true. */
   async moved({ name }: PackRecord, error: Damaged): Promise<boolean> {
+    return error.cause instanceof NotThere && this.#loadAgain(name)
+  }
+
+  /** It names no place of a blob: loaded anew, once, it may; and a reader that was taken for dead learns of it. */
+  missed(): Promise<boolean> {
+    return this.#loadAgain('')
+  }
+
+  /** Once for each name. */
+  async #loadAgain(name: string): Promise<boolean> {
     const { reload } = this
-    if (!reload || !(error.cause instanceof NotThere)) return false
+    if (!reload) return false
     const load = async () => {
       try {
         const { data, meta } = await reload()
