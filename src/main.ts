@@ -1,5 +1,7 @@
 // The program: the command line, and the daemon that it starts.
 
+// eslint-disable-next-line import/no-unassigned-import -- it says how many threads there are
+import './base/threads.ts'
 import type { Appliance } from './appliance.ts'
 import { BadSettings } from './base/errors.ts'
 import type { Log } from './base/log.ts'

@@ -1,0 +1,40 @@
+// The threads on which Node does what would keep its main one waiting: reads and writes of files, compression, the calls of base/native.ts.
+//
+// A call on a disk that hangs keeps its thread until the disk answers, and Node has four of them: four writes to one such disk would stop the whole
+// program. So there are more, and no open file has more than a few at once. What begins first here decides how many there are: the program
+// imports this before anything else.
+
+/** Where the user has not said otherwise. A thread that is never used costs next to nothing. */
+const THREADS = 64
+/** Of one open file. With more a quick disk gets no quicker. */
+const MOST_OF_A_FILE = 8
+
+process.env['UV_THREADPOOL_SIZE'] ??= String(THREADS)
+
+/** By file descriptor. */
+const busy: number[] = []
+const waiting = new Map<number, (() => void)[]>()
+
+/** Calls `begin`, at once or when the file has a thread left for it; `endThread` must follow when what was begun has ended. */
+export function beginThread(fd: number, begin: () => void) {
+  const count = busy[fd] ?? 0
+  if (count < MOST_OF_A_FILE) {
+    busy[fd] = count + 1
+    begin()
+    return
+  }
+  const queue = waiting.get(fd)
+  if (queue) queue.push(begin)
+  else waiting.set(fd, [begin])
+}
+
+export function endThread(fd: number) {
+  const queue = waiting.get(fd)
+  const next = queue?.shift()
+  if (!next) {
+    busy[fd]!--
+    return
+  }
+  if (queue!.length === 0) waiting.delete(fd)
+  next()
+}

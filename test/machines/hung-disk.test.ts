@@ -1,0 +1,87 @@
+// A disk that hangs, as on a network file system whose server is gone: its own guests wait, and nobody else does.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { writeFile } from 'node:fs/promises'
+import t from 'tap'
+import { NbdClient } from 'nbd-client-ts'
+import { QmpClient } from '../../src/control/qmp-client.ts'
+import { hangingFile, hangingFileMissing } from '../helpers/hanging-file.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
+import { diskContent } from '../helpers/random-bytes.ts'
+import { environment, WHOLE } from '../helpers/stillpoint.ts'
+
+const SIZE = 4 << 20
+const PIECE = 65536
+
+const machine = (disk: string) => `${disk}: { disks: { root: { image: ./${disk}.raw, format: raw } } }`
+
+/** In a process of its own, as it has a number of threads of its own. */
+async function startDaemon(stack: AsyncDisposableStack, folder: string) {
+  const child = spawn(process.execPath, [WHOLE, 'daemon', '--config', `${folder}/s.yaml`], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    env: { ...process.env, ...environment() },
+  })
+  const gone = once(child, 'exit')
+  let said = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+  stack.defer(async () => {
+    child.kill()
+    await gone
+  })
+  while (!/ ready /.test(said)) {
+    if (child.exitCode !== null) throw new Error(`the daemon did not start: ${said}`)
+    await Promise.race([once(child.stderr, 'data'), gone])
+  }
+}
+
+t.test(
+  'while a disk hangs, others are read, written, snapshotted and backed up',
+  { skip: hangingFileMissing, timeout: 90_000 },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const folder = await scratchFolder(stack)
+    const content = diskContent(SIZE, 3)
+    await writeFile(`${folder}/well.raw`, content)
+    const file = await hangingFile(stack, `${folder}/hung.raw`, SIZE)
+    await writeFile(
+      `${folder}/s.yaml`,
+      `state: ./state
+control: { socket: ./control.sock }
+nbd: [ { unix: ./nbd.sock } ]
+machines: { ${machine('well')}, ${machine('hung')} }
+`,
+    )
+    await startDaemon(stack, folder)
+    const connect = async (name: string) => stack.use(await NbdClient.connect(`nbd+unix:///${name}?socket=${folder}/nbd.sock`))
+    const hung = await connect('hung/root')
+    await hung.write(0, Buffer.alloc(PIECE, 'before'))
+
+    file.hang()
+    let answered = 0
+    const waiting: Promise<void>[] = []
+    for (let count = 0; count < 64; count++)
+      waiting.push(hung.write((count * PIECE) % SIZE, Buffer.alloc(PIECE, 'hangs')).then(() => void answered++))
+
+    const well = await connect('well/root')
+    await well.write(0, Buffer.alloc(PIECE, 'well'))
+    await well.flush()
+    content.fill('well', 0, PIECE)
+    t.ok((await well.read(0, SIZE)).equals(content))
+    const qmp = stack.use(await QmpClient.connect(`${folder}/control.sock`))
+    await qmp.execute('disk-snapshot', { machine: 'well', disks: [{ disk: 'root', file: `${folder}/over.qcow2` }] })
+    await qmp.execute('checkpoint-create', { machine: 'well', name: 'one' })
+    await well.write(0, Buffer.alloc(PIECE, 'more'))
+    await qmp.execute('backup-begin', { machine: 'well', mode: 'pull', name: 's' })
+    const view = await connect('s/root')
+    t.ok((await view.read(0, PIECE)).equals(Buffer.alloc(PIECE, 'more')))
+    await view.close()
+    await qmp.execute('backup-finish', { name: 's' })
+    t.equal(answered, 0, 'all the while the other one hung')
+
+    file.goOn()
+    await Promise.all(waiting)
+    t.equal(answered, 64)
+    t.ok((await hung.read(0, PIECE)).equals(Buffer.alloc(PIECE, 'hangs')))
+  },
+)
