@@ -3,6 +3,7 @@
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { ActivityFolder } from './bitmaps/activity-folder.ts'
+import { PatientLogs } from './bitmaps/patient-logs.ts'
 import type { Log } from './base/log.ts'
 import { whyNotNative } from './base/native.ts'
 import { TlsCredentials } from './base/tls-credentials.ts'
@@ -92,7 +93,7 @@ export class Appliance implements AsyncDisposable {
     // The last to go: clients are told how everything else ends.
     const control = parts.use(new AsyncDisposableStack())
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
-    const logs = state && new ActivityFolder(join(state.path, 'activity'))
+    const logs = state && new PatientLogs(new ActivityFolder(join(state.path, 'activity')))
     const restorePoints = restorePoint(async name => openPlace(name, settingsOf(name, configuration.current.repositories), log))
     const graph = parts.use(new Graph([...drivers, restorePoints, ...filters], { logs }))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)

@@ -2,9 +2,11 @@
 
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { copyFile, mkdir } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { IoError } from '../../src/base/errors.ts'
 import { ActivityFolder } from '../../src/bitmaps/activity-folder.ts'
 import type { LogFile } from '../../src/bitmaps/activity-log.ts'
+import { PatientLogs } from '../../src/bitmaps/patient-logs.ts'
 import { bitmapAdd, bitmapClear, bitmapDisable, bitmapEnable, bitmapMerge, bitmapRemove } from '../../src/bitmaps/actions.ts'
 import type { Action } from '../../src/block/action.ts'
 import { Graph } from '../../src/block/graph.ts'
@@ -24,19 +26,32 @@ export async function bitmapWorld(stack: AsyncDisposableStack, { logged = true, 
 
 class FragileFolder extends ActivityFolder {
   broken = false
+  /** What waits for it does so until it is resolved. */
+  hangs: PromiseWithResolvers<void> | undefined
 
-  override async create(id: string, content: Buffer): Promise<LogFile> {
+  override create(id: string, content: Buffer): Promise<LogFile> {
+    return this.#fragile(async () => {
+      const file = await super.create(id, content)
+      return {
+        write: (offset, bytes) => this.#fragile(() => file.write(offset, bytes)),
+        sync: () => this.#fragile(() => file.sync()),
+        [Symbol.asyncDispose]: async () => {
+          await this.hangs?.promise
+          await file[Symbol.asyncDispose]()
+        },
+      }
+    })
+  }
+
+  override async remove(id: string) {
+    await this.hangs?.promise
+    await super.remove(id)
+  }
+
+  async #fragile<T>(work: () => Promise<T>): Promise<T> {
+    await this.hangs?.promise
     if (this.broken) throw new IoError('the state folder is broken')
-    const file = await super.create(id, content)
-    const fragile = (work: () => Promise<void>) => () => {
-      if (this.broken) throw new IoError('the state folder is broken')
-      return work()
-    }
-    return {
-      write: async (offset, bytes) => fragile(() => file.write(offset, bytes))(),
-      sync: async () => fragile(() => file.sync())(),
-      [Symbol.asyncDispose]: () => file[Symbol.asyncDispose](),
-    }
+    return work()
   }
 }
 
@@ -55,7 +70,8 @@ export class BitmapWorld {
 
   async open(more: object = {}) {
     const logs = this.logged ? new FragileFolder(this.logs) : undefined
-    const graph = new Graph(drivers, { logs })
+    const patient = logs && new PatientLogs(logs)
+    const graph = new Graph(drivers, { logs: patient })
     const events: string[] = []
     graph.watch((_name, event) => void events.push(event.error.message))
     const node = await graph.add({
@@ -89,6 +105,18 @@ export class BitmapWorld {
         ),
       breakLogs: () => (logs!.broken = true),
       mendLogs: () => (logs!.broken = false),
+      /** Nobody waits for long for what would wait for ever. */
+      hangLogs() {
+        logs!.hangs = Promise.withResolvers()
+        patient!.patienceMs = 50
+      },
+      /** What hung has ended when it returns. */
+      async unhangLogs() {
+        logs!.hangs!.resolve()
+        logs!.hangs = undefined
+        patient!.patienceMs = 60_000
+        while (patient!.hangs) await sleep(5)
+      },
       close: () => graph[Symbol.asyncDispose](),
     }
   }
