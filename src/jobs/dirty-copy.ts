@@ -44,6 +44,8 @@ export class DirtyCopy {
   /** Held by whoever changes the target, in whole granules. */
   readonly lock = new RangeLock()
   readonly #inFlight = new Set<Range>()
+  /** Copies of areas that have not ended, of any run. */
+  readonly #copies = new Set<Promise<void>>()
   readonly #workers: number
   #cursor = 0
   #copied = 0
@@ -70,7 +72,10 @@ export class DirtyCopy {
     this.#copied += bytes
   }
 
-  /** Until nothing is dirty. */
+  /**
+   * Until nothing is dirty and, unless enough is done, nothing is on its way: what an earlier run that was stopped has begun may still be, and
+   * would land on top of what is written to the target later.
+   */
   async *run(job: Job, { signal, throttled, until = () => false, failed }: CopyRun): AsyncGenerator<Progress, void, void> {
     const running = new Set<Promise<void>>()
     let ended: { error: unknown } | undefined
@@ -93,10 +98,15 @@ export class DirtyCopy {
           const area = this.#next()
           if (area) {
             this.#take(area)
-            const copied = attempt(area).finally(() => running.delete(copied))
+            const copied = attempt(area).finally(() => {
+              running.delete(copied)
+              this.#copies.delete(copied)
+            })
             running.add(copied)
+            this.#copies.add(copied)
           }
         } else if (running.size > 0) await Promise.race(running)
+        else if (this.#copies.size > 0 && !until()) await Promise.race(this.#copies)
         else return
         yield this.progress
       }

@@ -6,15 +6,19 @@ import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { IoError, NoSpace } from '../../src/base/errors.ts'
 import { Turns } from '../../src/base/turns.ts'
+import { DirtyBitmap } from '../../src/bitmaps/dirty-bitmap.ts'
+import { anyRequest } from '../../src/block/aligned-io.ts'
 import type { BlockIo } from '../../src/block/driver.ts'
 import type { Edge } from '../../src/block/edge.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
+import { DirtyCopy } from '../../src/jobs/dirty-copy.ts'
 import { JobGroup } from '../../src/jobs/job-group.ts'
 import type { Job } from '../../src/jobs/job.ts'
 import { Jobs } from '../../src/jobs/jobs.ts'
 import { MirrorAction } from '../../src/jobs/mirror.ts'
 import type { MirrorOptions } from '../../src/jobs/mirror-options.ts'
 import { transact } from '../../src/transactions/transact.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { testGraph } from '../helpers/test-graph.ts'
 
@@ -369,6 +373,44 @@ inRoom(
     t.same(names(), ['disk', 'target'])
   },
 )
+
+const rethrow = async ({ error }: { error: unknown }) => {
+  throw error
+}
+
+t.test('nothing counts as copied while an earlier attempt that was given up still writes it to a slow target', async t => {
+  const [source, target] = [new MemoryNode(randomBytes(SIZE, 1)), new MemoryNode(Buffer.alloc(SIZE))]
+  const bitmap = new DirtyBitmap({ size: SIZE, granularity: GRANULE })
+  bitmap.mark(0, GRANULE)
+  const copy = new DirtyCopy({
+    source: anyRequest(source),
+    target: anyRequest(target),
+    bitmap,
+    bufSize: 0,
+    unchanged: false,
+  })
+  // Neither is throttled, so no job is asked.
+  const run = async (signal: AbortSignal) => {
+    for await (const _progress of copy.run(undefined as never, { signal, throttled: false, failed: rethrow }));
+  }
+  const told: string[] = []
+  const slow = Promise.withResolvers<void>()
+  target.pause = async kind => {
+    if (kind !== 'write') return
+    await slow.promise
+    told.push('written')
+  }
+  const givenUp = new AbortController()
+  const first = run(givenUp.signal)
+  while (target.requests.length === 0) await turn()
+  givenUp.abort()
+  const second = run(new AbortController().signal).then(() => told.push('copied'))
+  for (let count = 0; count < 20; count++) await turn()
+  slow.resolve()
+  await second
+  await t.rejects(first, { name: 'AbortError' })
+  t.same(told, ['written', 'written', 'copied'], 'both halves first')
+})
 
 inRoom('grouped mirrors of two disks pivot together or not at all', async (t, room) => {
   const { start, graph, guest, memory, disk } = room
