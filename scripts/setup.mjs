@@ -49,6 +49,7 @@ const packages = {
   restic: { has: 'restic', without: 'backups are not measured against it' },
   borgbackup: { has: 'borg', without: 'backups are not measured against it' },
   'man-db': { has: 'man', without: 'nobody looks at the man page' },
+  zsh: { has: 'zsh', without: 'zsh does not judge its completion' },
 }
 const needs = {
   demo: ['qemu-utils', 'libnbd-bin', 'e2fsprogs'],
@@ -64,6 +65,7 @@ const needs = {
     'openssl',
     'e2fsprogs',
     'man-db',
+    'zsh',
     'systemd',
     'prometheus',
     'radosgw',

@@ -2,27 +2,19 @@
 
 import { commonOptions, optionsOf, type Noun, type Verb } from '../define.ts'
 import { allVerbs } from './all-verbs.ts'
-
-/** What a value is, by the name that arguments and options give it; what is not here is not completed. */
-const kinds: Record<string, string> = {
-  machine: 'machine',
-  disk: 'disk',
-  session: 'session',
-  checkpoint: 'checkpoint',
-  file: 'file',
-  path: 'file',
-  other: 'file',
-  target: 'file',
-  command: 'qmp',
-  shell: 'bash',
-}
-
-/** An argument called `name` is that of a checkpoint which is there, but where one is made. */
-const kindOfArgument = (path: string, name: string) =>
-  name === 'name' && path !== 'checkpoint create' ? 'checkpoint' : (kinds[name] ?? '')
+import { asking, kindOfArgument, kindOfOption, shells } from './value-kinds.ts'
 
 const cases = (lines: readonly (readonly [pattern: string, value: string])[]) =>
   lines.map(([pattern, value]) => `    '${pattern}') echo '${value}' ;;`).join('\n')
+
+const argumentKind = (path: string, flags: string) => {
+  const kind = kindOfArgument(path, flags)
+  return kind === 'words' ? `words ${shells.join(' ')}` : (kind ?? '')
+}
+
+/** How the names of a kind are asked of the daemon; those of checkpoints are a machine's. */
+const question = ([kind, [command, awk]]: [string, readonly [string, string]]) =>
+  `    ${kind}) value=$("\${ask[@]}" ${command}${kind === 'checkpoint' ? ' $machine' : ''} 2>/dev/null | ${awk}) ;;`
 
 export function bashCompletion(commands: readonly (Noun | Verb)[]): string {
   const verbs = allVerbs(commands)
@@ -35,22 +27,20 @@ export function bashCompletion(commands: readonly (Noun | Verb)[]): string {
     ...verbs.map(({ path, verb }): [string, string[]] => [path, [...optionsOf(verb).map(({ long }) => long!), '--help']]),
   ]
   const positions = verbs.flatMap(({ path, verb }) =>
-    Object.keys(verb.arguments ?? {}).map((flags, index): [string, string] => [
-      `${path}:${index}`,
-      kindOfArgument(path, flags.slice(1, -1)),
-    ]),
+    Object.keys(verb.arguments ?? {}).map((flags, index): [string, string] => [`${path}:${index}`, argumentKind(path, flags)]),
   )
   const values = verbs.flatMap(({ path, verb }) =>
     optionsOf(verb)
       .filter(({ required }) => required)
-      .map(({ long, flags, argChoices }): [string, string] => [
-        `${path} ${long}`,
-        argChoices ? `words ${argChoices.join(' ')}` : (kinds[/<(.*)>/.exec(flags)?.[1] ?? ''] ?? ''),
+      .map((option): [string, string] => [
+        `${path} ${option.long}`,
+        option.argChoices ? `words ${option.argChoices.join(' ')}` : (kindOfOption(option) ?? ''),
       ]),
   )
   return script
     .replace('@WORDS@', cases(words.map(([path, all]) => [path, all.join(' ')])))
     .replace('@POSITIONS@', cases(positions.filter(([, kind]) => kind)))
+    .replace('@QUESTIONS@', () => Object.entries(asking).map(question).join('\n'))
     .replace('@VALUES@', cases([['--socket', 'file'], ...values.map(([option, kind]) => [option, kind || 'none'] as const)]))
 }
 
@@ -100,12 +90,7 @@ _stillpoint() {
     kind=$(_stillpoint_position "$path:$position")
   fi
   case $kind in
-    machine) value=$("\${ask[@]}" disk list 2>/dev/null | awk -F/ 'NR > 1 { print $1 }' | sort -u) ;;
-    disk) value=$("\${ask[@]}" disk list 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
-    session) value=$("\${ask[@]}" backup list 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
-    checkpoint) value=$("\${ask[@]}" checkpoint list $machine 2>/dev/null | awk 'NR > 1 { print $2 }') ;;
-    qmp) value=$("\${ask[@]}" qmp query-commands 2>/dev/null | awk -F'"' '{ print $4 }') ;;
-    bash) value=bash ;;
+@QUESTIONS@
     words*) value=\${kind#words } ;;
     file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     none) return ;;
