@@ -26,6 +26,7 @@ interface Definition<Schema extends z.ZodType> extends ActionKind<z.output<Schem
   readonly name: string
   readonly summary: string
   readonly arguments: Schema
+  readonly features?: readonly string[]
   /** False where it matters to nobody whether a write is under way, as long as nothing else must happen at the same instant. */
   readonly drainsAlone: boolean
 }
@@ -34,6 +35,7 @@ export function actionCommand<Schema extends z.ZodType>({
   name,
   summary,
   arguments: schema,
+  features,
   drainsAlone,
   disks,
   action,
@@ -42,6 +44,7 @@ export function actionCommand<Schema extends z.ZodType>({
     name,
     summary,
     arguments: schema,
+    ...(features && { features }),
     async run(args, context, { transaction }) {
       if (transaction?.isOpen)
         return transaction.add({ type: name, disks: disks(args), make: group => action(args, context, group) })

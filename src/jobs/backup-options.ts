@@ -4,6 +4,7 @@
 import { InvalidParameter, NotFound, NotSupported } from '../base/errors.ts'
 import { checkAllows } from '../bitmaps/check-allows.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import { withoutFilters } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
 
@@ -25,9 +26,23 @@ export interface BackupOptions {
   readonly autoFinalize?: boolean | undefined
   readonly autoDismiss?: boolean | undefined
   readonly filterNodeName?: string | undefined
+  /** What has been copied is discarded in the source as well. */
+  readonly discardSource?: boolean | undefined
   /** How many pieces are copied at a time. */
   readonly workers?: number | undefined
+  /** Bytes of a piece, at most; 0: no limit. */
+  readonly maxChunk?: number | undefined
+  /** Bytes that are kept at once when a guest overwrites some of them, at least; 0: as the target's clusters. */
+  readonly minClusterSize?: number | undefined
 }
+
+/** QEMU's BACKUP_CLUSTER_SIZE_DEFAULT; and what copy-before-write can have in memory. */
+const LEAST_CLUSTER = 64 << 10
+const MOST_CLUSTER = 2 ** 31
+
+/** So much is copied at once where an image is written as a whole. */
+export const clusterSizeFor = ({ target, minClusterSize = 0 }: BackupOptions) =>
+  Math.max(LEAST_CLUSTER, target.clusterSize ?? 0, minClusterSize)
 
 /** The bitmap and how it is used, or nothing where there is none. `incremental` is `bitmap` with on-success. */
 export interface BitmapUse {
@@ -40,14 +55,21 @@ export function checkBackup(options: BackupOptions, by: object): BitmapUse | und
   const { source, target } = options
   const use = bitmapOf(options, by)
   if (source === target) throw new InvalidParameter('Source and target cannot be the same')
-  if (options.compress) throw new NotSupported('Compression is not supported for this drive')
+  if (options.compress && withoutFilters(target).driver.name !== 'qcow2')
+    throw new NotSupported('Compression is not supported for this drive')
   source.checkNoJob()
   target.checkNoJob()
-  const { workers, speed = 0 } = options
+  const { workers, maxChunk = 0, minClusterSize = 0, speed = 0 } = options
   if (workers !== undefined && !(workers >= 1 && workers <= 2 ** 31 - 1))
     throw new InvalidParameter('max-workers must be between 1 and 2147483647')
+  if (maxChunk < 0) throw new InvalidParameter('max-chunk must be zero (which means no limit) or positive')
   if (source.size !== target.size) throw new InvalidParameter('Source and target image have different sizes')
   if (target.readOnly) throw new InvalidParameter(`Block node '${target.name}' is read-only`)
+  if (minClusterSize > 0 && !(minClusterSize < MOST_CLUSTER && Number.isInteger(Math.log2(minClusterSize))))
+    throw new InvalidParameter(`min-cluster-size needs to be a power of 2, below ${MOST_CLUSTER}`)
+  const clusterSize = clusterSizeFor(options)
+  if (maxChunk > 0 && maxChunk < clusterSize)
+    throw new InvalidParameter(`Required max-chunk (${maxChunk}) is less than backup cluster size (${clusterSize})`)
   if (speed < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
   return use
 }

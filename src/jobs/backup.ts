@@ -9,7 +9,7 @@
 
 import { once } from 'node:events'
 import type { Emit } from '../base/events.ts'
-import type { Range } from '../base/ranges.ts'
+import { alignDown, type Range } from '../base/ranges.ts'
 import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { Action } from '../block/action.ts'
 import type { Edge } from '../block/edge.ts'
@@ -17,8 +17,8 @@ import type { Graph } from '../block/graph.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import type { Scratch } from '../block/scratch.ts'
 import { Freeze } from '../transactions/freeze.ts'
-import { checkBackup, type BackupOptions, type BitmapUse } from './backup-options.ts'
-import { copyRanges } from './copy-ranges.ts'
+import { checkBackup, clusterSizeFor, type BackupOptions, type BitmapUse } from './backup-options.ts'
+import { copyRanges, inWholeClusters, PIECE_BYTES } from './copy-ranges.ts'
 import { extentsToCopy } from './extents-to-copy.ts'
 import type { Job, JobWork, Progress } from './job.ts'
 import type { JobGroup } from './job-group.ts'
@@ -73,6 +73,8 @@ class Backup implements JobWork {
   readonly #held: Disposable[] = []
   #source: Edge | undefined
   #target: Edge | undefined
+  /** Where what has been copied is discarded in the source, too. */
+  #discards: Edge | undefined
   /** What is still to be copied, where a bitmap says what that is or wants to know. */
   #remaining: DirtyBitmap | undefined
   #frozen = false
@@ -82,15 +84,27 @@ class Backup implements JobWork {
     private readonly options: BackupOptions,
     private readonly use: BitmapUse | undefined,
   ) {
-    const { source, target, sync, filterNodeName } = options
-    this.#freeze = new Freeze(context.graph, source, context.scratch, { filterNodeName, ...(sync === 'none' && { target }) })
+    const { source, target, sync, filterNodeName, minClusterSize } = options
+    this.#freeze = new Freeze(context.graph, source, context.scratch, {
+      filterNodeName,
+      minClusterSize,
+      ...(sync === 'none' && { target }),
+    })
   }
 
   async prepareInstant() {
     const { graph } = this.context
-    const { source, target, sync } = this.options
+    const { source, target, sync, discardSource } = this.options
     await this.#freeze.prepare()
     try {
+      // It follows to the filter, which has nothing to keep of what the view has discarded before.
+      if (discardSource)
+        this.#discards = graph.attach(source, {
+          description: describe(this.options),
+          childName: 'source',
+          perm: Permission.write,
+          shared: ALL,
+        })
       if (sync !== 'none')
         this.#target = graph.attach(target, {
           description: describe(this.options),
@@ -129,13 +143,20 @@ class Backup implements JobWork {
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const { sync, source, onSourceError = 'report', onTargetError = 'report', workers = 16 } = this.options
     if (sync === 'none') return yield* this.#untilStopped(signal)
+    const { compress = false, maxChunk = 0 } = this.options
     const total = isBitmapSync(sync) ? this.#remaining!.count : source.size
+    const cluster = clusterSizeFor(this.options)
     yield* copyRanges(job, {
       source: this.#source!,
       target: this.#target!,
-      ranges: this.#plan(),
+      ranges: compress ? inWholeClusters(this.#plan(), cluster, source.size) : this.#plan(),
       total,
       workers,
+      compress,
+      pieceBytes: Math.max(
+        maxChunk > 0 ? Math.min(alignDown(maxChunk, cluster), PIECE_BYTES) : PIECE_BYTES,
+        compress ? cluster : 0,
+      ),
       onSourceError,
       onTargetError,
       emit: this.context.emit,
@@ -143,6 +164,7 @@ class Backup implements JobWork {
       done: async range => {
         this.#remaining?.reset(range.offset, range.length)
         await this.#source!.discard(range)
+        await this.#discards?.discard(range)
       },
     })
     await this.#target!.flush()
@@ -159,8 +181,8 @@ class Backup implements JobWork {
   async clean() {
     const { graph } = this.context
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    for (const edge of [this.#source, this.#target]) if (edge) await graph.detach(edge)
-    this.#source = this.#target = undefined
+    for (const edge of [this.#source, this.#target, this.#discards]) if (edge) await graph.detach(edge)
+    this.#source = this.#target = this.#discards = undefined
     await this.#freeze[Symbol.asyncDispose]()
   }
 

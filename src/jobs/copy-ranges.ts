@@ -1,13 +1,13 @@
 // Copies ranges from one node to another for a job: several pieces at a time, holes as holes, within the job's speed, with its error policies.
 
 import type { Emit } from '../base/events.ts'
-import { pieces, type Range } from '../base/ranges.ts'
+import { alignDown, alignUp, pieces, type Range } from '../base/ranges.ts'
 import { isZero } from '../base/zeroes.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { endure, type ErrorPolicy } from './error-policy.ts'
 import type { Job, Progress } from './job.ts'
 
-const PIECE_BYTES = 1 << 20
+export const PIECE_BYTES = 1 << 20
 
 export interface Copying {
   readonly source: BlockIo
@@ -15,8 +15,12 @@ export interface Copying {
   readonly ranges: AsyncIterable<Range & { readonly zero?: boolean }>
   /** Bytes, as the job shows them. */
   readonly total: number
-  /** Pieces of at most 1 MiB at a time; so many MiB are held at most. */
+  /** So many pieces at a time, and as much is held at most. */
   readonly workers: number
+  /** Bytes; by default 1 MiB. */
+  readonly pieceBytes?: number
+  /** What is written takes less space: whole clusters of the target. */
+  readonly compress?: boolean
   readonly onSourceError: ErrorPolicy
   readonly onTargetError: ErrorPolicy
   readonly emit: Emit
@@ -53,7 +57,7 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
     const copied = attempt(piece).finally(() => running.delete(copied))
     running.add(copied)
   }
-  const next = planned(copying.ranges)
+  const next = planned(copying)
   try {
     for (let ended = false; !ended || running.size > 0 || again.length > 0;) {
       if (bug) throw bug.error
@@ -79,11 +83,33 @@ export async function* copyRanges(job: Job, copying: Copying): AsyncGenerator<Pr
   }
 }
 
-async function* planned(ranges: Copying['ranges']): AsyncGenerator<Piece, undefined> {
+/** The same ranges, and what is between them and the borders of clusters; only whole clusters are `zero`. */
+export async function* inWholeClusters(
+  ranges: Copying['ranges'],
+  cluster: number,
+  size: number,
+): AsyncGenerator<Range & { zero?: boolean }> {
+  let done = 0
+  for await (const { offset, length, zero = false } of ranges) {
+    const end = Math.min(alignUp(offset + length, cluster), size)
+    const from = Math.max(alignDown(offset, cluster), done)
+    // Of the zeroes, those in clusters of which nothing else is known.
+    const zeroFrom = zero ? Math.max(alignUp(offset, cluster), from) : end
+    const zeroEnd = offset + length === size ? size : alignDown(offset + length, cluster)
+    const parts = zeroFrom < zeroEnd ? [from, zeroFrom, zeroEnd, end] : [from, end]
+    for (const [index, start] of parts.slice(0, -1).entries()) {
+      const stop = parts[index + 1]!
+      if (stop > start) yield { offset: start, length: stop - start, zero: start === zeroFrom && stop === zeroEnd }
+    }
+    done = Math.max(done, end)
+  }
+}
+
+async function* planned({ ranges, pieceBytes = PIECE_BYTES }: Copying): AsyncGenerator<Piece, undefined> {
   for await (const range of ranges) {
     const zero = range.zero === true
     if (zero) yield { offset: range.offset, length: range.length, zero }
-    else for (const piece of pieces(range, PIECE_BYTES)) yield { ...piece, zero }
+    else for (const piece of pieces(range, pieceBytes)) yield { ...piece, zero }
   }
 }
 
@@ -99,7 +125,7 @@ class DiskFailed extends Error {
 
 /** @throws DiskFailed when it is to be tried again, or the job is to fail */
 async function copyPiece(copying: Copying, { offset, length, zero }: Piece): Promise<void> {
-  const { source, target } = copying
+  const { source, target, compress = false } = copying
   let data: Buffer | undefined
   if (!zero) {
     data = Buffer.allocUnsafe(length)
@@ -110,7 +136,7 @@ async function copyPiece(copying: Copying, { offset, length, zero }: Piece): Pro
     }
   }
   try {
-    if (data && !isZero(data)) await target.write(offset, data)
+    if (data && !isZero(data)) await target.write(offset, data, compress ? { compressed: true } : undefined)
     else await target.zero({ offset, length }, { unmap: true })
   } catch (error) {
     throw new DiskFailed('write', error)

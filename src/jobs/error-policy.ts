@@ -5,7 +5,8 @@ import { messageOf, nbdErrorOf } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Job } from './job.ts'
 
-export type ErrorPolicy = 'report' | 'ignore' | 'enospc' | 'stop'
+/** `auto` is what a device is told to do, and `enospc` where there is none. */
+export type ErrorPolicy = 'report' | 'ignore' | 'enospc' | 'stop' | 'auto'
 
 /** An error that is to be ignored is tried again after this time, and not at once and for ever. */
 const RETRY_MS = 100
@@ -24,7 +25,7 @@ export async function endure(
 /** The same for who does not wait. */
 export function tell(job: Job, emit: Emit, operation: 'read' | 'write', policy: ErrorPolicy, error: unknown): 'ignore' | 'stop' {
   const noSpace = nbdErrorOf(error) === 'ENOSPC'
-  const action = policy === 'enospc' ? (noSpace ? 'stop' : 'report') : policy
+  const action = policy === 'enospc' || policy === 'auto' ? (noSpace ? 'stop' : 'report') : policy
   emit('BLOCK_JOB_ERROR', { device: job.id, operation, action, reason: messageOf(error) })
   if (action === 'report') throw error
   if (action === 'stop') job.stopOnError(noSpace)

@@ -16,7 +16,9 @@ export interface FreezeOptions {
   /** Where what guests overwrite is kept; by default scratch space of its own. */
   readonly target?: GraphNode
   /** For the copy-before-write node; by default it has none of its own. */
-  readonly filterNodeName?: string
+  readonly filterNodeName?: string | undefined
+  /** Bytes that are kept at once, at least; 0: as fine as can be. */
+  readonly minClusterSize?: number | undefined
 }
 
 export class Freeze implements Action, AsyncDisposable {
@@ -49,7 +51,7 @@ export class Freeze implements Action, AsyncDisposable {
   }
 
   async prepare() {
-    const { target, bitmap, filterNodeName } = this.options
+    const { target, bitmap, filterNodeName, minClusterSize = 0 } = this.options
     try {
       if (!target) this.#target = await this.scratch.openNode(this.disk.size)
       this.#filter = await this.graph.open({
@@ -59,6 +61,7 @@ export class Freeze implements Action, AsyncDisposable {
         'on-cbw-error': 'break-snapshot',
         'cbw-timeout': this.scratch.timeoutSeconds,
         discard: 'unmap',
+        ...(minClusterSize > 0 && { 'min-cluster-size': minClusterSize }),
         ...(bitmap && { bitmap }),
         ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
       })

@@ -9,6 +9,7 @@ import { isActive, startActiveCommit, startCommit, type CommitOptions } from '..
 import { checkSpeed } from '../../jobs/mirror-options.ts'
 import type { CommandContext } from '../context.ts'
 import { chainContext, chainJobOptions, exclusive, findBackingImage, inChain } from '../chain-arguments.ts'
+import { onError } from '../backup-arguments.ts'
 import { command } from '../command.ts'
 import { filenameOf } from '../node-filename.ts'
 import { int64 } from '../qapi-type.ts'
@@ -25,7 +26,7 @@ const args = z.strictObject({
   top: z.string().optional().describe('The same by its file'),
   'backing-file': z.string().optional().describe('As the image above is to know the one behind it'),
   speed: int64.optional().describe('Bytes a second; 0: no limit'),
-  'on-error': z.enum(['report', 'ignore', 'enospc', 'stop']).optional(),
+  'on-error': onError,
   'filter-node-name': z.string().optional(),
   'auto-finalize': z.boolean().optional(),
   'auto-dismiss': z.boolean().optional(),

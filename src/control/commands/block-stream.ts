@@ -7,6 +7,7 @@ import type { GraphNode } from '../../block/graph-node.ts'
 import { checkSpeed } from '../../jobs/mirror-options.ts'
 import { startStream } from '../../jobs/stream.ts'
 import { chainContext, chainJobOptions, exclusive, findBackingImage, inChain } from '../chain-arguments.ts'
+import { onError } from '../backup-arguments.ts'
 import { command } from '../command.ts'
 import type { CommandContext } from '../context.ts'
 import { int64 } from '../qapi-type.ts'
@@ -19,7 +20,7 @@ const args = z.strictObject({
   'backing-file': z.string().optional().describe('As the image is to know the one behind it'),
   bottom: z.string().optional().describe('The last node whose data is copied'),
   speed: int64.optional().describe('Bytes a second; 0: no limit'),
-  'on-error': z.enum(['report', 'ignore', 'enospc', 'stop']).optional(),
+  'on-error': onError,
   'filter-node-name': z.string().optional(),
   'auto-finalize': z.boolean().optional(),
   'auto-dismiss': z.boolean().optional(),

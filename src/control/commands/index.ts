@@ -45,6 +45,8 @@ import { diskCopy } from './disk-copy.ts'
 import { diskPivot } from './disk-pivot.ts'
 import { diskPull } from './disk-pull.ts'
 import { diskSnapshot } from './disk-snapshot.ts'
+import { driveBackup } from './drive-backup.ts'
+import { driveMirror } from './drive-mirror.ts'
 import { jobCancel } from './job-cancel.ts'
 import { jobComplete } from './job-complete.ts'
 import { jobDismiss } from './job-dismiss.ts'
@@ -133,6 +135,8 @@ export const commands: readonly AnyCommand[] = [
   diskPivot,
   diskPull,
   diskSnapshot,
+  driveBackup,
+  driveMirror,
   jobCancel,
   jobComplete,
   jobDismiss,

@@ -20,6 +20,7 @@ import { blockdevSnapshotInternalSync } from './blockdev-snapshot-internal-sync.
 import { blockdevSnapshot } from './blockdev-snapshot.ts'
 import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
 import { blockdevMirror } from './blockdev-mirror.ts'
+import { driveBackup } from './drive-backup.ts'
 
 const kinds: readonly AnyActionCommand[] = [
   blockDirtyBitmapAdd,
@@ -35,6 +36,7 @@ const kinds: readonly AnyActionCommand[] = [
   blockdevSnapshotInternalSync,
   blockdevSnapshotSync,
   blockdevMirror,
+  driveBackup,
 ]
 const byName: ReadonlyMap<string, AnyActionCommand> = new Map(kinds.map(kind => [kind.name, kind]))
 

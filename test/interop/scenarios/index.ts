@@ -6,6 +6,7 @@ import { bitmaps } from './bitmaps.ts'
 import { chains } from './chains.ts'
 import { commits, streams } from './chain-jobs.ts'
 import { creations } from './create.ts'
+import { drives } from './drives.ts'
 import { exports } from './exports.ts'
 import { fleecing } from './fleecing.ts'
 import { managers } from './managers.ts'
@@ -28,7 +29,7 @@ export const scenarios: Readonly<Record<string, readonly Scenario[]>> = {
 }
 
 /** Those of jobs that move disks: a test file of their own. */
-export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { creations, mirrors }
+export const jobScenarios: Readonly<Record<string, readonly Scenario[]>> = { creations, mirrors, drives }
 
 /** Snapshots and what changes open nodes: a test file of their own as well. */
 export const snapshotScenarios: Readonly<Record<string, readonly Scenario[]>> = { snapshots }
