@@ -11,8 +11,11 @@ import {
   constants,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
+  rmSync,
   statSync,
   utimesSync,
   writeFileSync,
@@ -40,6 +43,9 @@ const packages = {
   fio: { has: 'fio', without: 'there is no load by fio' },
   openssl: { has: 'openssl', without: 'there are no certificates to try TLS with' },
   'nbd-client': { has: 'nbd-client', without: 'the kernel’s client judges nothing' },
+  'nbd-server': { has: 'nbd-server', without: 'the oldest NBD server is no client’s peer' },
+  'qemu-system-x86': { has: 'qemu-system-x86_64', without: 'no guest’s kernel uses the NBD server' },
+  'busybox-static': { has: 'busybox', without: 'no guest’s kernel uses the NBD server' },
   radosgw: { has: 'radosgw', without: 'no real S3 store judges the target on S3' },
   'ceph-mon': { has: 'ceph-mon', without: 'radosgw does not run' },
   'ceph-osd': { has: 'ceph-osd', without: 'radosgw does not run' },
@@ -62,6 +68,9 @@ const needs = {
     'python3-libnbd',
     'fio',
     'nbd-client',
+    'nbd-server',
+    'qemu-system-x86',
+    'busybox-static',
     'openssl',
     'e2fsprogs',
     'man-db',
@@ -216,6 +225,28 @@ function installDebianPackages(purpose) {
   say(why)
 }
 
+/**
+ * A kernel with its modules for a guest in QEMU, unpacked from Debian's package: this machine goes on with its own. test/helpers/guest.ts
+ * looks for it here.
+ */
+function fetchGuestKernel() {
+  const cache = join(root, 'node_modules/.cache')
+  if (process.arch !== 'x64' || existsSync(join(cache, 'guest-kernel')) || !isThere({ has: 'apt-get' })) return
+  say('downloads a kernel for guests')
+  mkdirSync(cache, { recursive: true })
+  const folder = mkdtempSync(join(cache, 'unpacked-'))
+  try {
+    const script = `
+      name=$(apt-cache depends --important linux-image-cloud-amd64 | grep -o 'linux-image-[0-9].*' | head -n 1)
+      apt-get -q download "\${name:?is not in the lists of apt}" && dpkg-deb -x "$name"_*.deb . && rm "$name"_*.deb`
+    const { status, stderr, error } = spawnSync('sh', ['-c', script], { cwd: folder, encoding: 'utf8', timeout: 5 * MINUTE })
+    if (status === 0) return renameSync(folder, join(cache, 'guest-kernel'))
+    say(`missing: linux-image-cloud-amd64: no guest’s kernel uses the NBD server\n       ${(error?.message ?? stderr).trim()}`)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------------------------------------
 
 const [option, purpose] = process.argv.slice(2)
@@ -224,3 +255,4 @@ if (option !== undefined && (option !== '--for' || !(purpose in needs)))
 installPackages()
 build()
 if (purpose) installDebianPackages(purpose)
+if (purpose === 'test') fetchGuestKernel()

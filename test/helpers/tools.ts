@@ -15,7 +15,8 @@ const isExecutable = (path: string) => {
   }
 }
 
-const find = (tool: string) => folders.map(folder => join(folder, tool)).find(isExecutable)
+/** The path of a program, where it is there. */
+export const find = (tool: string) => folders.map(folder => join(folder, tool)).find(isExecutable)
 
 /** For `{ skip }`: false where all are there, else why not. A name with a slash is a file that must exist. */
 export function missing(...tools: string[]): string | false {
