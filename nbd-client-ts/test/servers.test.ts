@@ -1,11 +1,12 @@
 // The client against nbdkit and qemu-nbd: what other people's servers say is what it shows.
 
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { randomFillSync } from 'node:crypto'
 import t from 'tap'
-import { NbdClient, NbdOptionError, NbdReplyError, NbdUsageError } from '../src/index.ts'
-import { folder, missing, nbdkit, qemuNbd, run } from './helpers/servers.ts'
+import { NbdClient, NbdNegotiation, NbdOptionError, NbdReplyError, NbdUsageError } from '../src/index.ts'
+import { makePki } from './helpers/pki.ts'
+import { folder, missing, nbdkit, nbdServer, qemuNbd, run } from './helpers/servers.ts'
 
 const noNbdkit = missing('nbdkit')
 const noQemu = missing('qemu-nbd', 'qemu-img', 'qemu-io')
@@ -243,4 +244,173 @@ t.test('zeroes are written where a server cannot make them, unless it has to be 
   await client.zero(MiB, 2 * MiB + 512)
   t.ok((await client.read(MiB, 2 * MiB + 512)).equals(Buffer.alloc(2 * MiB + 512)))
   await t.rejects(client.zero(0, 512, { fast: true }), NbdUsageError)
+})
+
+t.test('each command of nbdkit’s error filter fails as it is told, until it is told no longer', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const trigger = join(folder(stack), 'trigger')
+  writeFileSync(trigger, '')
+  const errors = { pread: 'ENOMEM', pwrite: 'ENOSPC', zero: 'EPERM', trim: 'EINVAL', extents: 'EIO' }
+  const rates = Object.entries(errors).flatMap(([command, error]) => [
+    `error-${command}=${error}`,
+    `error-${command}-rate=100%`,
+    `error-${command}-file=${trigger}`,
+  ])
+  const server = await nbdkit(stack, '--filter=error', 'memory', '4M', ...rates)
+  await using client = await NbdClient.connect(server.uri(), { contexts: [BASE] })
+  const calls: [keyof typeof errors, string, () => Promise<unknown>][] = [
+    ['pread', 'READ', () => client.read(512, 4096)],
+    ['pwrite', 'WRITE', () => client.write(512, Buffer.alloc(4096))],
+    ['zero', 'WRITE_ZEROES', () => client.zero(512, 4096)],
+    ['trim', 'TRIM', () => client.trim(512, 4096)],
+    ['extents', 'BLOCK_STATUS', () => Array.fromAsync(client.extents({ offset: 512, length: 4096 }))],
+  ]
+  for (const [command, name, call] of calls)
+    await t.rejects(
+      call() as Promise<void>,
+      { name: 'NbdReplyError', code: errors[command], command: name, offset: 512 },
+      command,
+    )
+  const together = await Promise.allSettled(calls.map(([, , call]) => call()))
+  t.ok(
+    together.every(({ status }) => status === 'rejected'),
+    'all at once',
+  )
+  rmSync(trigger)
+  for (const [, , call] of calls) await call()
+})
+
+t.test(
+  'a server that is slow for one command is not slow for others, nor waited for longer than is said',
+  { skip: noNbdkit },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const server = await nbdkit(stack, '--filter=delay', 'memory', '4M', 'delay-read=3600')
+    await using client = await NbdClient.connect(server.uri())
+    const [abort, reason] = [new AbortController(), new Error('not any more')]
+    const read = client.read(0, 512, { signal: abort.signal })
+    await client.write(0, Buffer.alloc(4096))
+    await client.flush()
+    abort.abort(reason)
+    await t.rejects(read, reason)
+    await client.zero(0, 4096)
+    await using hasty = await NbdClient.connect(server.uri(), { requestTimeout: 50 })
+    await t.rejects(hasty.read(0, 512), { name: 'NbdTimeoutError', fatal: true })
+  },
+)
+
+t.test('extents are those of nbdkit’s list, of all four kinds', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const listed = [
+    [0, 1000, 0],
+    [1000, 3096, 1],
+    [4096, MiB, 2],
+    [4096 + MiB, 5 * MiB, 3],
+    [4096 + 6 * MiB, 10 * MiB - 4096, 0],
+  ] as const
+  const list = join(folder(stack), 'extents')
+  writeFileSync(list, listed.map(([offset, length, type]) => `${offset} ${length} ${type}\n`).join(''))
+  const server = await nbdkit(stack, '--readonly', '--filter=extentlist', 'pattern', '16M', `extentlist=${list}`)
+  await using client = await NbdClient.connect(server.uri(), { contexts: [BASE] })
+  const seen = async (range?: { offset: number; length: number }) =>
+    (await Array.fromAsync(client.extents(range))).map(({ offset, length, status }) => [offset, length, status[BASE]])
+  t.same(await seen(), listed)
+  t.same(await seen({ offset: 999, length: 2 }), [
+    [999, 1, 0],
+    [1000, 1, 1],
+  ])
+})
+
+t.test(
+  'nbdkit’s tls-fallback filter has one export for the clear, and another behind TLS',
+  { skip: noNbdkit || missing('openssl') },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const pki = makePki(stack)
+    const readme = 'tlsreadme=use TLS'
+    const server = await nbdkit(stack, '--tls=on', `--tls-certificates=${pki}`, '--filter=tls-fallback', 'pattern', '1M', readme)
+    await using plain = await NbdClient.connect(server.uri())
+    t.match((await plain.read(0, plain.size)).toString('latin1'), /^use TLS/)
+    const tls = { ca: readFileSync(join(pki, 'ca-cert.pem')), serverName: 'server.test' }
+    await using secure = await NbdClient.connect(server.uri().replace('nbd+', 'nbds+'), { tls })
+    t.equal(secure.size, MiB)
+    t.ok((await secure.read(777, 4096)).equals(pattern(777, 4096)))
+  },
+)
+
+t.test('Debian’s nbd-server: what it exports, and what becomes of it', { skip: missing('nbd-server') }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const dir = folder(stack)
+  const [image, fixed] = [join(dir, 'image'), join(dir, 'fixed')]
+  const model = random(3 * MiB)
+  for (const file of [image, fixed]) writeFileSync(file, model)
+  const before = Buffer.from(model)
+  const server = await nbdServer(
+    stack,
+    ...['[disk]', `exportname = ${image}`, 'flush = true', 'fua = true', 'trim = true'],
+    ...['[fixed]', `exportname = ${fixed}`, 'readonly = true'],
+    ...['[overlay]', `exportname = ${fixed}`, 'copyonwrite = true', `cowdir = ${dir}`],
+  )
+  {
+    await using negotiation = await NbdNegotiation.open(server.uri(''))
+    t.same(
+      (await negotiation.list()).map(({ name }) => name),
+      ['disk', 'fixed', 'overlay'],
+    )
+  }
+  {
+    await using client = await NbdClient.connect(server.uri('disk'), { connections: 3, contexts: [BASE] })
+    t.match(
+      { size: client.size, replies: client.replies, contexts: client.contexts },
+      { size: 3 * MiB, replies: 'simple', contexts: [] },
+    )
+    await t.rejects(Array.fromAsync(client.extents()), { name: 'NbdUsageError', code: 'ENOTSUP' })
+    await t.rejects(client.write(1, Buffer.alloc(512)), { name: 'NbdUsageError', message: /for all we know/ })
+    t.ok((await client.read(0, client.size)).equals(model))
+    const writes = Array.from({ length: 40 }, (_, index) => ({ offset: index * 137 * 512, data: random((1 + index * 3) * 512) }))
+    await Promise.all(writes.map(({ offset, data }) => client.write(offset, data, { fua: offset % 1024 === 0 })))
+    for (const { offset, data } of writes) model.set(data, offset)
+    await client.zero(2 * MiB + 512, 70_144)
+    model.fill(0, 2 * MiB + 512, 2 * MiB + 70_656)
+    await client.trim(MiB, 64 << 10)
+    model.set(await client.read(MiB, 64 << 10), MiB)
+    await client.flush()
+    t.ok((await client.read(0, client.size)).equals(model))
+  }
+  t.ok(readFileSync(image).equals(model))
+  {
+    await using client = await NbdClient.connect(server.uri('fixed'))
+    t.ok(client.readOnly)
+    await t.rejects(client.write(0, Buffer.alloc(512)), { name: 'NbdUsageError', code: 'EPERM' })
+  }
+  {
+    await using client = await NbdClient.connect(server.uri('overlay'))
+    await client.write(8192, Buffer.alloc(4096, 1))
+    t.ok((await client.read(8192, 4096)).equals(Buffer.alloc(4096, 1)))
+  }
+  t.ok(readFileSync(fixed).equals(before), 'what was read-only, or below')
+})
+
+t.test('Debian’s nbd-server with TLS only', { skip: missing('nbd-server', 'openssl') }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const pki = makePki(stack)
+  const at = (name: string) => join(pki, `${name}.pem`)
+  const image = join(folder(stack), 'image')
+  const content = random(MiB)
+  writeFileSync(image, content)
+  const server = await nbdServer(
+    stack,
+    ...['force_tls = true', `certfile = ${at('server-cert')}`, `keyfile = ${at('server-key')}`, `cacertfile = ${at('ca-cert')}`],
+    ...['[disk]', `exportname = ${image}`],
+  )
+  const [ca, cert, key] = ['ca-cert', 'client-cert', 'client-key'].map(name => readFileSync(at(name))) as [Buffer, Buffer, Buffer]
+  await t.rejects(NbdClient.connect(server.uri('disk')), { name: 'NbdOptionError', code: 'ERR_TLS_REQD' })
+  const tls = { ca, cert, key, serverName: 'server.test' }
+  await using client = await NbdClient.connect(server.uri('disk').replace('nbd+', 'nbds+'), {
+    tls,
+    assumeBlockSizes: { minimum: 1 },
+  })
+  t.ok((await client.read(0, MiB)).equals(content))
+  await client.write(4000, Buffer.alloc(100_000, 'x'))
+  t.ok((await client.read(4000, 100_000)).equals(Buffer.alloc(100_000, 'x')))
 })

@@ -49,7 +49,7 @@ export async function runGuest({ script, modules, programs = [], files = {} }: G
       '-kernel', join(boot, image), '-initrd', initrd, '-append', 'console=ttyS0 loglevel=0 panic=-1',
       '-serial', 'stdio', '-netdev', 'user,id=net', '-device', 'virtio-net-pci,netdev=net,romfile=',
     ]
-    return await run('qemu-system-x86_64', machine, { timeoutMs: 110_000 })
+    return await run('qemu-system-x86_64', machine, { timeoutMs: 95_000 })
   } finally {
     await rm(folder, { recursive: true })
   }

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -79,6 +79,25 @@ export function nbdkit(stack: AsyncDisposableStack, ...args: string[]) {
 export function qemuNbd(stack: AsyncDisposableStack, ...args: string[]) {
   const socket = join(folder(stack), `qemu-${++count}.sock`)
   return start(stack, 'qemu-nbd', ['--persistent', '--shared=0', `--socket=${socket}`, ...args], socket)
+}
+
+/**
+ * Debian's nbd-server with these sections of its configuration. It cannot choose a free port, so it is started for each client that
+ * connects to a socket of ours, as by inetd.
+ */
+export async function nbdServer(stack: AsyncDisposableStack, ...lines: string[]) {
+  const dir = folder(stack)
+  const [socket, config] = [join(dir, 'nbd.sock'), join(dir, 'config')]
+  writeFileSync(config, ['[generic]', 'port = 0', 'allowlist = true', ...lines, ''].join('\n'))
+  const children: ChildProcess[] = []
+  const server = net.createServer({ pauseOnConnect: true }, client => {
+    children.push(spawn('nbd-server', ['-d', '-C', config], { stdio: [client, 'ignore', 'ignore'] }))
+    client.destroy() // it is the child's now
+  })
+  stack.defer(async () => void (await Promise.all(children.map(child => stop(child, 'SIGKILL')))))
+  await new Promise<void>(resolve => server.listen(socket, resolve))
+  stack.defer(() => void server.close())
+  return { uri: (exportName: string) => `nbd+unix:///${exportName}?socket=${socket}` }
 }
 
 /** Runs a program to its end, and returns what it printed. */
