@@ -26,7 +26,7 @@ import { DiskJobs } from './machines/disk-jobs.ts'
 import type { Disk, Machine } from './machines/machine.ts'
 import { Machines } from './machines/machines.ts'
 import { StateFolder } from './machines/state-folder.ts'
-import { accessBy } from './nbd-server/access.ts'
+import { accessBy, tlsTerms } from './nbd-server/access.ts'
 import { Exports } from './nbd-server/exports.ts'
 import { InheritedSockets } from './nbd-server/inherited-places.ts'
 import { Listeners } from './nbd-server/listeners.ts'
@@ -52,13 +52,15 @@ import type { Listener, Settings } from './settings/settings.ts'
 const NBD_MEMORY = 256 << 20
 
 /** What a listener of the configuration asks of its clients. */
-async function termsOf({ tls, allow }: Listener): Promise<Pick<NbdServerOptions, 'tls' | 'authorize'>> {
+async function termsOf({ tls, inTheClear, allow, keepAliveMs, idleMs }: Listener): Promise<Partial<NbdServerOptions>> {
   const credentials =
     tls &&
     ('psk' in tls ? TlsCredentials.pskFile(tls.psk) : TlsCredentials.x509(tls.certificates, { verifyPeer: tls.verifyPeer }))
   return {
-    ...(credentials && { tls: { mode: 'forced', credentials: await credentials } }),
+    ...(credentials && { tls: tlsTerms(await credentials, inTheClear) }),
     ...(allow && { authorize: accessBy(allow) }),
+    ...(keepAliveMs !== undefined && { keepAliveMs }),
+    ...(idleMs !== undefined && { idleMs }),
   }
 }
 

@@ -347,9 +347,18 @@ t.test('Debian’s nbd-server: what it exports, and what becomes of it', { skip:
   const before = Buffer.from(model)
   const server = await nbdServer(
     stack,
-    ...['[disk]', `exportname = ${image}`, 'flush = true', 'fua = true', 'trim = true'],
-    ...['[fixed]', `exportname = ${fixed}`, 'readonly = true'],
-    ...['[overlay]', `exportname = ${fixed}`, 'copyonwrite = true', `cowdir = ${dir}`],
+    `[disk]
+exportname = ${image}
+flush = true
+fua = true
+trim = true
+[fixed]
+exportname = ${fixed}
+readonly = true
+[overlay]
+exportname = ${fixed}
+copyonwrite = true
+cowdir = ${dir}`,
   )
   {
     await using negotiation = await NbdNegotiation.open(server.uri(''))
@@ -400,8 +409,12 @@ t.test('Debian’s nbd-server with TLS only', { skip: missing('nbd-server', 'ope
   writeFileSync(image, content)
   const server = await nbdServer(
     stack,
-    ...['force_tls = true', `certfile = ${at('server-cert')}`, `keyfile = ${at('server-key')}`, `cacertfile = ${at('ca-cert')}`],
-    ...['[disk]', `exportname = ${image}`],
+    `force_tls = true
+certfile = ${at('server-cert')}
+keyfile = ${at('server-key')}
+cacertfile = ${at('ca-cert')}
+[disk]
+exportname = ${image}`,
   )
   const [ca, cert, key] = ['ca-cert', 'client-cert', 'client-key'].map(name => readFileSync(at(name))) as [Buffer, Buffer, Buffer]
   await t.rejects(NbdClient.connect(server.uri('disk')), { name: 'NbdOptionError', code: 'ERR_TLS_REQD' })

@@ -25,6 +25,7 @@ import {
   optionReplyHeader,
 } from 'nbd-client-ts/protocol'
 import { TlsFailure, type TlsCredentials, type TlsIdentity } from '../base/tls-credentials.ts'
+import type { Access } from './access.ts'
 import type { Export } from './export.ts'
 import type { Exports } from './exports.ts'
 import type { Link, Peer } from './link.ts'
@@ -48,15 +49,17 @@ export interface HandshakeTerms {
   readonly exports: Exports
   /** Clients may open several connections to the same export. */
   readonly multiConn: boolean
-  /** Whether a peer may see an export. Default: all may see all. */
-  readonly authorize?: ((peer: Peer, wanted: Export) => boolean | Promise<boolean>) | undefined
+  /** Whether a peer may see an export, and write to it. Default: all may use all. */
+  readonly authorize?: ((peer: Peer, wanted: Export) => Access | Promise<Access>) | undefined
   readonly closing: () => boolean
   readonly tls?: TlsTerms | undefined
 }
 
 export interface TlsTerms {
-  /** `forced`: nothing goes without TLS; `selective`: only exports that are not `tlsOnly` do (FORCEDTLS, SELECTIVETLS). */
+  /** `forced`: nothing goes without TLS; `selective`: some exports do (FORCEDTLS, SELECTIVETLS). */
   readonly mode: 'forced' | 'selective'
+  /** Which those are. Default: all that are not `tlsOnly`. */
+  readonly inTheClear?: ((one: Export) => boolean) | undefined
   readonly credentials: TlsCredentials
   /** Whether this client, having proved who it is, is served at all. Default: everybody is. */
   readonly admit?: ((identity: TlsIdentity) => boolean | Promise<boolean>) | undefined
@@ -167,7 +170,8 @@ class Handshake {
     if (this.terms.closing()) throw new ProtocolViolation('EXPORT_NAME while the server is going down')
     if (this.#mustBeSecured()) throw new ProtocolViolation('EXPORT_NAME without the TLS that this server wants')
     const name = decodeName(data)
-    const agreement = this.#agree(name, await this.#find(name))
+    const { found, access } = await this.#find(name)
+    const agreement = this.#agree(name, found, access)
     const reply = Buffer.alloc(exportNameReply.size + (this.#noZeroes ? 0 : EXPORT_NAME_ZEROES))
     exportNameReply.encode(agreement, reply)
     this.link.outbox.large(reply)
@@ -197,12 +201,14 @@ class Handshake {
   }
 
   #isHidden(one: Export) {
-    return this.terms.tls !== undefined && !this.#secure && one.tlsOnly === true
+    const { tls } = this.terms
+    if (!tls || this.#secure) return false
+    return tls.inTheClear ? !tls.inTheClear(one) : one.tlsOnly === true
   }
 
   async #list(): Promise<undefined> {
     for (const one of this.terms.exports) {
-      if (this.#isHidden(one) || !(await this.#allowed(one))) continue
+      if (this.#isHidden(one) || (await this.#access(one)) === false) continue
       const name = Buffer.from(one.name)
       const length = Buffer.alloc(4)
       length.writeUInt32BE(name.length)
@@ -217,8 +223,8 @@ class Handshake {
     const wanted = new Set<number>()
     for (let count = data.u16(); count > 0; count--) wanted.add(data.u16())
     data.end()
-    const found = await this.#find(name)
-    const agreement = this.#agree(name, found)
+    const { found, access } = await this.#find(name)
+    const agreement = this.#agree(name, found, access)
     const info = (...parts: Buffer[]) => this.#reply(option, OptionReply.INFO, ...parts)
     const text = (type: number, value: string) => info(infoHeader.bytes({ type }), Buffer.from(value))
     info(infoExport.bytes({ type: InfoType.EXPORT, ...agreement }))
@@ -236,7 +242,7 @@ class Handshake {
     const queries = readQueries(data)
     if (set && this.#mode === 'simple')
       throw new OptionRefused(OptionReply.ERR_INVALID, 'metadata contexts need structured replies or extended headers')
-    const found = await this.#find(name)
+    const { found } = await this.#find(name)
     const chosen = set ? selected(found.contexts, queries) : listed(found.contexts, queries).map(context => ({ id: 0, context }))
     if (set) this.#contexts = { name, export: found, selected: chosen }
     for (const { id, context } of chosen) {
@@ -247,29 +253,27 @@ class Handshake {
     await this.#answer(option, OptionReply.ACK)
   }
 
-  async #find(name: string): Promise<Export> {
+  async #find(name: string): Promise<{ found: Export; access: true | 'read-only' }> {
     const found = this.terms.exports.find(name)
     // Over TLS there may be more, and whether there is must not be seen without it.
-    if (this.terms.tls && !this.#secure && (!found || found.tlsOnly))
+    if (this.terms.tls && !this.#secure && (!found || this.#isHidden(found)))
       throw new OptionRefused(OptionReply.ERR_TLS_REQD, `export ${quoted(name)} needs TLS, if it is here: STARTTLS`)
     if (!found) throw new OptionRefused(OptionReply.ERR_UNKNOWN, `export ${quoted(name)} is not known here`)
-    if (!(await this.#allowed(found)))
-      throw new OptionRefused(OptionReply.ERR_POLICY, `export ${quoted(name)} is not for this client`)
-    return found
+    const access = await this.#access(found)
+    if (!access) throw new OptionRefused(OptionReply.ERR_POLICY, `export ${quoted(name)} is not for this client`)
+    return { found, access }
   }
 
-  async #allowed(one: Export) {
+  async #access(one: Export): Promise<Access> {
     return (await this.terms.authorize?.(this.link.peer, one)) ?? true
   }
 
-  #agree(name: string, found: Export): Agreement {
+  #agree(name: string, found: Export, access: true | 'read-only'): Agreement {
     const chosen = this.#contexts
     const contexts = chosen?.name === name && chosen.export === found ? chosen.selected : []
-    const flags = transmissionFlags(found, {
-      mode: this.#mode,
-      multiConn: this.terms.multiConn,
-      contexts: contexts.length > 0,
-    })
+    const writable = found.writable && access === true
+    const { multiConn } = this.terms
+    const flags = transmissionFlags({ writable }, { mode: this.#mode, multiConn, contexts: contexts.length > 0 })
     return { export: found, mode: this.#mode, contexts, flags, size: found.io.size }
   }
 

@@ -21,8 +21,6 @@ export interface Peer {
 const LINGER_MS = 2000
 /** A unix socket holds 208 KiB of its own accord, so that a large reply would take two rounds of the event loop. */
 const UNIX_SEND_BUFFER = 512 << 10
-/** After how long a silence the system asks whether the other end is still there. */
-const KEEP_ALIVE_MS = 30_000
 
 export class Link {
   readonly inbound: Inbound
@@ -34,14 +32,14 @@ export class Link {
   #ending = false
   #error: Error | undefined
 
-  private constructor(socket: net.Socket, inbound: Inbound) {
+  private constructor(socket: net.Socket, inbound: Inbound, keepAliveMs: number) {
     this.#socket = socket
     this.inbound = inbound
     const { remoteAddress: host, remotePort } = socket
     this.#peer = host === undefined ? { address: 'unix' } : { address: `${host}:${remotePort}`, host }
     if (socket.remoteAddress) {
       socket.setNoDelay(true)
-      socket.setKeepAlive(true, KEEP_ALIVE_MS)
+      if (keepAliveMs > 0) socket.setKeepAlive(true, keepAliveMs)
     } else {
       const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } | null }
       if (handle?.fd !== undefined && handle.fd >= 0) native?.growSendBuffer(handle.fd, UNIX_SEND_BUFFER)
@@ -74,19 +72,20 @@ export class Link {
     socket.resume()
   }
 
-  /** Takes over a socket that a server has accepted and paused. */
-  static over(accepted: net.Socket) {
+  /** Takes over a socket that a server has accepted and paused. The system asks after `keepAliveMs` of silence over TCP whether the other
+   * end is still there; 0: it does not. */
+  static over(accepted: net.Socket, keepAliveMs = 0) {
     const inbound = new Inbound()
     const { _handle: handle } = accepted as unknown as { _handle?: object | null }
     if (!handle) {
       accepted.on('data', chunk => inbound.feed(chunk))
-      return new Link(accepted, inbound)
+      return new Link(accepted, inbound, keepAliveMs)
     }
     // Reads go into our own buffers, which Node offers only to who makes the socket: so it is made again around its handle.
     Object.assign(accepted, { _handle: null })
     accepted.destroy() // the server counts it no longer
     const onread = { buffer: () => inbound.space(), callback: (count: number) => inbound.arrived(count) }
-    return new Link(new net.Socket({ handle, allowHalfOpen: true, onread } as net.SocketConstructorOpts), inbound)
+    return new Link(new net.Socket({ handle, allowHalfOpen: true, onread } as net.SocketConstructorOpts), inbound, keepAliveMs)
   }
 
   /** What the client sends from now on stays with the system. Throws when it has sent something already. */

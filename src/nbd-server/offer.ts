@@ -20,7 +20,7 @@ export interface OfferTerms {
   readonly contexts: boolean
 }
 
-export function transmissionFlags({ writable }: Export, { mode, multiConn, contexts }: OfferTerms): number {
+export function transmissionFlags({ writable }: Pick<Export, 'writable'>, { mode, multiConn, contexts }: OfferTerms): number {
   return (
     Flag.HAS_FLAGS |
     Flag.SEND_FLUSH |

@@ -2,6 +2,7 @@
 
 import net from 'node:net'
 import type { Log } from '../base/log.ts'
+import type { Access } from './access.ts'
 import type { Export } from './export.ts'
 import type { Exports } from './exports.ts'
 import { Buffers } from './buffers.ts'
@@ -24,12 +25,14 @@ export interface NbdServerOptions {
   readonly tls?: TlsTerms
   /** How long a client may take to choose an export; 0: no limit. Default 10 s. */
   readonly handshakeMs?: number
-  /** Whether a peer may see and use an export. Default: all may use all. */
-  readonly authorize?: (peer: Peer, wanted: Export) => boolean | Promise<boolean>
+  /** Whether a peer may see and use an export, and write to it. Default: all may use all. */
+  readonly authorize?: (peer: Peer, wanted: Export) => Access | Promise<Access>
   /** How long a client may take nothing of what it is sent, while others wait for the memory it holds. Default 60 s. */
   readonly stallMs?: number
   /** A client that has asked for nothing for this long, or twice as long at most, is closed; 0, the default: never. */
   readonly idleMs?: number
+  /** After how long a silence the system asks over TCP whether a client is still there; 0: never. Default 30 s. */
+  readonly keepAliveMs?: number
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
   readonly drainMs?: number
   /** Called when a client has gone; `served`: it had chosen an export. */
@@ -102,8 +105,8 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     this.#makeRoom()
-    const { exports, log, authorize, tls, handshakeMs = 10_000 } = this.options
-    const connection = new Connection(Link.over(socket), {
+    const { exports, log, authorize, tls, handshakeMs = 10_000, keepAliveMs = 30_000 } = this.options
+    const connection = new Connection(Link.over(socket, keepAliveMs), {
       handshake: { exports, authorize, tls, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
       handshakeMs,
       memory: this.#memory,

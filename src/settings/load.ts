@@ -169,7 +169,7 @@ function settle(
 }
 
 function settleListener(
-  { unix, mode = '660', tcp, tls, allow }: Checked['nbd'][number],
+  { unix, mode = '660', tcp, tls, allow, 'in-the-clear': inTheClear, 'keep-alive': keepAlive, idle }: Checked['nbd'][number],
   absolute: (path: string) => string,
 ): Listener {
   const where = tcp ?? {
@@ -182,7 +182,12 @@ function settleListener(
     ...(by && {
       tls: 'psk' in by ? { psk: absolute(by.psk) } : { certificates: absolute(by.certificates), verifyPeer: by['verify-peer'] },
     }),
-    ...(allow && { allow }),
+    ...(inTheClear && { inTheClear }),
+    ...(allow && {
+      allow: allow.map(({ 'read-only': readOnly, ...rule }) => ({ ...rule, ...(readOnly && { readOnly }) })),
+    }),
+    ...(keepAlive !== undefined && { keepAliveMs: keepAlive }),
+    ...(idle !== undefined && { idleMs: idle }),
   }
 }
 

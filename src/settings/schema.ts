@@ -39,6 +39,13 @@ const duration = written(text => {
   return ms && ms <= parseDuration(MAX_EXPIRE)! ? ms : undefined
 }, `a time with its unit, such as 90s, 10m or 24h, and at most ${MAX_EXPIRE}`)
 
+/** What the system and our timers can count. */
+const silenceOf = (text: string) => {
+  const ms = parseDuration(text)
+  return ms && ms >= 1000 && ms <= parseDuration(MAX_EXPIRE)! ? ms : undefined
+}
+const SILENCE = `a time of at least 1s with its unit, such as 90s or 10m, and at most ${MAX_EXPIRE}`
+
 const addressWith = (usual: number) =>
   written(text => {
     const [, bracketed, plain, digits = String(usual)] = /^(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?$/i.exec(text) ?? []
@@ -57,7 +64,9 @@ const tls = z.union(
       certificates: path.describe('A folder with ca-cert.pem, server-cert.pem and server-key.pem, as QEMU has it.'),
       'verify-peer': z.boolean().default(true).describe('Only clients are let in whose certificate ca-cert.pem has signed.'),
     }),
-    z.strictObject({ psk: path.describe('A file with lines of USER:KEY, the key in hexadecimal, as psktool writes it.') }),
+    z.strictObject({
+      psk: path.describe('A file with lines of USER:KEY, the key in hexadecimal, as psktool writes it.'),
+    }),
   ],
   'must be "none", or have "certificates: FOLDER" or "psk: FILE"',
 )
@@ -81,6 +90,7 @@ const allowRule = z.strictObject({
     .min(1)
     .default(['*'])
     .describe('The exports that this opens, in which * and ? are wild. Default: all.'),
+  'read-only': z.boolean().default(false).describe('They may be read, and written by whom another rule lets.'),
 })
 
 const listener = z
@@ -104,11 +114,23 @@ const listener = z
       .min(1)
       .optional()
       .describe('Who may use which exports: a client that no rule lets in does not see them. Default: all who can connect, all.'),
+    'in-the-clear': z
+      .array(z.string())
+      .min(1)
+      .optional()
+      .describe('Exports that may be used without TLS too, in which * and ? are wild. Default: none.'),
+    'keep-alive': written(text => (text === 'never' ? 0 : silenceOf(text)), `${SILENCE}, or "never"`)
+      .optional()
+      .describe('After how long a silence the system asks over TCP whether a client is still there. Default: 30s.'),
+    idle: written(silenceOf, SILENCE)
+      .optional()
+      .describe('A client that has asked for nothing for this long is closed. Default: none is.'),
   })
-  .superRefine(({ unix, mode, tcp, tls, allow = [] }, context) => {
+  .superRefine(({ unix, mode, tcp, tls, allow = [], 'in-the-clear': inTheClear, 'keep-alive': keepAlive }, context) => {
     const issue = (path: (string | number)[], message: string) => context.addIssue({ code: 'custom', path, message })
     if ((unix === undefined) === (tcp === undefined)) issue([], 'needs either unix: PATH or tcp: ADDRESS:PORT')
     else if (unix !== undefined && tls !== undefined) issue(['tls'], 'is for tcp: only')
+    else if (unix !== undefined && keepAlive !== undefined) issue(['keep-alive'], 'is for tcp: only')
     else if (mode !== undefined && (unix === undefined || unix.startsWith('@')))
       issue(['mode'], 'is for the path of a unix socket')
     else if (tcp && tls === undefined && !isLoopback(tcp.host))
@@ -116,6 +138,7 @@ const listener = z
         ['tcp'],
         'can be reached by other machines: say tls: { certificates: FOLDER } beside it, use a unix socket or 127.0.0.1, or say tls: none',
       )
+    if (inTheClear && typeof tls !== 'object') issue(['in-the-clear'], 'needs tls: { certificates: FOLDER } or { psk: FILE }')
     allow.forEach((rule, index) => {
       const needs = (key: 'address' | 'certificate' | 'user', there: boolean, what: string) => {
         if (rule[key] !== undefined && !there) issue(['allow', index, key], what)

@@ -89,8 +89,14 @@ export interface RepositorySettings {
 export type Listener = ListenerAddress & {
   /** Clients must use it. */
   readonly tls?: ListenerTls | undefined
+  /** But for exports of these names, in which * and ? are wild. */
+  readonly inTheClear?: readonly string[] | undefined
   /** Who may use which exports (nbd-server/access.ts); undefined: all who can connect, all. */
   readonly allow?: readonly AllowRule[] | undefined
+  /** After how long a silence the system asks whether a client is still there; 0: never; undefined: as the server does. */
+  readonly keepAliveMs?: number | undefined
+  /** A client that asks for nothing for this long is closed; undefined: none is. */
+  readonly idleMs?: number | undefined
 }
 
 /** The path of a unix socket with its permissions; with a NUL in front an abstract name. */
@@ -103,6 +109,7 @@ export interface AllowRule {
   readonly certificate?: string | undefined
   readonly user?: string | undefined
   readonly exports: readonly string[]
+  readonly readOnly?: boolean | undefined
 }
 
 export interface MachineSettings {

@@ -71,6 +71,13 @@ async function startTheirs(socket: string, args: readonly string[]) {
   }
 }
 
+/** The names of what nbdinfo finds there, and whether each is read-only. */
+const listed = async (uri: string) =>
+  (JSON.parse(await run('nbdinfo', ['--json', '--list', uri])).exports as Record<string, unknown>[]).map(one => [
+    one['export-name'],
+    one['is_read_only'],
+  ])
+
 const python = (script: string, ...args: string[]) => run(PYTHON, ['-c', script, ...args], { timeoutMs: 60_000 })
 
 t.test('it ends when its client has left, with -t when it is stopped, and the socket goes with it', async t => {
@@ -267,6 +274,26 @@ t.test(
   },
 )
 
+t.test(
+  'with --allow and --tls-optional, clients see what the rules open for them, and may be let read only',
+  { skip: missing('openssl', 'nbdinfo') },
+  async t => {
+    for (const name of ['free.raw', 'dear.raw']) raw(name)
+    const pki = await makePki(path('pki2'))
+    const tls = ['--object', `tls-creds-x509,id=tls0,dir=${pki},endpoint=server`, '--tls-creds', 'tls0', '--tls-optional', 'f*']
+    const rules = ['--allow', 'exports.0=free.raw,exports.1=x,read-only=on', '--allow', 'certificate=O=Example,,CN=backup']
+    const times = ['--keep-alive', '10s', '--idle', '1h']
+    const server = await start('-t', '-e', '0', '-f', 'raw', '-p', '0', ...tls, ...rules, ...times, 'free.raw', 'dear.raw')
+    const { port } = new URL(server.uris[0]!.replace('nbds:', 'http:'))
+    t.same(await listed(`nbd://127.0.0.1:${port}/`), [['free.raw', true]])
+    t.same(await listed(`nbds://127.0.0.1:${port}/?tls-certificates=${pki}`), [
+      ['free.raw', false],
+      ['dear.raw', false],
+    ])
+    await server.stop()
+  },
+)
+
 t.test('a part of an image, an abstract socket, and a port', async t => {
   raw('part.raw')
   const name = `@${path('abstract').slice(-40)}`
@@ -308,6 +335,11 @@ t.test('what makes no sense is refused with what to do instead', async t => {
   await refuse(['-r', '-n', '-k', path('no.sock'), image], 1, /cache.direct is not supported; leave it out/)
   await refuse(['-r', '-B', 'b', '-k', path('no.sock'), image], 1, /Bitmap 'b' is not found/)
   await refuse(['-r', '--tls-creds', 'x', '-k', path('no.sock'), image], 1, /No TLS credentials with id 'x'/)
+  await refuse(['-r', '--tls-optional', 'x', '-k', 'a', image], 2, /say how it goes with it, by --tls-creds/)
+  await refuse(['-r', '--allow', 'adress=::1', '-k', 'a', image], 2, /--allow adress=::1: .*adress/)
+  await refuse(['-r', '--allow', 'address=1.2.3', '-k', 'a', image], 2, /address: must be an address or a network/)
+  await refuse(['-r', '--allow', 'read-only', '-k', 'a', image], 1, /Expected '=' after parameter 'read-only'/)
+  await refuse(['-r', '--idle', '3', '-k', 'a', image], 2, /with its unit/)
   await refuse(['-r', '--object', 'nonsense,id=x', image], 1, /--object nonsense,id=x: /)
   await refuse(['-r', '-k', path('no.sock'), path('missing.raw')], 1, /missing\.raw/)
   await refuse(['-r', '-k', path('x'.repeat(120)), image], 1, /at most 107 bytes/)

@@ -16,7 +16,7 @@ const SIZE = 1 << 20
 const KEY = '0123456789abcdef'.repeat(4)
 const OTHER_KEY = 'fedcba9876543210'.repeat(4)
 
-const skip = missing('openssl', 'nbdinfo', 'qemu-img')
+const skip = missing('openssl', 'nbdinfo', 'qemu-img', 'qemu-io')
 
 const CONFIGURATION = `
 state: ./state
@@ -81,4 +81,79 @@ t.test('clients see and use what the rules open for their certificates, keys and
   await writeFile(join(pki, 'server-key.pem'), 'damaged')
   t.match(await qmp.execute('config-reload'), { changes: [], problems: [/cannot be used/] })
   t.same(await names(x509(other)), ALL, 'the last good ones stay')
+})
+
+const MIXED = `
+state: ./state
+control: { socket: ./control.sock }
+nbd:
+  - tcp: "127.0.0.1:0"
+    tls: { certificates: ./pki }
+    in-the-clear: ["web/*"]
+    allow: [{ exports: ["web/*"], read-only: true }, { certificate: backup }]
+    keep-alive: 10s
+  - { unix: ./nbd.sock, allow: [{ read-only: true }, { exports: ["db/root"] }], idle: 1s }
+  - { tcp: "127.0.0.2:0", keep-alive: never }
+machines:
+  db: { disks: { root: { image: ./root.raw, format: raw }, data: { image: ./data.raw, format: raw } } }
+  web: { disks: { root: { image: ./web.raw, format: raw } } }
+`
+
+const isReadOnly = async (uri: string) => JSON.parse(await run('nbdinfo', ['--json', uri])).exports[0].is_read_only as boolean
+const write = (uri: string) => attempt('qemu-io', ['-f', 'raw', '-c', 'write -P 7 0 512', uri])
+
+const RETRANSMIT = 1
+const KEEP_ALIVE = 2
+
+/**
+ * Of the connection to this port: the timer that the kernel has for it once everything it sent has arrived, and after how many hundredths
+ * of a second that rings.
+ */
+async function timerAt(port: number): Promise<[kind: number, rings: number]> {
+  const wanted = `:${port.toString(16).toUpperCase().padStart(4, '0')}`
+  for (;;) {
+    const table = (await readFile('/proc/net/tcp', 'utf8')).split('\n').map(line => line.trim().split(/ +/))
+    const found = table.find(([, local, , state]) => local?.endsWith(wanted) && state === '01')
+    const [kind, rings] = found![5]!.split(':').map(part => parseInt(part, 16))
+    if (kind !== RETRANSMIT) return [kind!, rings!]
+    await new Promise(resolve => setTimeout(resolve, 10))
+  }
+}
+
+t.test('some exports go without TLS, some clients may only read, and who says nothing is asked or closed', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const folder = await scratchFolder(stack)
+  const at = (name: string) => join(folder, name)
+  const pki = await makePki(at('pki'))
+  for (const name of ['root', 'data', 'web']) await writeFile(at(`${name}.raw`), Buffer.alloc(SIZE, name))
+  await writeFile(at('s.yaml'), MIXED)
+  const appliance = stack.use(await Appliance.start(await loadSettings(at('s.yaml')), createLog('silent')))
+  const [tcp, , silent] = appliance.nbdAddresses.map(address => (typeof address === 'object' ? address!.port : 0))
+  const plain = (name = '') => `nbd://127.0.0.1:${tcp}/${name}`
+  const secure = (name = '') => `nbds://127.0.0.1:${tcp}/${name}?tls-certificates=${pki}`
+  const unix = (name = '') => `nbd+unix:///${name}?socket=${at('nbd.sock')}`
+
+  t.same(await names(plain()), ['web/root'])
+  t.equal(await isReadOnly(plain('web/root')), true)
+  for (const name of ['db/root', 'no/such'])
+    await t.rejects(NbdClient.connect(plain(name)), { name: 'NbdOptionError', code: 'ERR_TLS_REQD' }, name)
+  t.same(await names(secure()), ['db/data', 'db/root', 'web/root'])
+  for (const name of ['web/root', 'db/root']) t.equal(await isReadOnly(secure(name)), false, name)
+  t.same(await names(unix()), ['db/data', 'db/root', 'web/root'])
+  t.equal(await isReadOnly(unix('db/root')), false)
+  t.equal(await isReadOnly(unix('db/data')), true)
+  t.match((await write(unix('db/data'))).stderr, /Permission denied/)
+  t.match((await write(unix('db/root'))).stdout, /wrote 512\/512/)
+  t.same((await readFile(at('data.raw'))).subarray(0, 512), Buffer.alloc(512, 'data'))
+  t.same((await readFile(at('root.raw'))).subarray(0, 512), Buffer.alloc(512, 7))
+
+  await using asked = await NbdClient.connect(plain('web/root'), { keepAlive: 0 })
+  await using never = await NbdClient.connect(`nbd://127.0.0.2:${silent}/db/root`, { keepAlive: 0 })
+  const [kind, rings] = await timerAt(tcp!)
+  t.equal(kind, KEEP_ALIVE)
+  t.ok(rings <= 1000, `in ${rings} hundredths of a second`)
+  t.not((await timerAt(silent!))[0], KEEP_ALIVE)
+  for (const client of [asked, never]) t.ok(await client.read(0, 512))
+  const idle = await NbdClient.connect(unix('db/root'))
+  await new Promise(resolve => idle.once('close', resolve))
 })

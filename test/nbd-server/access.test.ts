@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { glob } from '../../src/base/glob.ts'
 import { isAddressOrNetwork, network } from '../../src/base/networks.ts'
-import { accessBy, type AccessRule } from '../../src/nbd-server/access.ts'
+import { accessBy, type Access, type AccessRule } from '../../src/nbd-server/access.ts'
 import type { Peer } from '../../src/nbd-server/link.ts'
 
 const certified = (subject: string, commonName: string, alternativeNames = ''): Peer => ({
@@ -17,7 +17,7 @@ const unix: Peer = { address: 'unix' }
 const backup = certified('O=Example,CN=backup', 'backup', 'DNS:backup.example.net, IP Address:192.0.2.7')
 
 t.test('a rule opens exports where all of its conditions hold, and nothing else does', async t => {
-  const cases: [rules: AccessRule[], peer: Peer, name: string, opens: boolean][] = [
+  const cases: [rules: AccessRule[], peer: Peer, name: string, opens: Access][] = [
     [[{}], unix, 'db/root', true],
     [[], unix, 'db/root', false],
     [[{ exports: ['db/*'] }], unix, 'db/root', true],
@@ -45,6 +45,12 @@ t.test('a rule opens exports where all of its conditions hold, and nothing else 
     [[{ certificate: 'backup', address: '198.51.100.0/24' }], backup, 'x', false],
     [[{ certificate: 'other' }, { certificate: 'backup', exports: ['y'] }, { exports: ['z'] }], backup, 'y', true],
     [[{ certificate: 'other' }, { certificate: 'backup', exports: ['y'] }, { exports: ['z'] }], backup, 'x', false],
+    [[{ readOnly: true }], unix, 'x', 'read-only'],
+    [[{ readOnly: true, exports: ['y'] }], unix, 'x', false],
+    [[{ readOnly: true }, { certificate: 'backup' }], backup, 'x', true],
+    [[{ certificate: 'backup' }, { readOnly: true }], user('a'), 'x', 'read-only'],
+    [[{ readOnly: true }, { readOnly: true, exports: ['x'] }], unix, 'x', 'read-only'],
+    [[{ readOnly: false }], unix, 'x', true],
   ]
   for (const [rules, peer, name, opens] of cases)
     t.equal(accessBy(rules)(peer, { name }), opens, JSON.stringify([rules, peer, name]))

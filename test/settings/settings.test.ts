@@ -55,6 +55,7 @@ nbd:
     tls: { certificates: pki }
     allow: [{ certificate: a.example, address: 192.0.2.0/24 }, { certificate: "O=E,CN=*", exports: ["db/*"] }]
   - { tcp: 192.0.2.2, tls: { psk: keys.psk }, allow: [{ user: bob }] }
+  - { tcp: 192.0.2.3, tls: { psk: keys.psk }, in-the-clear: [iso/*], allow: [{ read-only: true }], keep-alive: never, idle: 10m }
 machines:
   db:
     disks:
@@ -93,6 +94,15 @@ notify: [ { exec: page me }, { when: [warning], schedules: [nightly], webhook: h
         ],
       },
       { host: '192.0.2.2', port: 10809, tls: { psk: '/srv/sp/conf/keys.psk' }, allow: [{ user: 'bob', exports: ['*'] }] },
+      {
+        host: '192.0.2.3',
+        port: 10809,
+        tls: { psk: '/srv/sp/conf/keys.psk' },
+        inTheClear: ['iso/*'],
+        allow: [{ exports: ['*'], readOnly: true }],
+        keepAliveMs: 0,
+        idleMs: 600_000,
+      },
     ],
     machines: {
       db: {
@@ -213,6 +223,15 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ],
     ['nbd:\n  - {}', '2:5: "nbd[1]" needs either unix: PATH or tcp: ADDRESS:PORT'],
     ['nbd:\n  - { unix: /a, tls: none }', '2:22: "nbd[1].tls" is for tcp: only'],
+    ['nbd:\n  - { unix: /a, keep-alive: 30s }', '2:29: "nbd[1].keep-alive" is for tcp: only'],
+    [
+      'nbd:\n  - { unix: /a, idle: 10ms }',
+      '2:23: "nbd[1].idle" must be a time of at least 1s with its unit, such as 90s or 10m, and at most 24d, not "10ms"',
+    ],
+    [
+      'nbd:\n  - { tcp: 127.0.0.1, in-the-clear: [a] }',
+      '2:37: "nbd[1].in-the-clear" needs tls: { certificates: FOLDER } or { psk: FILE }',
+    ],
     ['nbd:\n  - { unix: "@a", mode: "600" }', '2:25: "nbd[1].mode" is for the path of a unix socket'],
     ['nbd:\n  - { unix: /a, mode: 660 }', '2:23: "nbd[1].mode" must be text, and is the number 660'],
     [

@@ -82,13 +82,13 @@ export function qemuNbd(stack: AsyncDisposableStack, ...args: string[]) {
 }
 
 /**
- * Debian's nbd-server with these sections of its configuration. It cannot choose a free port, so it is started for each client that
+ * Debian's nbd-server; its configuration goes on with these lines behind `[generic]`. It cannot choose a free port, so it is started for each client that
  * connects to a socket of ours, as by inetd.
  */
-export async function nbdServer(stack: AsyncDisposableStack, ...lines: string[]) {
+export async function nbdServer(stack: AsyncDisposableStack, sections: string) {
   const dir = folder(stack)
   const [socket, config] = [join(dir, 'nbd.sock'), join(dir, 'config')]
-  writeFileSync(config, ['[generic]', 'port = 0', 'allowlist = true', ...lines, ''].join('\n'))
+  writeFileSync(config, `[generic]\nport = 0\nallowlist = true\n${sections}\n`)
   const children: ChildProcess[] = []
   const server = net.createServer({ pauseOnConnect: true }, client => {
     children.push(spawn('nbd-server', ['-d', '-C', config], { stdio: [client, 'ignore', 'ignore'] }))

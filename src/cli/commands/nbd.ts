@@ -1,6 +1,7 @@
 // stillpoint nbd: images over NBD without a daemon, called as qemu-nbd is; and what another server exports.
 
 import { InvalidArgumentError, Option } from 'commander'
+import { seconds } from '../arguments.ts'
 import { verb } from '../define.ts'
 import { Misuse } from '../failure.ts'
 import { imageOptsOption, list } from './image/options.ts'
@@ -23,6 +24,10 @@ export interface NbdOptions {
   readonly tlsCreds?: string
   readonly tlsAuthz?: string
   readonly tlsHostname?: string
+  readonly tlsOptional?: readonly string[]
+  readonly allow?: readonly string[]
+  readonly keepAlive?: number
+  readonly idle?: number
   readonly format?: string
   readonly readOnly?: boolean
   readonly snapshot?: boolean
@@ -95,6 +100,19 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
     new Option('--tls-creds <id>', 'the object with the certificates or keys: clients must use TLS'),
     new Option('--tls-authz <id>', 'the object that says whose certificates are let in'),
     new Option('--tls-hostname <name>', 'with -L: whose certificate the server must show'),
+    new Option(
+      '--tls-optional <name>',
+      'an export that may be used without TLS too; * and ? are wild; may be repeated',
+    ).argParser(list),
+    new Option(
+      '--allow <rule>',
+      'who may use what: address=NETWORK,certificate=NAME,user=NAME,exports=NAME,read-only=on, any of them; may be repeated (default: all may use all)',
+    ).argParser(list),
+    new Option(
+      '--keep-alive <time>',
+      'after how long a silence the system asks over TCP whether a client is still there (default: 30s)',
+    ).argParser(seconds),
+    new Option('--idle <time>', 'close a client that has asked for nothing for so long (default: none)').argParser(seconds),
     new Option('-L, --list', 'list what the server at -k or -p exports, as qemu-nbd does'),
     new Option('--fork', 'go to the background once clients can connect'),
     new Option('--pid-file <path>', 'write the process id there while it runs'),
@@ -109,6 +127,10 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
       'two images by their names, to be read by anybody who can reach the port',
     ],
     ['stillpoint nbd -r -B monday -k /run/disk.sock disk.qcow2', 'what an incremental backup wants: the disk, and what changed'],
+    [
+      'stillpoint nbd -t -e 0 -b :: --object tls-creds-x509,id=t,endpoint=server,dir=/etc/pki --tls-creds t --allow certificate=vm1 --allow certificate=backup,read-only=on -f raw disk.raw',
+      'over TLS, for two clients, of whom one may only read',
+    ],
     ['stillpoint nbd -L -k /run/disk.sock', 'what is exported there'],
     [`nbdsh -c 'h.connect_command(["stillpoint", "nbd", "--single", "-f", "raw", "disk.raw"])'`, 'for one client that starts it'],
   ],

@@ -4,7 +4,9 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join, resolve } from 'node:path'
 import { formatNbdUri, type NbdAddress } from 'nbd-client-ts'
+import { z } from 'zod'
 import { createLog, type Log } from '../../base/log.ts'
+import { isAddressOrNetwork } from '../../base/networks.ts'
 import { writePidFile } from '../../base/pid-file.ts'
 import { Turns } from '../../base/turns.ts'
 import type { TlsCredentials } from '../../base/tls-credentials.ts'
@@ -12,7 +14,10 @@ import type { NodeOptions } from '../../block/driver.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { tlsTermsOf } from '../../control/commands/nbd-server-start.ts'
 import { addObjectByText } from '../../control/commands/object-add.ts'
+import { parseKeyval } from '../../control/keyval.ts'
+import { accessBy, tlsTerms, type AccessRule } from '../../nbd-server/access.ts'
 import { Exports } from '../../nbd-server/exports.ts'
+import type { TlsTerms } from '../../nbd-server/handshake.ts'
 import { activatedSockets, standardSocket } from '../../nbd-server/inherited.ts'
 import type { ListenAddress } from '../../nbd-server/listening.ts'
 import { Memory } from '../../nbd-server/memory.ts'
@@ -44,7 +49,8 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
   if (options.pidFile !== undefined) parts.use(await writePidFile(options.pidFile))
   const images = parts.use(new Images())
   for (const text of options.object ?? []) await addObjectByText(text, images.graph.objects)
-  const tls = tlsTermsOf(images.graph.objects, options.tlsCreds, options.tlsAuthz)
+  const tls = tlsOf(images, options)
+  const rules = options.allow?.map(ruleOf)
   const exports = new Exports()
   const nodeExports = parts.use(new NodeExports({ graph: images.graph, emit: () => undefined, turns: new Turns(), log }))
   const sizes: number[] = []
@@ -71,6 +77,9 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
     memory: new Memory(MEMORY),
     maxConnections: options.shared,
     ...(tls && { tls }),
+    ...(rules && { authorize: accessBy(rules) }),
+    ...(options.keepAlive !== undefined && { keepAliveMs: options.keepAlive * 1000 }),
+    ...(options.idle !== undefined && { idleMs: options.idle * 1000 }),
     onLeave(served) {
       const alone = servers.every(({ connections }) => connections === 0)
       if (options.single || (served && alone && !options.persistent)) over.resolve()
@@ -87,6 +96,29 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
   }
   await ready()
   await untilStopped(new AbortController().signal, over.promise)
+}
+
+function tlsOf(images: Images, { tlsCreds, tlsAuthz, tlsOptional }: NbdOptions): TlsTerms | undefined {
+  const terms = tlsTermsOf(images.graph.objects, tlsCreds, tlsAuthz)
+  if (!terms && tlsOptional)
+    throw new Misuse('--tls-optional says what goes without TLS too: say how it goes with it, by --tls-creds')
+  return terms && { ...terms, ...tlsTerms(terms.credentials, tlsOptional) }
+}
+
+const rule = z.strictObject({
+  address: z.string().refine(isAddressOrNetwork, 'must be an address or a network, such as 192.0.2.0/24').optional(),
+  certificate: z.string().min(1).optional(),
+  user: z.string().min(1).optional(),
+  exports: z.union([z.string().transform(name => [name]), z.array(z.string())]).optional(),
+  'read-only': z.enum(['on', 'off']).default('off'),
+})
+
+/** As objects are written: a comma within a value is doubled, several exports are exports.0, exports.1, ... */
+function ruleOf(text: string): AccessRule {
+  const { data, error } = rule.safeParse({ ...parseKeyval(text) })
+  if (data) return { ...data, readOnly: data['read-only'] === 'on' }
+  const [issue] = error.issues
+  throw new Misuse(`--allow ${text}: ${issue?.path.join('.') || 'the rule'}: ${issue?.message}`)
 }
 
 /** One image needs no name; several are called like their files. */
