@@ -4,6 +4,7 @@
 // chunks picked by number alone would show nothing.
 
 import { randomInt } from 'node:crypto'
+import { isZero } from '../base/zeroes.ts'
 import type { BlockIo } from '../block/driver.ts'
 import type { NodeReader } from '../repository/node-reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
@@ -46,9 +47,11 @@ export async function findChangedChunk({
   const differs = async (chunk: number, id: Buffer | undefined) => {
     using slot = await sealer.take()
     const length = plan.lengthOf(chunk)
-    await source.read(chunk * plan.chunkSize, slot.input.subarray(0, length))
+    const bytes = slot.input.subarray(0, length)
+    await source.read(chunk * plan.chunkSize, bytes)
+    if (!id) return !isZero(bytes)
     const { zero } = await slot.identify(length, idKey)
-    return zero ? id !== undefined : !id?.equals(slot.id)
+    return zero || !id.equals(slot.id)
   }
   const found = await Promise.all([...clean].map(async ([chunk, id]) => ((await differs(chunk, id)) ? chunk : undefined)))
   return found.find(chunk => chunk !== undefined)

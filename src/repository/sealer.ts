@@ -2,7 +2,8 @@
 // input, and gets the result in its output. There are as many slots as the memory allows, and whoever comes later waits.
 //
 // A message to another thread costs as much as a tenth of a chunk's work. So what is wanted in one turn of the event loop goes in one
-// message, a few pieces of work in each, and is answered in one.
+// message, a few pieces of work in each, and is answered in one. A thread takes a while to start, and memory: the first starts when there
+// is something to do, and another when those that run have enough.
 
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -27,7 +28,7 @@ const MAX_THREADS = 4
 const SLOT_MEMORY = 8 << 20
 const MOST_SLOTS = 8
 const LEAST_SLOTS = 3
-/** Pieces of work in a message. */
+/** Pieces of work in a message, and as many as a thread has waiting before another is started. */
 const MESSAGE = 4
 /** Bytes of all trays, and how few and many there are: as many requests are in flight. */
 const TRAY_MEMORY = 64 << 20
@@ -42,27 +43,21 @@ export class Sealer implements AsyncDisposable {
   readonly slots: number
   /** The longest plain bytes that a slot takes. */
   readonly maxPlain: number
-  #turn = 0
 
   private constructor({ maxPlain, threads = Math.min(MAX_THREADS, availableParallelism()), ...options }: SealerOptions) {
     const slotBytes = slotBytesFor(maxPlain)
     const slots = options.slots ?? Math.max(LEAST_SLOTS, Math.min(MOST_SLOTS, Math.floor(SLOT_MEMORY / slotBytes)))
-    this.#threads = Array.from({ length: threads }, () => {
-      const memory = new SharedArrayBuffer(slots * slotBytes)
-      return new Thread({ memory, slotBytes })
-    })
     this.slots = slots * threads
     this.maxPlain = maxPlain
+    const memory = new SharedArrayBuffer(this.slots * slotBytes)
+    this.#threads = Array.from({ length: threads }, () => new Thread({ memory, slotBytes }))
+    const run = (work: Work) => this.#thread().run(work)
     const give = (slot: Slot) => this.#free.give(slot)
-    // Neighbours belong to different threads, so that a few pieces of work already keep all of them busy.
     this.#free = new Pool(
-      Array.from(
-        { length: slots * threads },
-        (_, index) => new Slot(this.#threads[index % threads]!, Math.floor(index / threads), give),
-      ),
+      Array.from({ length: this.slots }, (_, number) => new Slot(slotView(memory, number, slotBytes), number, run, give)),
     )
     const trays = Math.floor(TRAY_MEMORY / (inputBytesFor(maxPlain) + outputBytesFor(maxPlain)))
-    const unpack = (job: UnpackJob) => this.#leastBusy().run(job) as Promise<Unpacked>
+    const unpack = (job: UnpackJob) => run(job) as Promise<Unpacked>
     const makeTray = () => new Tray(maxPlain, unpack, tray => this.#trays.give(tray))
     this.#trays = new Pool([], makeTray, Math.max(LEAST_TRAYS, Math.min(MOST_TRAYS, trays)))
   }
@@ -93,16 +88,19 @@ export class Sealer implements AsyncDisposable {
 
   /** SHA-256 in hex of the first `length` bytes. */
   async digest(bytes: SharedArrayBuffer, length: number) {
-    this.#turn = (this.#turn + 1) % this.#threads.length
-    return (await this.#threads[this.#turn]!.run({ op: 'digest', bytes, length })) as string
+    return (await this.#thread().run({ op: 'digest', bytes, length })) as string
   }
 
   async [Symbol.asyncDispose]() {
     await Promise.all(this.#threads.map(thread => thread.end()))
   }
 
-  #leastBusy() {
-    return this.#threads.reduce((least, thread) => (thread.load < least.load ? thread : least))
+  /** The least busy one. */
+  #thread() {
+    const running = this.#threads.filter(thread => thread.isStarted)
+    const least = running.reduce<Thread | undefined>((least, one) => (least && least.load <= one.load ? least : one), undefined)
+    if (least && least.load < MESSAGE) return least
+    return this.#threads[running.length] ?? least!
   }
 }
 
@@ -113,11 +111,11 @@ export class Slot implements Disposable {
   readonly id: Buffer
 
   constructor(
-    private readonly thread: Thread,
+    { input, output, id }: ReturnType<typeof slotView>,
     private readonly number: number,
+    private readonly run: (work: Work) => Promise<Result>,
     private readonly give: (slot: Slot) => void,
   ) {
-    const { input, output, id } = slotView(thread.data.memory, number, thread.data.slotBytes)
     this.input = input
     this.output = output
     this.id = id
@@ -125,14 +123,14 @@ export class Slot implements Disposable {
 
   /** Whether the input is all zeroes; if not, `id` is its id afterwards. */
   async identify(length: number, idKey: Uint8Array | undefined): Promise<{ zero: boolean }> {
-    return { zero: (await this.thread.run({ op: 'identify', slot: this.number, length, idKey })) === 'zero' }
+    return { zero: (await this.run({ op: 'identify', slot: this.number, length, idKey })) === 'zero' }
   }
 
   /** The blob of the input, whose id is in `id`; a view of `output`. */
   async seal(length: number, work: { type: BlobType; counter: number; key: Uint8Array | undefined }): Promise<Buffer> {
     return this.output.subarray(
       0,
-      (await this.thread.run({ op: 'seal', slot: this.number, length, idKey: undefined, ...work })) as number,
+      (await this.run({ op: 'seal', slot: this.number, length, idKey: undefined, ...work })) as number,
     )
   }
 
@@ -141,7 +139,7 @@ export class Slot implements Disposable {
     length: number,
     work: { type: BlobType; counter: number; key: Uint8Array | undefined; idKey: Uint8Array | undefined },
   ): Promise<Buffer | undefined> {
-    const sealed = await this.thread.run({ op: 'store', slot: this.number, length, ...work })
+    const sealed = await this.run({ op: 'store', slot: this.number, length, ...work })
     return sealed === 'zero' ? undefined : this.output.subarray(0, sealed as number)
   }
 
@@ -151,24 +149,30 @@ export class Slot implements Disposable {
 }
 
 class Thread {
-  readonly #worker: Worker
+  #worker: Worker | undefined
   readonly #jobs = new Map<number, PromiseWithResolvers<Result>>()
   #next = 0
   /** Wanted in this turn. */
   readonly #wanted: Job[] = []
   #dead: Error | undefined
 
-  constructor(readonly data: WorkerData) {
+  constructor(private readonly data: WorkerData) {}
+
+  get isStarted() {
+    return this.#worker !== undefined
+  }
+
+  #start() {
     const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
-    this.#worker = new Worker(new URL(`./seal-worker.${extension}`, import.meta.url), {
-      workerData: data,
+    const worker = new Worker(new URL(`./seal-worker.${extension}`, import.meta.url), {
+      workerData: this.data,
       // What it makes is soon garbage; a small heap keeps little of it.
       resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
     })
-    this.#worker.on('message', (answers: readonly Answer[]) => answers.forEach(answer => this.#answered(answer)))
-    this.#worker.on('error', error => this.#died(error as Error))
-    this.#worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
-    this.#worker.unref()
+    worker.on('message', (answers: readonly Answer[]) => answers.forEach(answer => this.#answered(answer)))
+    worker.on('error', error => this.#died(error as Error))
+    worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
+    return worker
   }
 
   /** Pieces of work that it has not answered. */
@@ -181,25 +185,26 @@ class Thread {
     const job = Promise.withResolvers<Result>()
     const number = this.#next++
     this.#jobs.set(number, job)
-    if (this.#jobs.size === 1) this.#worker.ref() // while somebody waits
+    const worker = (this.#worker ??= this.#start())
+    if (this.#jobs.size === 1) worker.ref() // while somebody waits
     // A tray is a message's worth of work by itself; the rest goes behind all that the promises of this turn have to say.
-    if (work.op === 'unpack') this.#worker.postMessage([{ number, ...work }])
+    if (work.op === 'unpack') worker.postMessage([{ number, ...work }])
     else if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
     return job.promise
   }
 
   #send() {
-    while (this.#wanted.length > 0) this.#worker.postMessage(this.#wanted.splice(0, MESSAGE))
+    while (this.#wanted.length > 0) this.#worker!.postMessage(this.#wanted.splice(0, MESSAGE))
   }
 
   async end() {
-    await this.#worker.terminate()
+    await this.#worker?.terminate()
   }
 
   #answered({ number, result, failure }: Answer) {
     const job = this.#jobs.get(number)!
     this.#jobs.delete(number)
-    if (this.#jobs.size === 0) this.#worker.unref()
+    if (this.#jobs.size === 0) this.#worker!.unref()
     if (!failure) job.resolve(result!)
     else if (failure.damaged) job.reject(new Damaged(failure.message))
     else job.reject(Object.assign(new Error(failure.message), { stack: failure.stack }))
