@@ -15,8 +15,9 @@
 // Encrypted means AES-256-GCM by the key of the session that wrote it (keys.ts), with the header as associated data, so no part of
 // it can be changed or given to other bytes; the tag follows the ciphertext.
 
-import { createCipheriv, createDecipheriv, timingSafeEqual } from 'node:crypto'
+import { timingSafeEqual } from 'node:crypto'
 import zlib from 'node:zlib'
+import { portableGcm, type AesGcm } from '../base/aes-gcm.ts'
 import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
 import { portableZstd, type Zstd } from '../base/zstd.ts'
@@ -93,12 +94,14 @@ export interface SealOptions {
   readonly counter: number
   /** The session's key; undefined in a repository that is not encrypted. */
   readonly key: Uint8Array | undefined
-  /** The caller's thread's; Node's own without it. */
+  /** The caller's thread's; Node's own without them. */
   readonly zstd?: Zstd | undefined
+  readonly gcm?: AesGcm | undefined
 }
 
 /** Writes header and stored bytes to `into`, which has room for HEADER + plain + TAG bytes; says how many it wrote. */
-export function sealBlob(plain: Uint8Array, { type, id, counter, key, zstd = portableZstd }: SealOptions, into: Buffer): number {
+export function sealBlob(plain: Uint8Array, options: SealOptions, into: Buffer): number {
+  const { type, id, counter, key, zstd = portableZstd, gcm = portableGcm } = options
   const room = into.subarray(HEADER, HEADER + plain.length)
   // What does not fit is not smaller.
   const compressed = plain.length > 0 ? zstd.compress(plain, room) : undefined
@@ -116,11 +119,9 @@ export function sealBlob(plain: Uint8Array, { type, id, counter, key, zstd = por
   }
   encodeBlobHeader(header, into)
   if (!key) return HEADER + bytes.length
-  const cipher = createCipheriv('aes-256-gcm', key, nonceOf(counter))
-  cipher.setAAD(into.subarray(0, HEADER))
-  into.set(cipher.update(bytes), HEADER)
-  cipher.final()
-  into.set(cipher.getAuthTag(), HEADER + bytes.length)
+  const end = HEADER + bytes.length
+  const sealing = { key, nonce: nonceOf(counter), header: into.subarray(0, HEADER) }
+  gcm.encrypt(sealing, into.subarray(HEADER, end), into.subarray(end, end + TAG))
   return HEADER + bytes.length + TAG
 }
 
@@ -132,6 +133,8 @@ export interface OpenOptions {
   /** Of plain bytes (keys.ts). */
   readonly idOf: (plain: Uint8Array) => Buffer
   readonly zstd?: Zstd | undefined
+  /** The bytes are the caller's only until its next call. */
+  readonly gcm?: AesGcm | undefined
   /** Where the bytes may go, so that no memory is made for them. */
   readonly into?: Buffer | undefined
 }
@@ -148,24 +151,17 @@ export function openBlob(blob: Buffer, options: OpenOptions): Buffer {
     )
   if (blob.length < HEADER + header.storedLength) throw new Damaged('a blob is cut short')
   const stored = blob.subarray(HEADER, HEADER + header.storedLength)
-  const bytes = key ? decrypt(blob.subarray(0, HEADER), stored, header.counter, key) : stored
+  const bytes = key ? decrypt(blob.subarray(0, HEADER), stored, header.counter, key, options.gcm) : stored
   const plain = header.codec === codecs.raw ? bytes : decompress(bytes, header.plainLength, options)
   if (plain.length !== header.plainLength) throw new Damaged('a blob has not the length it says')
   if (!timingSafeEqual(idOf(plain), header.id)) throw new Damaged('the bytes of a blob are not those that were written')
   return plain
 }
 
-function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Array) {
+function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Array, gcm = portableGcm) {
   if (stored.length < TAG) throw new Damaged('a blob is too short to be encrypted')
-  const decipher = createDecipheriv('aes-256-gcm', key, nonceOf(counter), { authTagLength: TAG })
-  decipher.setAAD(header)
-  decipher.setAuthTag(stored.subarray(-TAG))
-  const bytes = decipher.update(stored.subarray(0, -TAG))
-  try {
-    decipher.final()
-  } catch (error) {
-    throw new Damaged('a blob does not decrypt: its bytes were changed', { cause: error })
-  }
+  const bytes = gcm.decrypt({ key, nonce: nonceOf(counter), header }, stored.subarray(0, -TAG), stored.subarray(-TAG))
+  if (!bytes) throw new Damaged('a blob does not decrypt: its bytes were changed')
   return bytes
 }
 

@@ -2,6 +2,7 @@
 
 import { hash } from 'node:crypto'
 import { parentPort, workerData } from 'node:worker_threads'
+import { threadGcm } from '../base/aes-gcm.ts'
 import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
@@ -14,7 +15,7 @@ import { trayViews, type UnpackJob } from './tray.ts'
 
 const { memory, slotBytes } = workerData as WorkerData
 const slots = Array.from({ length: Math.floor(memory.byteLength / slotBytes) }, (_, slot) => slotView(memory, slot, slotBytes))
-const zstd = await threadZstd()
+const [zstd, gcm] = await Promise.all([threadZstd(), threadGcm()])
 
 function run(job: Job): Result {
   if (job.op === 'digest') return hash('sha256', new Uint8Array(job.bytes, 0, job.length), 'hex')
@@ -27,9 +28,9 @@ function run(job: Job): Result {
     case 'store':
       if (isZero(given)) return 'zero'
       id.set(idOf(given))
-      return job.op === 'identify' ? 'id' : sealBlob(given, { ...job, id, zstd }, output)
+      return job.op === 'identify' ? 'id' : sealBlob(given, { ...job, id, zstd, gcm }, output)
     case 'seal':
-      return sealBlob(given, { ...job, id, zstd }, output)
+      return sealBlob(given, { ...job, id, zstd, gcm }, output)
   }
 }
 
@@ -40,7 +41,7 @@ function unpack({ memory, inputBytes, parts, type, key, idKey }: UnpackJob) {
   return parts.map(({ offset, length, at, plainLength, id }) => {
     try {
       const into = output.subarray(at, at + plainLength)
-      const plain = openBlob(input.subarray(offset, offset + length), { type, id, key, idOf, zstd, into })
+      const plain = openBlob(input.subarray(offset, offset + length), { type, id, key, idOf, zstd, gcm, into })
       if (plain.length !== plainLength) throw new Damaged(`a chunk has ${plain.length} bytes where the disk needs ${plainLength}`)
       if (plain.buffer !== memory || plain.byteOffset !== into.byteOffset) copyBytes(plain, into)
       return null

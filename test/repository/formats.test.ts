@@ -7,6 +7,7 @@ import zlib from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
 import { whyNotNative } from '../../src/base/native.ts'
+import { portableGcm, threadGcm, type AesGcm } from '../../src/base/aes-gcm.ts'
 import { portableZstd, threadZstd, type Zstd } from '../../src/base/zstd.ts'
 import { attachmentBytes, contentOf } from '../../src/repository/attachment.ts'
 import {
@@ -86,15 +87,21 @@ function tryBroken(
   }
 }
 
-const sealed = (keys: RepositoryKeys, plain: Buffer, counter = 1, zstd: Zstd = portableZstd) => {
+/** Of a thread. */
+interface Calls {
+  readonly zstd: Zstd
+  readonly gcm: AesGcm
+}
+const portable: Calls = { zstd: portableZstd, gcm: portableGcm }
+const native: Calls = { zstd: await threadZstd(), gcm: await threadGcm() }
+
+const sealed = (keys: RepositoryKeys, plain: Buffer, counter = 1, calls = portable) => {
   const into = Buffer.alloc(HEADER + plain.length + TAG)
-  const work = { type: BlobType.data, id: keys.idOf(plain), counter, key: keys.ofSession(SESSION), zstd }
+  const work = { type: BlobType.data, id: keys.idOf(plain), counter, key: keys.ofSession(SESSION), ...calls }
   return into.subarray(0, sealBlob(plain, work, into))
 }
-const opened = (keys: RepositoryKeys, blob: Buffer, zstd: Zstd = portableZstd, into?: Buffer) =>
-  openBlob(blob, { type: BlobType.data, key: keys.ofSession(SESSION), idOf: keys.idOf, zstd, into })
-
-const native = await threadZstd()
+const opened = (keys: RepositoryKeys, blob: Buffer, calls = portable, into?: Buffer) =>
+  openBlob(blob, { type: BlobType.data, key: keys.ofSession(SESSION), idOf: keys.idOf, ...calls, into })
 
 t.test('a blob header decodes as it was encoded', async () => {
   fc.assert(
@@ -141,12 +148,12 @@ for (const [name, keys] of [
   t.test(`a ${name} blob that is cut short, or has any bit flipped, is damaged`, async () => {
     for (const plain of [Buffer.from('short'), Buffer.alloc(2000, 'compressible '), Buffer.alloc(0)])
       // zstd has bits that mean nothing; what comes out is what went in all the same.
-      for (const zstd of new Set([portableZstd, native]))
-        tryBroken(sealed(keys, plain), broken => opened(keys, broken, zstd), { same: found => plain.equals(found as Buffer) })
+      for (const calls of [portable, native])
+        tryBroken(sealed(keys, plain), broken => opened(keys, broken, calls), { same: found => plain.equals(found as Buffer) })
   })
 
-  t.test(`a ${name} blob opens by either zstd, whichever has sealed it`, async () => {
-    if (native === portableZstd) return t.comment(whyNotNative)
+  t.test(`a ${name} blob opens by either zstd and cipher, whichever has sealed it`, async () => {
+    if (native.zstd === portableZstd) return t.comment(whyNotNative)
     const into = Buffer.alloc(10_000)
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 3000 }), fc.nat(3), (bytes, repeat) => {
@@ -155,6 +162,7 @@ for (const [name, keys] of [
         return (
           opened(keys, blob).equals(plain) &&
           opened(keys, sealed(keys, plain), native, into).equals(plain) &&
+          sealed(keys, plain, 1, { ...portable, gcm: native.gcm }).equals(sealed(keys, plain)) &&
           blob.length <= HEADER + plain.length + TAG
         )
       }),
@@ -162,14 +170,16 @@ for (const [name, keys] of [
   })
 }
 
-t.test('Node’s own program has the zstd that threads call', { skip: whyNotNative ?? false }, async t => {
-  t.not(native, portableZstd)
+t.test('Node’s own program has the zstd and the cipher that threads call', { skip: whyNotNative ?? false }, async t => {
+  const { zstd, gcm } = native
+  t.not(zstd, portableZstd)
+  t.not(gcm, portableGcm)
   const into = Buffer.alloc(100_000)
-  const length = native.compress(Buffer.alloc(50_000, 'as zstd says'), into)!
+  const length = zstd.compress(Buffer.alloc(50_000, 'as zstd says'), into)!
   t.ok(zlib.zstdDecompressSync(into.subarray(0, length)).equals(Buffer.alloc(50_000, 'as zstd says')))
-  t.equal(native.compress(noise(50_000), into.subarray(0, 50_000)), undefined, 'what does not get smaller has no room')
-  t.throws(() => native.decompress(into.subarray(0, length), Buffer.alloc(49_999)), /too small/)
-  t.throws(() => native.decompress(Buffer.alloc(100, 'x'), into), /Unknown frame descriptor/)
+  t.equal(zstd.compress(noise(50_000), into.subarray(0, 50_000)), undefined, 'what does not get smaller has no room')
+  t.throws(() => zstd.decompress(into.subarray(0, length), Buffer.alloc(49_999)), /too small/)
+  t.throws(() => zstd.decompress(Buffer.alloc(100, 'x'), into), /Unknown frame descriptor/)
 })
 
 t.test('an encrypted blob opens with its own key, session and place only', async t => {
