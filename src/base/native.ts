@@ -39,7 +39,14 @@ export interface Native {
   isByteLocked(fd: number, offset: number): boolean
   /** Lets the system hold so many bytes of what was sent and not yet taken, or as many as it allows (SO_SNDBUF). */
   growSendBuffer(fd: number, bytes: number): void
+  /** How many bytes of a socket are there now, and in `into` from now on; 0 where there are none, or none will come any more (recv). */
+  receive(fd: number, into: Buffer): number
+  /** How many bytes of the first SENT_AT_ONCE pieces a socket takes now, without waiting; 0 also where it has failed (writev). */
+  send(fd: number, pieces: readonly Buffer[]): number
 }
+
+/** Pieces that one call sends, at most. */
+export const SENT_AT_ONCE = 256
 
 /** From Linux's include/uapi/linux/fs.h and falloc.h. */
 const SEEK_DATA = 3
@@ -63,6 +70,8 @@ const RWF_NOWAIT = 8
 /** From Linux's include/uapi/asm-generic/socket.h. */
 const SOL_SOCKET = 1
 const SO_SNDBUF = 7
+/** And include/linux/socket.h. */
+const MSG_DONTWAIT = 0x40
 const SO_SNDBUFFORCE = 32
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
@@ -94,13 +103,25 @@ function bind(koffi: typeof import('koffi').default): Native {
   const setsockopt: KoffiFunc<(fd: number, level: number, option: number, value: Buffer, length: number) => number> = libc.func(
     'int setsockopt(int, int, int, void *, uint32_t)',
   )
-  const preadv2 = optional<(fd: number, parts: BigUint64Array, count: number, offset: number, flags: number) => number>(() =>
+  const preadv2 = optional<(fd: number, parts: Uint32Array, count: number, offset: number, flags: number) => number>(() =>
     libc.func('int64_t preadv2(int, void *, int, int64_t, int)'),
+  )
+  const recv: KoffiFunc<(fd: number, into: Buffer, length: number, flags: number) => number> = libc.func(
+    'int64_t recv(int, void *, size_t, int)',
+  )
+  const writev: KoffiFunc<(fd: number, parts: Uint32Array, count: number) => number> = libc.func(
+    'int64_t writev(int, void *, int)',
   )
   const addressOf = addresses(koffi)
   const aio = Aio.over(koffi, libc, addressOf)
-  /** struct iovec */
-  const vector = new BigUint64Array(2)
+  /** struct iovec, as 64-bit machines that are little-endian have it. */
+  const vectors = new Uint32Array(4 * SENT_AT_ONCE)
+  const fillVector = (index: number, bytes: Buffer) => {
+    const address = addressOf(bytes)
+    vectors[4 * index] = address
+    vectors[4 * index + 1] = address / 2 ** 32
+    vectors[4 * index + 2] = bytes.length
+  }
   const nameOf = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]))
   const EAGAIN = koffi.os.errno['EAGAIN']!
   const turns = pLimit(CALLS_AT_ONCE)
@@ -145,9 +166,8 @@ function bind(koffi: typeof import('koffi').default): Native {
     zeroRange: (fd, range) => allocate(fd, ZERO_RANGE | KEEP_SIZE, range),
     allocate: (fd, range) => allocate(fd, KEEP_SIZE, range),
     readCached(fd, offset, into) {
-      vector[0] = BigInt(addressOf(into))
-      vector[1] = BigInt(into.length)
-      const count = preadv2?.(fd, vector, 1, offset, RWF_NOWAIT)
+      fillVector(0, into)
+      const count = preadv2?.(fd, vectors, 1, offset, RWF_NOWAIT)
       if (count !== -1) return count
       return koffi.errno() === EAGAIN ? 0 : undefined
     },
@@ -182,6 +202,13 @@ function bind(koffi: typeof import('koffi').default): Native {
       // Only root may go beyond the system's limit; up to there anybody may.
       if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, value, value.length) !== -1) return
       if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, value.length) === -1) throw failed('setsockopt')
+    },
+    // What fails here fails again where Node does it, and is told there.
+    receive: (fd, into) => Math.max(recv(fd, into, into.length, MSG_DONTWAIT), 0),
+    send(fd, pieces) {
+      const count = Math.min(pieces.length, SENT_AT_ONCE)
+      for (let at = 0; at < count; at++) fillVector(at, pieces[at]!)
+      return Math.max(writev(fd, vectors, count), 0)
     },
   }
 }

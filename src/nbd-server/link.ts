@@ -3,6 +3,7 @@
 import net from 'node:net'
 import { native } from '../base/native.ts'
 import type { TlsCredentials, TlsIdentity } from '../base/tls-credentials.ts'
+import { Direct } from './direct.ts'
 import { Inbound } from './inbound.ts'
 import { Outbox } from './outbox.ts'
 import { ProtocolViolation } from './vanished.ts'
@@ -31,6 +32,10 @@ export class Link {
   #sending = new Set<() => void>()
   #ending = false
   #error: Error | undefined
+  /** Beside Node's streams, while the bytes on the socket are those of the protocol. */
+  #direct: Direct | undefined
+  /** Whether nothing is to be done before the client sends something, so that it is worth looking whether it has. */
+  isWaiting = () => false
 
   private constructor(socket: net.Socket, inbound: Inbound, keepAliveMs: number) {
     this.#socket = socket
@@ -44,6 +49,7 @@ export class Link {
       const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } | null }
       if (handle?.fd !== undefined && handle.fd >= 0) native?.growSendBuffer(handle.fd, UNIX_SEND_BUFFER)
     }
+    this.#direct = Direct.of(socket)
     this.#use(socket)
   }
 
@@ -84,8 +90,15 @@ export class Link {
     // Reads go into our own buffers, which Node offers only to who makes the socket: so it is made again around its handle.
     Object.assign(accepted, { _handle: null })
     accepted.destroy() // the server counts it no longer
-    const onread = { buffer: () => inbound.space(), callback: (count: number) => inbound.arrived(count) }
-    return new Link(new net.Socket({ handle, allowHalfOpen: true, onread } as net.SocketConstructorOpts), inbound, keepAliveMs)
+    const onread = { buffer: () => inbound.space(), callback: (count: number) => link.#arrived(count) }
+    const socket = new net.Socket({ handle, allowHalfOpen: true, onread } as net.SocketConstructorOpts)
+    const link: Link = new Link(socket, inbound, keepAliveMs)
+    return link
+  }
+
+  #arrived(count: number) {
+    if (!this.inbound.arrived(count)) return false
+    return this.#direct?.await(this.inbound, () => this.isWaiting() && !this.sending && !this.destroyed) ?? true
   }
 
   /** What the client sends from now on stays with the system. Throws when it has sent something already. */
@@ -99,6 +112,7 @@ export class Link {
   async startTls(credentials: TlsCredentials) {
     const { socket, identity } = await credentials.accept(this.#socket)
     socket.on('data', (chunk: Buffer) => this.inbound.feed(chunk))
+    this.#direct = undefined
     this.#peer = { ...this.#peer, tls: identity }
     this.#use(socket)
   }
@@ -121,11 +135,11 @@ export class Link {
   get bytesTaken() {
     // Node counts a write as a whole once it has begun; how much of it is left only the handle knows.
     const { _handle: handle } = this.#socket as unknown as { _handle?: { writeQueueSize?: number } | null }
-    return this.#socket.bytesWritten - this.#socket.writableLength - (handle?.writeQueueSize ?? 0)
+    return (this.#direct?.sent ?? 0) + this.#socket.bytesWritten - this.#socket.writableLength - (handle?.writeQueueSize ?? 0)
   }
 
   get bytesReceived() {
-    return this.#socket.bytesRead
+    return (this.#direct?.received ?? 0) + this.#socket.bytesRead
   }
 
   /** Sends what is in the outbox, then says that no more comes; what the client still sends is thrown away. */
@@ -150,8 +164,11 @@ export class Link {
     this.#socket.destroy()
   }
 
-  #send(buffers: readonly Buffer[], done: () => void) {
+  #send(all: readonly Buffer[], done: () => void) {
+    let buffers = all
     if (this.#socket.destroyed || this.#socket.writableEnded || buffers.length === 0) return done()
+    if (this.#direct && !this.sending) buffers = this.#direct.send(buffers)
+    if (buffers.length === 0) return release(done)
     this.#sending.add(done)
     const sent = () => {
       if (this.#sending.delete(done)) done()
@@ -160,5 +177,21 @@ export class Link {
     if (last > 0) this.#socket.cork()
     for (const [index, buffer] of buffers.entries()) this.#socket.write(buffer, index === last ? sent : undefined)
     if (last > 0) this.#socket.uncork()
+  }
+}
+
+let releasing = false
+
+/** What was sent makes room for what waits, of this client or another, and that is sent at once again: not one within the other. */
+function release(done: () => void) {
+  if (releasing) {
+    queueMicrotask(done)
+    return
+  }
+  releasing = true
+  try {
+    done()
+  } finally {
+    releasing = false
   }
 }

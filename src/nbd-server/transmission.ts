@@ -89,6 +89,7 @@ export class Transmission {
   /** Serves until the client has taken its leave, or is gone, and all its requests are over. Throws when it breaks the protocol. */
   async run() {
     this.link.inbound.onProgress = () => this.#parse()
+    this.link.isWaiting = () => !this.#over && this.#inFlight === 0
     this.#parse()
     await this.#finished.promise
     if (this.#violation) throw this.#violation
