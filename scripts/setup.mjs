@@ -54,6 +54,7 @@ const packages = {
   zstd: { has: 'zstd', without: 'backups are not measured against it' },
   restic: { has: 'restic', without: 'backups are not measured against it' },
   borgbackup: { has: 'borg', without: 'backups are not measured against it' },
+  'chromium-headless-shell': { has: 'chromium-headless-shell', without: 'no browser looks at the status page' },
   'man-db': { has: 'man', without: 'nobody looks at the man page' },
   zsh: { has: 'zsh', without: 'zsh does not judge its completion' },
 }
@@ -80,6 +81,7 @@ const needs = {
     'radosgw',
     'ceph-mon',
     'ceph-osd',
+    'chromium-headless-shell',
   ],
 }
 

@@ -47,6 +47,7 @@ import { statusLine } from './status/status-line.ts'
 import { statusPages } from './status/status-pages.ts'
 import { StatusServer } from './status/status-server.ts'
 import type { Listener, Settings } from './settings/settings.ts'
+import { WebServer } from './web/web-server.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
 const NBD_MEMORY = 256 << 20
@@ -74,6 +75,7 @@ export class Appliance implements AsyncDisposable {
     /** A line of how it does. */
     readonly status: () => string,
     private readonly listeners: Listeners,
+    private readonly web: WebServer | undefined,
   ) {}
 
   /**
@@ -262,6 +264,8 @@ export class Appliance implements AsyncDisposable {
         scratch: { path: scratch.folder, used: scratch.used, limit: scratch.limit },
       }),
     }
+    const watched = { ...context, clients: () => listeners.connections }
+    const web = settings.web && parts.use(await WebServer.listen(settings.web, { context: watched, events, log }))
     monitors.push(...(await runCommandLine(commandLine, context)))
     for (const { fd, address } of inherited.left)
       log.warn('a socket was passed that is no place of the configuration, and nobody answers there', { fd, address })
@@ -269,12 +273,17 @@ export class Appliance implements AsyncDisposable {
     parts.defer(() => server.stop())
     const reload = () => turns.take(() => configuration.reload())
     const status = () => statusLine({ machines, backups, jobs })
-    return new Appliance(parts.move(), quit.promise, reload, status, listeners)
+    return new Appliance(parts.move(), quit.promise, reload, status, listeners, web)
   }
 
   /** Where NBD clients of the configuration connect; the port is the system's choice where it says 0. */
   get nbdAddresses() {
     return this.listeners.addresses
+  }
+
+  /** Where the status page is, where there is one. */
+  get webAddress() {
+    return this.web?.address
   }
 
   /** The last opened is closed first: no more commands, jobs and sessions ended, requests of clients drained, images closed. */

@@ -96,6 +96,8 @@ export function productionTree({ root, into, cpu, scratch }) {
   cpSync(join(found, 'node_modules', runtime, 'bin/node'), join(into, 'bin/node'))
   for (const part of ['dist/src', 'dist/plugins'])
     cpSync(join(root, part), join(into, part), { recursive: true, filter: onlyCode })
+  // The status page's own files, which no compiler touches.
+  cpSync(join(root, 'src/web/page'), join(into, 'src/web/page'), { recursive: true })
   const client = join(into, 'node_modules/nbd-client-ts')
   cpSync(join(root, 'nbd-client-ts/dist/src'), join(client, 'dist/src'), { recursive: true, filter: onlyCode })
   cpSync(join(root, 'nbd-client-ts/package.json'), join(client, 'package.json'))

@@ -64,6 +64,22 @@ export class Chunk {
     return (this.words[at]! & mask) === mask
   }
 
+  /** How many from `from` up to `to`, exclusive, one or more of these have. */
+  static countInAny(chunks: readonly Chunk[], from: number, to: number) {
+    if (from >= to) return 0
+    const last = (to - 1) >>> 5
+    let count = 0
+    let mask = firstMask(from)
+    for (let at = from >>> 5; at <= last; at++) {
+      if (at === last) mask &= lastMask(to)
+      let word = 0
+      for (const { words } of chunks) word |= words[at]!
+      count += popcount(word & mask)
+      mask = -1
+    }
+    return count
+  }
+
   /** Puts all from `from` up to `to`, exclusive, in it. */
   add(from: number, to: number) {
     if (from >= to) return

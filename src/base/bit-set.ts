@@ -65,6 +65,23 @@ export class BitSet {
     return to
   }
 
+  /** How many from `from` up to `to`, exclusive, are members of one or more of these. Nothing is copied; what is empty or full is not looked into. */
+  static countInAny(sets: readonly BitSet[], from: number, to: number) {
+    let count = 0
+    for (let index = from; index < to;) {
+      const at = Math.floor(index / CHUNK)
+      const start = at * CHUNK
+      const next = Math.min(to, start + CHUNK)
+      // Past the end of a set it has no chunk, or one that has no members there.
+      const chunks = sets.map(set => set.#chunks[at]).filter(chunk => chunk !== undefined && chunk.members > 0) as Chunk[]
+      if (chunks.length === 1 && next - index === CHUNK) count += chunks[0]!.members
+      else if (chunks.some(({ members }) => members === CHUNK)) count += next - index
+      else if (chunks.length > 0) count += Chunk.countInAny(chunks, index - start, next - start)
+      index = next
+    }
+    return count
+  }
+
   /** Adds every member of another set that is below this one's length. */
   union(other: BitSet) {
     const count = Math.min(this.#chunks.length, other.#chunks.length)

@@ -157,6 +157,12 @@ export class DirtyBitmap implements BitmapReader {
     return this.#next(false, from, to)
   }
 
+  /** How many granules, from number `from` up to `to`, exclusive, are dirty in one or more of these, which have one granularity. */
+  static granulesInAny(bitmaps: readonly DirtyBitmap[], from: number, to: number) {
+    const sets = bitmaps.map(bitmap => bitmap.#bits)
+    return BitSet.countInAny(sets, from, to)
+  }
+
   /** The first run of dirty bytes within the range, whole or up to `most` bytes of it. */
   nextArea(range: Range, most = Number.MAX_SAFE_INTEGER): Range | undefined {
     const limit = Math.min(endOf(range), this.#size)

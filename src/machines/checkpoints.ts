@@ -237,6 +237,17 @@ export class Checkpoints {
     return counted.map(({ bitmap }) => bitmap)
   }
 
+  /**
+   * The bitmaps whose union is what changed on a disk in its time, until the next one; undefined for a disk that it does not know.
+   * @throws CheckpointInconsistent when one of them is missing or broken
+   */
+  changesIn(checkpoint: Checkpoint, disk: Disk): DirtyBitmap[] | undefined {
+    if (!checkpoint.disks.includes(disk.name)) return undefined
+    const parts = partsOf(disk.node)
+    checkWhole(checkpoint, disk, { parts, current: checkpoint === this.current })
+    return parts.flatMap(part => (part.checkpoint === checkpoint.name ? [part.bitmap] : []))
+  }
+
   /** Why a backup since it cannot be had, or undefined. */
   problemOf(name: string): string | undefined {
     try {

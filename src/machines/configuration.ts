@@ -22,6 +22,7 @@ const FIXED: readonly (readonly [name: string, of: (settings: Settings) => unkno
   ['control.socket', ({ control }) => control.socket],
   ['scratch.path', ({ scratch }) => scratch.path],
   ['metrics', ({ metrics }) => metrics],
+  ['web', ({ web }) => web],
 ]
 
 export class Configuration {

@@ -89,6 +89,11 @@ export class PushSession {
     return this.#ended?.error
   }
 
+  /** When the repository had it, or was never going to, by the time of day as it is now. */
+  get ended(): Date | undefined {
+    return this.#ended && new Date(Date.now() - (performance.now() - this.#ended.at))
+  }
+
   stop(reason: Error = new Cancelled('aborted by the user')) {
     this.#stop.abort(reason)
   }

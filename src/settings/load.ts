@@ -129,7 +129,7 @@ const orderOf = (a: Place | undefined, b: Place | undefined) =>
 
 /** Paths are relative to the main file's folder. */
 function settle(
-  { state, control, nbd, machines, repositories, scratch, sessions, schedules, limits, metrics, notify }: Checked,
+  { state, control, nbd, machines, repositories, scratch, sessions, schedules, limits, metrics, web, notify }: Checked,
   file: string,
 ): Settings {
   const folder = dirname(resolve(file))
@@ -163,6 +163,7 @@ function settle(
     sessions: { expireMs: sessions.expire },
     schedules: mapValues(schedules, scheduleOf),
     ...(metrics && { metrics: metrics.listen ?? { unix: absolute(metrics.unix!) } }),
+    ...(web && { web: { place: web.listen ?? { unix: absolute(web.unix!) }, hosts: web.hosts.map(name => name.toLowerCase()) } }),
     notify: notify.map(({ timeout: timeoutMs, ...rest }) => ({ ...rest, timeoutMs })),
     limits,
   }
@@ -236,7 +237,10 @@ const mapValues = <A, B>(record: Record<string, A>, to: (value: A, key: string) 
   Object.fromEntries(Object.entries(record).map(([key, value]) => [key, to(value, key)]))
 
 /** What no single key shows: what is there twice, what is named and is not there, a socket whose path no system call takes. */
-function clashes({ control, nbd, machines, repositories, schedules, metrics, notify }: Settings, source: Sources): Problem[] {
+function clashes(
+  { control, nbd, machines, repositories, schedules, metrics, web, notify }: Settings,
+  source: Sources,
+): Problem[] {
   const problems: Problem[] = []
   const seen = new Map<string, string>()
   const once = (what: string, path: Path, value: string) => {
@@ -279,7 +283,9 @@ function clashes({ control, nbd, machines, repositories, schedules, metrics, not
   notify.forEach(({ schedules: wanted = [] }, index) =>
     wanted.forEach((name, at) => known('schedule', ['notify', index, 'schedules', at], name, Object.keys(schedules))),
   )
-  if (metrics && 'unix' in metrics) socket(['metrics', 'unix'], metrics.unix)
-  else if (metrics) once('address', ['metrics', 'listen'], `${metrics.host} port ${metrics.port}`)
+  for (const [key, place] of Object.entries({ metrics, web: web?.place })) {
+    if (place && 'unix' in place) socket([key, 'unix'], place.unix)
+    else if (place && place.port !== 0) once('address', [key, 'listen'], `${place.host} port ${place.port}`)
+  }
   return problems
 }

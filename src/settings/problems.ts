@@ -2,7 +2,7 @@
 
 import type { z } from 'zod'
 import { nearest } from '../base/nearest.ts'
-import { jsonSchema, laterKeys } from './schema.ts'
+import { jsonSchema } from './schema.ts'
 import type { Sources } from './sources.ts'
 import { nameOf, type Path, type Problem } from './yaml-source.ts'
 
@@ -44,8 +44,6 @@ const wantedNames: Record<string, string> = {
 }
 
 function unknownKey(path: Path, key: string): string {
-  const later = [...path.map(String).map((part, index) => (isName(path, index) ? '*' : part)), key].join('.')
-  if (laterKeys.has(later)) return `"${key}" comes in a later version of Stillpoint; leave it out for now`
   const known = keysAt(path)
   const meant = nearest(key, known)
   const where = path.length > 0 ? ` in ${quoted(path)}` : ''
@@ -66,9 +64,3 @@ const step = (schema: Schema | undefined, key: PropertyKey) =>
 const schemaAt = (path: Path) => path.reduce<Schema | undefined>(step, jsonSchema as Schema)
 
 const keysAt = (path: Path) => Object.keys(schemaAt(path)?.properties ?? {})
-
-/** A key that the user chose, such as a machine's name. */
-const isName = (path: Path, index: number) => {
-  const around = schemaAt(path.slice(0, index))
-  return around?.properties === undefined
-}

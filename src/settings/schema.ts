@@ -14,9 +14,6 @@ const MAX_NODE_NAME = 31
 /** Node's timers hold no more than 2^31 - 1 milliseconds. */
 const MAX_EXPIRE = '24d'
 
-/** What DESIGN.md promises and this version does not have yet, by the path of the key; `*` stands for any name. */
-export const laterKeys = new Set(['web'])
-
 const path = z.string().min(1, 'a path must not be empty')
 
 const name = z
@@ -342,24 +339,43 @@ const schedule = z
     if (mode === 'pull' && rules !== undefined) object(['keep'], 'is for mode: push')
   })
 
-const metrics = z
+/** A unix socket or an address; what is told there is for this machine only, unless it is said to be for others. */
+const place = (usual: number, what: string) => ({
+  unix: path.optional().describe('The path of a unix socket.'),
+  listen: addressWith(usual).optional().describe(`An address and a port; without a port, ${usual}.`),
+  public: z
+    .boolean()
+    .default(false)
+    .describe(`Other machines may read ${what}, in the clear: they name machines, disks and schedules.`),
+})
+
+interface Place {
+  readonly unix?: string | undefined
+  readonly listen?: { readonly host: string } | undefined
+  readonly public: boolean
+}
+
+function checkPlace({ unix, listen, public: isPublic }: Place, context: z.RefinementCtx) {
+  if ((unix === undefined) === (listen === undefined))
+    context.addIssue({ code: 'custom', message: 'needs either unix: PATH or listen: ADDRESS:PORT' })
+  else if (listen && !isPublic && !isLoopback(listen.host)) {
+    const message =
+      'can be reached by other machines, in the clear: use a unix socket or 127.0.0.1, or say public: true beside it'
+    context.addIssue({ code: 'custom', path: ['listen'], message })
+  }
+}
+
+const metrics = z.strictObject(place(9750, 'the metrics')).superRefine(checkPlace)
+
+const web = z
   .strictObject({
-    unix: path.optional().describe('The path of a unix socket.'),
-    listen: addressWith(9750).optional().describe('An address and a port; without a port, 9750.'),
-    public: z
-      .boolean()
-      .default(false)
-      .describe('Other machines may read the metrics, in the clear: they name machines, disks and schedules.'),
+    ...place(9751, 'the pages'),
+    hosts: z
+      .array(z.string().regex(/^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/, 'must be the name of a host, without a port'))
+      .default([])
+      .describe('Names by which browsers may call it, beside localhost and its address.'),
   })
-  .superRefine(({ unix, listen, public: isPublic }, context) => {
-    if ((unix === undefined) === (listen === undefined))
-      context.addIssue({ code: 'custom', message: 'needs either unix: PATH or listen: ADDRESS:PORT' })
-    else if (listen && !isPublic && !isLoopback(listen.host)) {
-      const message =
-        'can be reached by other machines, in the clear: use a unix socket or 127.0.0.1, or say public: true beside it'
-      context.addIssue({ code: 'custom', path: ['listen'], message })
-    }
-  })
+  .superRefine(checkPlace)
 
 const webhook = z.string().refine(text => {
   if (isReference(text)) return objectionTo(text) === undefined
@@ -430,6 +446,7 @@ export const schema = z
       .prefault({}),
     schedules: z.record(name, schedule).default({}).describe('Backups that begin by themselves, by name.'),
     metrics: metrics.optional().describe('Where Prometheus finds the metrics. Default: nowhere.'),
+    web: web.optional().describe('Where browsers find the status page. Default: nowhere.'),
     notify: z.array(notify).default([]).describe('Who is told when schedules fail, go stale and recover.'),
     limits: z
       .strictObject({

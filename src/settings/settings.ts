@@ -26,13 +26,17 @@ export interface Settings {
   }
   readonly schedules: Readonly<Record<string, ScheduleSettings>>
   /** Where metrics are served; undefined: nowhere. */
-  readonly metrics?: { readonly unix: string } | { readonly host: string; readonly port: number } | undefined
+  readonly metrics?: HttpPlace | undefined
+  /** Where the status page is served; undefined: nowhere. */
+  readonly web?: { readonly place: HttpPlace; readonly hosts: readonly string[] } | undefined
   readonly notify: readonly NotifySettings[]
   readonly limits: {
     /** How many machines schedules back up at once. */
     readonly backups: number
   }
 }
+
+export type HttpPlace = { readonly unix: string } | { readonly host: string; readonly port: number }
 
 export type NoticeKind = 'failed' | 'warning' | 'stale' | 'recovered'
 

@@ -95,6 +95,16 @@ function check(bits: BitSet, model: Set<number>, probes: number[]) {
   for (const probe of probes) {
     const from = Math.floor(probe * length)
     const to = Math.min(length, from + (probes.length % 2 === 0 ? 50 : 20_000))
+    // With another that is shorter, and has every seventh.
+    const sevens = new BitSet(Math.ceil(length / 2))
+    for (let index = 0; index < sevens.length; index += 7) sevens.set(index, index + 1)
+    let [one, both] = [0, 0]
+    for (let index = from; index < to; index++) {
+      if (model.has(index)) one++
+      if (model.has(index) || (sevens.length > index && index % 7 === 0)) both++
+    }
+    if (BitSet.countInAny([bits], from, to) !== one) throw new Error(`not ${one} from ${from} to ${to}`)
+    if (BitSet.countInAny([sevens, bits], from, to) !== both) throw new Error(`not ${both} in both from ${from} to ${to}`)
     if (from < length && bits.has(from) !== model.has(from)) throw new Error(`has(${from})`)
     for (const member of [true, false]) {
       let next = from

@@ -69,6 +69,7 @@ sessions: { expire: 1h30m }
 schedules:
   nightly: { machines: [db], repository: local, at: ["02:00", 0 5 * * 6], time-zone: Europe/Berlin, jitter: 10m, catch-up: false, stale-after: 26h, keep: { daily: 7, within: 24h } }
 metrics: { unix: m.sock }
+web: { listen: 192.0.2.3, public: true, hosts: [Backup.example] }
 notify: [ { exec: page me }, { when: [warning], schedules: [nightly], webhook: https://x.example/y, timeout: 5s } ]
 `,
     '/srv/sp/conf/s.yaml',
@@ -141,6 +142,7 @@ notify: [ { exec: page me }, { when: [warning], schedules: [nightly], webhook: h
       },
     },
     metrics: { unix: '/srv/sp/conf/m.sock' },
+    web: { place: { host: '192.0.2.3', port: 9751 }, hosts: ['backup.example'] },
     notify: [
       { when: ['failed', 'stale', 'recovered'], exec: ['/bin/sh', '-c', 'page me'], timeoutMs: 30_000 },
       { when: ['warning'], schedules: ['nightly'], webhook: 'https://x.example/y', timeoutMs: 5000 },
@@ -161,13 +163,22 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ['machine: {}', '1:1: unknown key "machine"; did you mean "machines"?'],
     [
       'colour: red',
-      '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "repositories", "scratch", "sessions", "schedules", "metrics", "notify", "limits"',
+      '1:1: unknown key "colour"; there are "state", "control", "nbd", "machines", "repositories", "scratch", "sessions", "schedules", "metrics", "web", "notify", "limits"',
     ],
     [disk('readonly: true'), '4:26: unknown key "readonly" in "machines.db.disks.root"; did you mean "read-only"?'],
     [disk('read_only: true'), '4:26: unknown key "read_only" in "machines.db.disks.root"; did you mean "read-only"?'],
     ['nbd:\n  - uinx: /a', '2:5: unknown key "uinx" in "nbd[1]"; did you mean "unix"?'],
     ['state: /a\nstate: /b', '2:1: the key "state" is here for the second time; keep one of them'],
-    ['web: {}', '1:1: "web" comes in a later version of Stillpoint; leave it out for now'],
+    ['web: {}', '1:6: "web" needs either unix: PATH or listen: ADDRESS:PORT'],
+    [
+      'web: { listen: 192.0.2.1 }',
+      '1:16: "web.listen" can be reached by other machines, in the clear: use a unix socket or 127.0.0.1, or say public: true beside it',
+    ],
+    ['web: { listen: 127.0.0.1, hosts: ["a:80"] }', '1:35: "web.hosts[1]" must be the name of a host, without a port'],
+    [
+      'metrics: { listen: "127.0.0.1:9750" }\nweb: { listen: "127.0.0.1:9750" }',
+      '2:16: "web.listen" is the same address as "metrics.listen": 127.0.0.1 port 9750',
+    ],
     ['metrics: {}', '1:10: "metrics" needs either unix: PATH or listen: ADDRESS:PORT'],
     [
       'notify: [{ webhook: gopher://x }]',
@@ -430,7 +441,7 @@ t.test('the example is a good configuration, and what it comments out are the de
   )
   const all = parseSettings(Buffer.from(spelled), file)
   t.same(all, { file, nbd, machines, ...rest })
-  t.ok(spelled.split('\n').filter(line => line.startsWith('#')).length < 20, 'they were taken out of the comments')
+  t.ok(spelled.split('\n').filter(line => line.startsWith('#')).length < 22, 'they were taken out of the comments')
 })
 
 t.test('the JSON Schema is up to date', async t => {

@@ -36,11 +36,11 @@ export const querySchedules = command({
   returns: z.array(scheduleInfo),
   run({ name, count }, { scheduler }) {
     if (count < 1 || count > MAX_COUNT) throw new InvalidParameter(`Parameter 'count' expects 1 to ${MAX_COUNT}`)
-    return (name === undefined ? scheduler.names : [name]).map(one => infoOf(scheduler, one, count))
+    return (name === undefined ? scheduler.names : [name]).map(one => describeSchedule(scheduler, one, count))
   },
 })
 
-function infoOf(scheduler: Scheduler, wanted: string, count: number): ScheduleInfo {
+export function describeSchedule(scheduler: Scheduler, wanted: string, count: number): ScheduleInfo {
   const { settings, state, running } = scheduler.get(wanted)
   const { name, machines, mode, repository, at, timeZone, staleAfterMs } = settings
   return {
