@@ -10,6 +10,7 @@ import type { DiskManifest, Manifest } from '../repository/manifest.ts'
 import { RepositoryReader } from '../repository/reader.ts'
 import type { Repository } from '../repository/repository.ts'
 import { Sealer } from '../repository/sealer.ts'
+import { idOf } from '../repository/walk.ts'
 import { changedSince, pointDisk } from '../restore/point-disk.ts'
 import { clean } from './format.ts'
 import { shortPoint } from './open-repository.ts'
@@ -33,7 +34,9 @@ export async function servePoint(repository: Repository, { point, since, disk: w
   const [served, older] = reader.points
   const disks = chosenDisks(served!.manifest, point, wanted)
   const sealer = opened.use(Sealer.start({ maxPlain: Math.max(...disks.map(({ chunkSize }) => chunkSize)) }))
-  await sealer.ready()
+  // What the first client would wait for. A root that is damaged is told to who reads, as all that is damaged.
+  const [ready] = await Promise.allSettled([sealer.ready(), ...disks.map(disk => idOf(reader.nodes, disk, 0))])
+  if (ready.status === 'rejected') throw ready.reason
   const graph = opened.use(new Graph([]))
   // One disk needs no name.
   const exports = new Exports(disks.length === 1 ? { defaultName: disks[0]!.name } : {})

@@ -16,7 +16,7 @@ const WINDOWS = 8
 const NODES = 512
 
 export class NodeReader {
-  readonly #windows: { pack: PackRecord; offset: number; bytes: Promise<Buffer> }[] = []
+  #windows: { readonly pack: PackRecord; readonly offset: number; readonly bytes: Promise<Buffer> }[] = []
   readonly #nodes = new Map<string, Promise<TreeNode>>()
 
   constructor(
@@ -34,6 +34,7 @@ export class NodeReader {
       node = this.blob(id, BlobType.node).then(plain => decodeNode(plain, level))
       if (this.#nodes.size >= NODES) this.#nodes.delete(this.#nodes.keys().next().value!)
       this.#nodes.set(name, node)
+      forget(node, () => this.#nodes.delete(name))
     }
     return node
   }
@@ -70,13 +71,19 @@ export class NodeReader {
     if (!window || length > WINDOW) {
       const range = { offset, length: Math.max(length, Math.min(WINDOW, pack.size - offset)) }
       const bytes = readPack(this.target, packKey(pack.kind, pack.name), range, { signal: this.signal })
-      window = { pack, offset, bytes }
+      const mine = (window = { pack, offset, bytes })
       this.#windows.push(window)
+      forget(bytes, () => (this.#windows = this.#windows.filter(one => one !== mine)))
       if (this.#windows.length > WINDOWS) this.#windows.shift()
     }
     const bytes = await window.bytes
     return bytes.subarray(offset - window.offset, offset - window.offset + length)
   }
+}
+
+/** What failed is tried again by whoever asks next: a store may be away for a moment, and readers stay for days. */
+function forget(work: Promise<unknown>, how: () => void) {
+  work.catch(how)
 }
 
 /** Which session wrote a pack, whose key its blobs need; it is in the pack's header, and asked for once. */
@@ -93,7 +100,10 @@ export class PackSessions {
   async of(pack: PackRecord): Promise<string> {
     if (!this.keys.idKey) return '' // nothing is encrypted
     let session = this.#known.get(pack)
-    if (!session) this.#known.set(pack, (session = this.#read(pack)))
+    if (!session) {
+      this.#known.set(pack, (session = this.#read(pack)))
+      forget(session, () => this.#known.delete(pack))
+    }
     return session
   }
 

@@ -1,9 +1,12 @@
-// Two disks compared by their trees are as different as their chunks are, whatever the sizes, and what is the same is not read.
+// Two disks compared by their trees are as different as their chunks are, whatever the sizes, and what is the same is not read. What could
+// not be read is asked for again.
 
 import fc from 'fast-check'
 import t from 'tap'
 import { compareTrees } from '../../src/repository/compare-trees.ts'
 import { RepositoryReader } from '../../src/repository/reader.ts'
+import { Unavailable } from '../../src/repository/target.ts'
+import { idOf } from '../../src/repository/walk.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
 import { newRepository, pushDisks, sourceOf } from '../helpers/push-point.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
@@ -78,3 +81,22 @@ t.test('what is the same is not looked into', async t => {
   t.same(runs, [{ first: 301, count: 1, differs: true }])
   t.same(levels, [1, 1, 0, 0], 'two roots, and the leaf that differs')
 })
+
+for (const [name, options] of [
+  ['', {}],
+  [', of an encrypted repository too', { passphrase: 'secret' }],
+] as const)
+  t.test(`a node that the store did not give is asked for again${name}`, async t => {
+    const target = new MemoryTarget()
+    const repository = await newRepository(target, options)
+    const bytes = bytesOf({ chunks: 520, data: [[300, 2]] })
+    const { key } = await pushDisks(repository, [{ name: 'd', source: sourceOf(bytes) }])
+    await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+    const disk = reader.points[0]!.manifest.disks[0]!
+    target.before = ({ key }) => {
+      if (key.startsWith('meta/')) throw new Unavailable('the store is away')
+    }
+    await t.rejects(idOf(reader.nodes, disk, 300), Unavailable)
+    target.before = () => {}
+    t.ok(await idOf(reader.nodes, disk, 300))
+  })
