@@ -41,13 +41,28 @@ export class JobGroup {
       try {
         await job.prepare()
       } catch (error) {
-        job.error = asError(error)
-        this.#aborting = true
-        break
+        this.#fail(job, error)
       }
       if (this.#aborting) break
     }
+    if (!this.#aborting) this.#checkAll()
     await this.#settle(!this.#aborting)
+  }
+
+  /** In one turn with what follows: while one prepared, what another one had prepared may have become untrue. */
+  #checkAll() {
+    for (const job of this.#jobs) {
+      try {
+        job.checkPrepared()
+      } catch (error) {
+        return this.#fail(job, error)
+      }
+    }
+  }
+
+  #fail(job: Job, error: unknown) {
+    job.error = asError(error)
+    this.#aborting = true
   }
 
   /** Resolves when the job is told; that it is over comes later, unless nothing runs any more. */

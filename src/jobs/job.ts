@@ -30,6 +30,8 @@ export interface JobWork {
   leave?(): void
   /** What may still fail when all jobs of the group are done. */
   prepare?(): Promise<void>
+  /** Looked at right before `commit`, when all of the group are prepared. @throws what is not as it was prepared any more */
+  checkPrepared?(): void
   /** It has succeeded, with all of its group. */
   commit?(): void
   /** It has failed, was cancelled, or another of its group was. It may never have run. */
@@ -285,6 +287,10 @@ export class Job {
 
   async prepare() {
     await this.#work.prepare?.()
+  }
+
+  checkPrepared() {
+    this.#work.checkPrepared?.()
   }
 
   /** For the group: what it did takes effect, or is undone. */

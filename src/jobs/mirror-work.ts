@@ -67,6 +67,8 @@ export interface MirrorPlan {
 export interface MirrorContext {
   readonly graph: Graph
   readonly emit: Emit
+  /** For so long guests are held at the end for the others of the group. */
+  readonly holdMs?: number
 }
 
 export class MirrorWork implements JobWork {
@@ -226,6 +228,10 @@ export class MirrorWork implements JobWork {
     if (ready) await within(until - performance.now(), ready, late)
   }
 
+  checkPrepared() {
+    if (this.#failure) throw this.#failure.error
+  }
+
   commit() {
     if (this.#wish === 'complete') {
       this.#planPivot().commit()
@@ -377,10 +383,24 @@ export class MirrorWork implements JobWork {
       const released = Promise.withResolvers<void>()
       this.#release = released.resolve
       outcome.resolve(true)
+      const { holdMs: holdMostMs = PATIENCE_MS } = this.context
+      const tired = setTimeout(() => this.#letGuestsGo(holdMostMs), holdMostMs)
       await released.promise
+      clearTimeout(tired)
     }
     graph.drained([this.plan.options.source], moment, this.#target).catch(outcome.reject)
     return outcome.promise
+  }
+
+  /** The others of its group have not come to their end. */
+  #letGuestsGo(afterMs: number) {
+    this.#failure = {
+      error: new IoError(
+        `another job of the group took longer than ${afterMs / 1000} s at its end, and the guests of '${this.plan.options.source.name}' were not held any longer; look at that job's disk, then try again`,
+      ),
+    }
+    this.#release?.()
+    this.#release = undefined
   }
 
   async #copyWithin(ms: number): Promise<boolean> {

@@ -5,8 +5,9 @@
 import { mkdir, open as openFile, readdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { z } from 'zod'
-import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
+import { Busy, InvalidParameter, IoError, NotFound } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
+import { within } from '../base/time.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import type { NodeOptions } from '../block/driver.ts'
@@ -23,6 +24,11 @@ export interface Disk {
   /** The image that is written to: another one after a snapshot, or when a job has moved the disk. */
   readonly node: GraphNode
 }
+
+/** For so long guests wait until it is written down where their disk is. */
+const PATIENCE_MS = 10_000
+/** From one attempt to write that down to the next. */
+const AGAIN_MS = 5000
 
 /** The machine's, and the one of the disk's export. */
 const OWN_EDGES = 2
@@ -42,6 +48,7 @@ export interface MachineContext {
 export class Machine implements AsyncDisposable {
   #places = ''
   #remembering = Promise.resolve()
+  #rememberAgain: NodeJS.Timeout | undefined
   /** By disk: new ones, put over it or about to be. */
   readonly #overlays = new Map<string, GraphNode>()
   readonly #unsettled = new Set<string>()
@@ -121,6 +128,7 @@ export class Machine implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     await this.guest[Symbol.asyncDispose]()
     await this.#remembering
+    clearTimeout(this.#rememberAgain)
     for (const { parts } of this.#opened.toReversed()) await parts[Symbol.asyncDispose]()
   }
 
@@ -179,18 +187,40 @@ export class Machine implements AsyncDisposable {
 
   /**
    * Filters of sessions and jobs come and go; what counts is the image. Guests wait for this where a job puts another image in its place, so that
-   * nothing is written there before a restart would find it.
+   * nothing is written there before a restart would find it: but not for long, and not where it fails, which is told and tried again.
    */
-  diskMoved(): Promise<void> {
-    this.#remembering = this.#remembering
-      .then(() => this.rememberPlaces())
-      .catch((error: unknown) =>
-        this.log.error('it cannot be written down where a disk has moved to, so a restart will not find it there', {
-          machine: this.name,
-          err: error,
-        }),
+  async diskMoved(): Promise<void> {
+    const remembered = this.#remembering.then(() => this.rememberPlaces())
+    // Not before this one has ended: what comes later is to be on the disk later.
+    this.#remembering = remembered.catch((error: unknown) => this.#notRemembered(error))
+    try {
+      await within(
+        PATIENCE_MS,
+        this.#remembering,
+        () => new IoError(`the state folder has not answered for ${PATIENCE_MS / 1000} s`),
       )
-    return this.#remembering
+    } catch (error) {
+      this.#tellNotRemembered(error)
+    }
+  }
+
+  #notRemembered(error: unknown) {
+    this.#tellNotRemembered(error)
+    this.#rememberAgain ??= setTimeout(this.#tryAgain, AGAIN_MS).unref()
+  }
+
+  readonly #tryAgain = () => {
+    this.#rememberAgain = undefined
+    this.diskMoved().catch((bug: unknown) => {
+      throw bug
+    })
+  }
+
+  #tellNotRemembered(error: unknown) {
+    this.log.error(
+      'it cannot be written down where a disk has moved to, so a restart would not find it there; look at the state folder, it is tried again',
+      { machine: this.name, err: error },
+    )
   }
 
   /** @throws InvalidParameter where a disk that moves to this node could not be found there after a restart */

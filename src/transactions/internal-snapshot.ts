@@ -7,7 +7,7 @@ import type { GraphNode } from '../block/graph-node.ts'
 
 export class InternalSnapshot implements Action {
   #node: GraphNode | undefined
-  #made: string | undefined
+  #making: Promise<{ readonly id: string }> | undefined
 
   /** The node is asked for when it is prepared. */
   constructor(
@@ -33,15 +33,18 @@ export class InternalSnapshot implements Action {
   async atInstant() {
     const node = this.#node!
     await this.#checkFree(node) // another action of the same transaction may have taken it
-    const { id } = await node.snapshots!.create(this.name, new Date())
-    this.#made = id
+    this.#making = node.snapshots!.create(this.name, new Date())
+    await this.#making
   }
 
   commit() {}
 
   async abort() {
-    const [node, made] = [this.#node!, this.#made]
-    if (made !== undefined) await this.graph.drained([node], () => node.snapshots!.delete(made))
+    const [node, making] = [this.#node!, this.#making]
+    if (!making) return
+    // It may have been given up while it was being made, and failed itself later: then there is none.
+    const [made] = await Promise.allSettled([making])
+    if (made.status === 'fulfilled') await this.graph.drained([node], () => node.snapshots!.delete(made.value.id))
   }
 
   async #checkFree(node: GraphNode) {

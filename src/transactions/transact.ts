@@ -1,8 +1,12 @@
 // A transaction: all of its actions take effect at one instant, or none does.
 
 import { strict as assert } from 'node:assert'
-import { InvalidParameter, messageOf } from '../base/errors.ts'
+import { Busy, InvalidParameter, messageOf } from '../base/errors.ts'
+import { within } from '../base/time.ts'
 import type { Action } from '../block/action.ts'
+
+/** For so long guests are held for what cannot be done before the instant. */
+const INSTANT_MS = 20_000
 
 /** Calls `commits` once while nothing is in flight, and waits for it, or fails without having called it. */
 export type Drained = (commits: () => void | Promise<void>) => Promise<void>
@@ -12,7 +16,7 @@ export type Drained = (commits: () => void | Promise<void>) => Promise<void>
  * drained, what was prepared is undone in reverse, and the first error is thrown. When it returns, what has happened is durable; where it
  * throws because that failed, it has happened all the same.
  */
-export async function transact(actions: readonly Action[], drained: Drained): Promise<void> {
+export async function transact(actions: readonly Action[], drained: Drained, instantMs = INSTANT_MS): Promise<void> {
   if (actions.length === 0) return
   const transaction = {}
   const prepared: Action[] = []
@@ -29,7 +33,7 @@ export async function transact(actions: readonly Action[], drained: Drained): Pr
       commitAll(actions)
     }
     const slow = actions.filter(action => 'atInstant' in action)
-    await drained(slow.length === 0 ? commits : () => inTurn(slow, commits))
+    await drained(slow.length === 0 ? commits : () => inTurn(slow, commits, instantMs))
     assert(begun)
   } catch (error) {
     // What has happened stays: it cannot be undone, and what fails after it is no reason to.
@@ -38,8 +42,21 @@ export async function transact(actions: readonly Action[], drained: Drained): Pr
   await settleAll(actions)
 }
 
-async function inTurn(slow: readonly Action[], commits: () => void) {
-  for (const action of slow) await action.atInstant?.()
+/** Guests wait for this. Where it takes too long nothing has happened, and `abort` waits for what is still under way. */
+async function inTurn(slow: readonly Action[], commits: () => void, patienceMs: number) {
+  const each = async (signal: AbortSignal) => {
+    for (const action of slow) {
+      signal.throwIfAborted()
+      await action.atInstant?.()
+    }
+  }
+  const stop = new AbortController()
+  await within(patienceMs, each(stop.signal), () => {
+    stop.abort()
+    return new Busy(
+      `what is to be done at the instant took longer than ${patienceMs / 1000} s; look at the disks, then try again`,
+    )
+  })
   commits()
 }
 

@@ -37,9 +37,9 @@ async function room(stack: AsyncDisposableStack) {
   memory('disk').bytes.set(diskContent(SIZE, 7))
   memory('target').bytes.set(randomBytes(SIZE, 8))
   const guest = graph.attach(disk, { description: 'a guest', perm: Permission.consistentRead | Permission.write, shared: ALL })
-  const start = async (options: Partial<MirrorOptions> = {}, group?: JobGroup) => {
+  const start = async (options: Partial<MirrorOptions> = {}, group?: JobGroup, holdMs = 20_000) => {
     const all = { jobId: 'j', source: disk, target, sync: 'full', granularity: GRANULE, autoDismiss: false, ...options } as const
-    await transact([new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 } }, all, group)], commits =>
+    await transact([new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 }, holdMs }, all, group)], commits =>
       graph.drained([all.source], commits),
     )
     return jobs.get(all.jobId)
@@ -445,6 +445,40 @@ inRoom('grouped mirrors of two disks pivot together or not at all', async (t, ro
   }
   t.ok(memory('target').bytes.equals(memory('disk').bytes))
 })
+
+inRoom(
+  'guests are not held for another job of the group whose target hangs at the end, and then none pivots',
+  async (t, room) => {
+    const { start, graph, guest, memory, disk } = room
+    for (const name of ['second', 'second-target']) await graph.add({ driver: 'memory', 'node-name': name, size: SIZE })
+    const group = new JobGroup()
+    const one = await start({ jobId: 'one', autoFinalize: false }, group, 100)
+    const more = { source: graph.get('second'), target: graph.get('second-target') }
+    const two = await start({ jobId: 'two', autoFinalize: false, ...more }, group, 100)
+    for (const job of [one, two]) {
+      await ready(job)
+      job.complete()
+    }
+    await until(() => two.status === 'pending' && one.status === 'pending')
+    const [hangs, hung] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    memory('second-target').pause = async () => {
+      hung.resolve()
+      await hangs.promise
+    }
+    const finalizing = one.finalize()
+    await hung.promise
+    // The first one is prepared by now, and its guest held.
+    const data = randomBytes(GRANULE, 1)
+    await guest.write(0, data)
+    t.same([one.status, two.status], ['pending', 'pending'])
+    hangs.resolve()
+    await finalizing
+    t.match(one.error, { message: /another job of the group took longer/ })
+    t.match(two.error, { message: 'Operation canceled' })
+    t.equal(guest.node, disk)
+    t.ok(memory('disk').bytes.subarray(0, GRANULE).equals(data))
+  },
+)
 
 inRoom('a mirror that its transaction undoes leaves nothing', async (t, { graph, jobs, disk, target, names, events }) => {
   const emit = (event: string, data: object) => void events.push({ event, data: data as Record<string, unknown> })

@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { startAppliance, type TestAppliance } from '../helpers/appliance.ts'
+import { hangingFile, hangingFileMissing } from '../helpers/hanging-file.ts'
 import { qemuImg } from '../helpers/qemu.ts'
 import { diskContent } from '../helpers/random-bytes.ts'
 import { missing } from '../helpers/tools.ts'
@@ -85,3 +86,29 @@ t.test('an image that was committed away is not asked for at the next start', { 
   content.fill('new', 0, 65536)
   t.ok(now.equals(content))
 })
+
+t.test(
+  'while the state folder hangs a job still moves the disk, and its guest writes on, which is told',
+  { skip: hangingFileMissing },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const daemon = await startAppliance(stack, { disks: { root: diskContent(SIZE, 1) } })
+    const target = `${daemon.image('root')}.copy`
+    await qemuImg('create', '-q', '-f', 'raw', target, String(SIZE))
+    const file = { driver: 'file', filename: target }
+    await daemon.execute('blockdev-add', { driver: 'raw', 'node-name': 'copy', file })
+    await daemon.execute('blockdev-mirror', { 'job-id': 'j', device: 'db.root', target: 'copy', sync: 'full' })
+    await untilJob(daemon, 'j', 'ready')
+    // Where the new content is written before it gets its name.
+    const hung = await hangingFile(stack, join(daemon.folder, 'state', 'places-db.json.new'), 4096)
+    const guest = await daemon.nbd('db/root')
+    hung.hang()
+    const completed = daemon.execute('job-complete', { id: 'j' })
+    while (!daemon.log.some(line => line.includes('cannot be written down where a disk has moved'))) await sleep(20)
+    await guest.write(0, Buffer.alloc(512, 'more'))
+    t.ok(bytes(target, 0).equals(Buffer.alloc(512, 'more')))
+    hung.goOn()
+    await completed
+    await guest[Symbol.asyncDispose]()
+  },
+)

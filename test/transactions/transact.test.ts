@@ -147,3 +147,40 @@ t.test('what takes time at the instant is done before the commits, and where it 
     }
   }
 })
+
+t.test('guests are not held for what hangs at the instant: nothing happens, and what comes of it later is undone', async t => {
+  const told: string[] = []
+  const hangs = Promise.withResolvers<void>()
+  const action = (name: string, atInstant?: () => Promise<void>): Action => ({
+    prepare: () => void told.push(`${name} prepared`),
+    ...(atInstant && { atInstant }),
+    commit: () => void told.push(`${name} committed`),
+    async abort() {
+      if (atInstant) await hangs.promise
+      told.push(`${name} aborted`)
+    },
+  })
+  const released = Promise.withResolvers<void>()
+  const drained: Drained = async commits => {
+    try {
+      await commits()
+    } finally {
+      released.resolve()
+    }
+  }
+  const after = action('after', async () => void told.push('after all'))
+  const transaction = transact([action('one'), action('hangs', () => hangs.promise), after], drained, 20)
+  await released.promise
+  told.push('guests go on')
+  hangs.resolve()
+  await t.rejects(transaction, { name: 'Busy', message: /took longer than 0.02 s/ })
+  t.same(told, [
+    'one prepared',
+    'hangs prepared',
+    'after prepared',
+    'guests go on',
+    'after aborted',
+    'hangs aborted',
+    'one aborted',
+  ])
+})
