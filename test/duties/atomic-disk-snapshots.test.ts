@@ -1,4 +1,4 @@
-// Atomic disk snapshots: of several disks at one instant, made or reused, and a checkpoint; at each step all of them or none, whatever fails
+// Atomic disk snapshots: of several disks at one instant, made or reused, and a checkpoint, made and deleted; at each step all of them or none, whatever fails
 // and whenever the daemon is killed.
 
 import { allOrNothing, DISKS, type Daemon } from '../helpers/all-or-nothing.ts'
@@ -25,6 +25,15 @@ allOrNothing({
   },
   'a checkpoint of both disks': {
     act: daemon => daemon.execute('checkpoint-create', { machine: 'db', name: 'three' }),
+    state: async daemon => (await daemon.execute<{ name: string }[]>('query-checkpoints')).map(({ name }) => name),
+  },
+  'checkpoint-delete, of one that another continues': {
+    steps: 1,
+    async begin(daemon) {
+      await daemon.execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'root', file: overlay(daemon, 'root') }] })
+      await daemon.execute('checkpoint-create', { machine: 'db', name: 'three' })
+    },
+    act: daemon => daemon.execute('checkpoint-delete', { machine: 'db', name: 'three' }),
     state: async daemon => (await daemon.execute<{ name: string }[]>('query-checkpoints')).map(({ name }) => name),
   },
 })

@@ -27,4 +27,15 @@ allOrNothing({
       await diskJobOver(daemon, 'root')
     },
   },
+  'disk-pull down to a base, which stays behind the disk': {
+    steps: 1,
+    async begin(daemon) {
+      await overlay(daemon)
+      await daemon.execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'root', file: `${daemon.folder}/top.qcow2` }] })
+    },
+    async act(daemon) {
+      await daemon.execute('disk-pull', { machine: 'db', disk: 'root', base: `${daemon.folder}/root.qcow2` })
+      await diskJobOver(daemon, 'root')
+    },
+  },
 })

@@ -1,7 +1,10 @@
 // Drive transactions: what a manager puts together step by step, or says in one command, happens altogether or not at all, whatever fails and
 // whenever the daemon is killed.
 
-import { allOrNothing, DISKS, type Daemon } from '../helpers/all-or-nothing.ts'
+import { readFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { allOrNothing, DISKS, SIZE, type Daemon } from '../helpers/all-or-nothing.ts'
+import { qemuImg } from '../helpers/qemu.ts'
 
 const snapshots = (daemon: Daemon) =>
   DISKS.map(disk => ({
@@ -14,6 +17,48 @@ const bitmaps = async (daemon: Daemon) => {
   const nodes = await daemon.execute<{ 'dirty-bitmaps'?: { name: string }[] }[]>('query-named-block-nodes', { flat: true })
   const names = nodes.flatMap(node => node['dirty-bitmaps'] ?? []).map(({ name }) => name)
   return names.filter(name => name === 'added').length
+}
+
+/** Images that are there, as nodes for as long as the work takes: nobody has to use them before. */
+async function withNodes(
+  daemon: Daemon,
+  nodes: readonly { name: string; driver: string; file: string }[],
+  work: () => Promise<unknown>,
+) {
+  for (const { name, driver, file } of nodes)
+    await daemon.execute('blockdev-add', {
+      driver,
+      'node-name': name,
+      ...(driver === 'qcow2' && { backing: null }),
+      file: { driver: 'file', filename: `${daemon.folder}/${file}` },
+    })
+  try {
+    await work()
+  } catch (error) {
+    for (const { name } of nodes) await daemon.execute('blockdev-del', { 'node-name': name })
+    throw error
+  }
+}
+
+/** What still runs is cancelled. */
+async function allOver(daemon: Daemon) {
+  for (;;) {
+    const jobs = await daemon.execute<{ id: string; status: string }[]>('query-jobs')
+    if (jobs.length === 0) return
+    const running = jobs.find(({ status }) => ['running', 'ready', 'waiting'].includes(status))
+    if (running) await daemon.execute('job-cancel', { id: running.id })
+    await sleep(5)
+  }
+}
+
+const isReady = async (daemon: Daemon, id: string) => {
+  for (;;) {
+    const jobs = await daemon.execute<{ id: string; status: string; error?: string }[]>('query-jobs')
+    const job = jobs.find(job => job.id === id)
+    if (!job || job.error !== undefined || job.status === 'concluded') throw new Error(job?.error ?? `job ${id} is over`)
+    if (job.status === 'ready') return
+    await sleep(5)
+  }
 }
 
 allOrNothing({
@@ -55,6 +100,65 @@ allOrNothing({
         } catch (error) {
           if (!/not found/.test(String(error))) throw error
         }
+      }
+    },
+  },
+  'blockdev-snapshot of both disks onto nodes that are there': {
+    steps: 1,
+    async begin({ folder }) {
+      for (const disk of DISKS)
+        await qemuImg(
+          'create',
+          '-q',
+          '-f',
+          'qcow2',
+          '-b',
+          `${folder}/${disk}.qcow2`,
+          '-F',
+          'qcow2',
+          `${folder}/${disk}-over.qcow2`,
+        )
+    },
+    act: daemon => {
+      const nodes = DISKS.map(disk => ({ name: `${disk}-over`, driver: 'qcow2', file: `${disk}-over.qcow2` }))
+      return withNodes(daemon, nodes, () =>
+        daemon.execute('transaction', {
+          actions: DISKS.map(disk => ({ type: 'blockdev-snapshot', data: { node: `db.${disk}`, overlay: `${disk}-over` } })),
+        }),
+      )
+    },
+  },
+  'blockdev-mirror of both disks from one instant, left as copies': {
+    steps: 1,
+    async begin({ folder }) {
+      for (const disk of DISKS) await qemuImg('create', '-q', '-f', 'raw', `${folder}/${disk}-copy.raw`, String(SIZE))
+    },
+    async act(daemon) {
+      const nodes = DISKS.map(disk => ({ name: `${disk}-copy`, driver: 'raw', file: `${disk}-copy.raw` }))
+      const copies = async () => {
+        await daemon.execute('transaction', {
+          properties: { 'completion-mode': 'grouped' },
+          actions: DISKS.map(disk => ({
+            type: 'blockdev-mirror',
+            data: { 'job-id': `copy-${disk}`, device: `db.${disk}`, target: `${disk}-copy`, sync: 'full' },
+          })),
+        })
+        for (const disk of DISKS) await isReady(daemon, `copy-${disk}`)
+        for (const disk of DISKS) await daemon.execute('block-job-cancel', { device: `copy-${disk}` })
+        for (const disk of DISKS) await daemon.over(`copy-${disk}`)
+      }
+      await withNodes(daemon, nodes, async () => {
+        try {
+          await copies()
+        } finally {
+          await allOver(daemon)
+        }
+      })
+      for (const disk of DISKS) {
+        await daemon.execute('blockdev-del', { 'node-name': `${disk}-copy` })
+        await using guest = await daemon.nbd(`db/${disk}`)
+        if (!(await guest.read(0, SIZE)).equals(await readFile(`${daemon.folder}/${disk}-copy.raw`)))
+          throw new Error(`the copy of ${disk} is not whole`)
       }
     },
   },

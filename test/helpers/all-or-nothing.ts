@@ -35,6 +35,8 @@ export interface Daemon extends AsyncDisposable {
 export interface Duty {
   /** Once: what is there before. By then each disk has two checkpoints, and changes since. */
   begin?(daemon: Daemon): Promise<unknown>
+  /** So many steps of each kind; by default two. */
+  readonly steps?: number
   /** What is all or nothing. It is repeated as it is when nothing has come of it. */
   act(daemon: Daemon): Promise<unknown>
   /** What the user does before it is repeated. */
@@ -209,14 +211,14 @@ async function wrongWith(daemon: Daemon, { now, checkpoints }: World, duty: Duty
 
 /** So many steps of each kind, picked by the seed: each takes a restart or two. By hand, more, or `all`. */
 const asked = process.env['STILLPOINT_STEPS']
-const MOST = asked === 'all' ? Infinity : Number(asked ?? 2)
+const most = ({ steps = 2 }: Duty) => (asked === 'all' ? Infinity : Number(asked ?? steps))
 
 /** The same each time, if nobody asks for another. */
 export const seed = Number(process.env['STILLPOINT_SEED'] ?? 7)
 
-function pick(count: number, random: () => number): number[] {
+function pick(count: number, duty: Duty, random: () => number): number[] {
   const all = Array.from({ length: count }, (_, index) => index)
-  while (all.length > MOST) all.splice(random() % all.length, 1)
+  while (all.length > most(duty)) all.splice(random() % all.length, 1)
   return all
 }
 
@@ -284,7 +286,7 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
       if (image.endsWith('.qcow2')) t.same(await errorsIn(`${folder}/${image}`), [], `${at}: ${image}`)
   }
 
-  for (const moment of pick(changes.length, random)) {
+  for (const moment of pick(changes.length, duty, random)) {
     const at = `killed before change ${moment}, ${describe(changes[moment]!)}`
     await putBack(folder, `${moments}/${moment}`)
     await check(at)
@@ -293,7 +295,7 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
   await check('killed when it had been answered', after)
   await rm(moments, { recursive: true })
 
-  for (const step of pick(changes.length, random)) {
+  for (const step of pick(changes.length, duty, random)) {
     await putBack(folder, kept)
     const daemon = await start(folder)
     let count = 0
