@@ -81,7 +81,8 @@ export class Jobs {
   async cancelAll() {
     for (const job of this) {
       if (job.isOver) continue
-      await this.turns.take(() => job.cancel())
+      // It may end by itself before its turn comes.
+      await this.turns.take(() => (job.isOver ? undefined : job.cancel()))
       await job.over
     }
   }

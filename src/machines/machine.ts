@@ -90,8 +90,10 @@ export class Machine implements AsyncDisposable {
     if (!place || place.configured === configured.image) await this.#removeUnusedBitmaps(configured, place)
     const parts = new AsyncDisposableStack()
     parts.defer(async () => {
-      // Somebody may have taken it away when the disk had moved.
-      if (graph.find(node.name) === node) await graph.delete(node.name)
+      // Somebody may have taken it away when the disk had moved, or have put a node of his own over it, with which it goes then.
+      if (graph.find(node.name) !== node) return
+      node.owned = false
+      await graph.closeUnused(node)
     })
     // While the machine is being opened nothing moves.
     const moved = () => this.diskMoved()
