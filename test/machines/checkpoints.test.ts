@@ -1,6 +1,8 @@
 // Checkpoints: what changed since each is known exactly, whatever is made and deleted, or is said to be unknown.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
+import type { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { CheckpointInconsistent, InvalidParameter, NotFound } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
@@ -10,6 +12,7 @@ import { Checkpoints } from '../../src/machines/checkpoints.ts'
 import type { Disk, Machine } from '../../src/machines/machine.ts'
 import { Guest } from '../../src/machines/quiesce/guest.ts'
 import { StateFolder } from '../../src/machines/state-folder.ts'
+import { startAppliance } from '../helpers/appliance.ts'
 import { testGraph } from '../helpers/test-graph.ts'
 
 const GRANULE = 65536
@@ -195,4 +198,50 @@ t.test('a second daemon is kept out of the state folder, and a damaged file is n
   const { open } = await room(stack, folder)
   await t.rejects(open(), /is damaged; move it away/)
   await t.rejects(StateFolder.open(folder), { name: 'Busy', exitCode: 11, message: /another daemon runs on the state folder/ })
+})
+
+/** Each number goes to one disk after the other, each when the one before has it: at any one instant no disk is ahead of those before it. */
+t.test('of sixteen disks that are written one after the other, each backup is of one instant', async t => {
+  await using stack = new AsyncDisposableStack()
+  const size = 65536
+  const names = Array.from({ length: 16 }, (_, index) => `d${index}`)
+  const daemon = await startAppliance(stack, { disks: Object.fromEntries(names.map(name => [name, Buffer.alloc(size)])) })
+  const guests = await Promise.all(names.map(name => daemon.nbd(`db/${name}`)))
+  let writing = true
+  let count = 0
+  const inOrder = async () => {
+    const data = Buffer.alloc(512)
+    while (writing) {
+      data.writeUInt32BE(++count)
+      for (const guest of guests) await guest.write(0, data)
+      await sleep(1)
+    }
+  }
+  const beside = async (guest: NbdClient) => {
+    for (const data = Buffer.alloc(4096, 'beside'); writing; await sleep(2)) await guest.write(8192, data)
+  }
+  const writers = [inOrder(), ...guests.slice(0, 4).map(beside)]
+  let earlier = 0
+  for (let round = 1; round <= 3; round++) {
+    const name = `s${round}`
+    while (count <= earlier + 1) await sleep(1)
+    await daemon.execute('backup-begin', { machine: 'db', mode: 'pull', name, checkpoint: `c${round}` })
+    const found: number[] = []
+    for (const disk of names) {
+      const view = await daemon.nbd(`${name}/${disk}`)
+      found.push((await view.read(0, 512)).readUInt32BE())
+      await view.close()
+    }
+    await daemon.execute('backup-finish', { name })
+    t.same(
+      found,
+      found.toSorted((one, other) => other - one),
+      'none is ahead of one before it',
+    )
+    t.ok(found[0]! - found.at(-1)! <= 1, `${found[0]} and ${found.at(-1)}`)
+    t.ok(found.at(-1)! >= earlier)
+    earlier = found[0]!
+  }
+  writing = false
+  await Promise.all(writers)
 })
