@@ -56,12 +56,16 @@ interface MadeDocument {
 
 export class WebServer implements AsyncDisposable {
   #generation = 0
+  #seen = ''
   #document: MadeDocument | undefined
   readonly #names: ReadonlySet<string>
   readonly #rates = new Rates()
   readonly #heat = new HeatMaps()
   readonly #survey: RepositorySurvey
-  readonly #subscribers = new Subscribers(() => JSON.stringify(this.#live()))
+  readonly #subscribers = new Subscribers(() => {
+    this.#notice()
+    return JSON.stringify(this.#live())
+  })
   readonly #listening: Disposable
 
   private constructor(
@@ -100,6 +104,22 @@ export class WebServer implements AsyncDisposable {
     return this.server.address()
   }
 
+  /** What makes the document another one and is no event: the next number, where it differs. */
+  #notice() {
+    const { machines, scheduler, configuration } = this.options.context
+    const seen = JSON.stringify([
+      machines.list.map(({ machine, checkpoints }) => [
+        machine.name,
+        machine.disks.length,
+        checkpoints.list.map(({ name }) => name),
+      ]),
+      scheduler.names.map(name => [name, scheduler.get(name).state.runs.at(-1)?.id]),
+      configuration.problem,
+    ])
+    if (seen !== this.#seen) this.#generation++
+    this.#seen = seen
+  }
+
   #live(generation = this.#generation) {
     return liveOf(this.options.context, this.#rates, generation)
   }
@@ -131,6 +151,7 @@ export class WebServer implements AsyncDisposable {
   /** One is made at a time, for all who ask meanwhile and know of nothing newer. */
   async #currentDocument(): Promise<Buffer> {
     for (;;) {
+      this.#notice()
       const last = this.#document
       if (last?.generation === this.#generation && performance.now() - last.made < FRESH_MS) return await last.body
       if (last && last.made === Number.POSITIVE_INFINITY) await last.body

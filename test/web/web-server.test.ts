@@ -320,7 +320,12 @@ t.test(
     const watch = async () => {
       const socket = connect(join(folder, 'web.sock'))
       stack.defer(() => void socket.destroy())
-      const told = { text: '', socket, has: (what: RegExp) => waitFor(() => what.test(told.text)) }
+      const told = {
+        text: '',
+        socket,
+        has: (what: RegExp) => waitFor(() => what.test(told.text)),
+        until: (isSo: () => boolean) => waitFor(isSo),
+      }
       const waiting = new Set<() => void>()
       const waitFor = async (isSo: () => boolean) => {
         while (!isSo()) await new Promise<void>(resolve => waiting.add(resolve))
@@ -339,6 +344,10 @@ t.test(
     await first.has(/event: live\ndata: \{.*\}\n\n/)
     await execute('backup-begin', { machine: 'db', mode: 'pull', name: 'evening' })
     await first.has(/data: \{.*"name":"evening".*\}\n\n/)
+    const generationOf = () => Number(/.*"generation":(\d+)/s.exec(first.text)?.[1])
+    const before = generationOf()
+    await execute('checkpoint-create', { machine: 'db', name: 'new' })
+    await first.until(() => generationOf() > before)
     const others = []
     for (let count = 1; count < 24; count++) others.push(await watch())
     t.ok(others.every(({ text }) => text.startsWith('HTTP/1.1 200 ')))

@@ -49,7 +49,7 @@ function article(machine, repositories) {
       columns: [
         { title: 'Disk', of: disk => el('span', { class: 'name' }, disk.name) },
         { title: 'Size', right: true, of: disk => size(disk.size) },
-        { title: 'Changed since', right: true, of: disk => changedNow(disk) || '-' },
+        { title: 'Since last checkpoint', right: true, of: disk => changedNow(disk) || '-' },
         { title: 'Clients', right: true, of: disk => disk.clients },
         {
           title: 'Image',

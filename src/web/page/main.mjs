@@ -9,6 +9,7 @@ import { schedules } from './schedules.mjs'
 
 const EVERY_MS = 60_000
 const AGAIN_MS = 5000
+const REDRAWN_MS = 300_000
 /** So that what comes in bursts is asked for once. */
 const SETTLE_MS = 300
 
@@ -31,7 +32,9 @@ function showDocument(told) {
   byId('state').className = problems > 0 ? 'bad' : notices > 0 ? 'so-so' : 'good'
   byId('concerns').hidden = concerns.length === 0
   show(bodyOf('concerns'), { concerns, more: more.concerns }, list)
-  show(bodyOf('machines'), { machines: told.machines, repositories: told.repositories, more }, machines)
+  // A timeline ends now, and so it is drawn again now and then.
+  const about = Math.floor(Date.now() / REDRAWN_MS)
+  show(bodyOf('machines'), { machines: told.machines, repositories: told.repositories, more, about }, machines)
   show(bodyOf('schedules'), { schedules: told.schedules, more }, schedules)
   show(bodyOf('repositories'), { repositories: told.repositories }, repositories)
   showTasks(told.live)

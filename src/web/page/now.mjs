@@ -18,7 +18,8 @@ const BAD = new Set(['broken', 'aborting'])
 const titleOf = ({ kind, what, name, to }) => [
   el('span', { class: 'kind' }, KINDS[kind] ?? kind),
   ' ',
-  el('strong', {}, what ?? name),
+  el('strong', {}, kind === 'pull' ? name : (what ?? name)),
+  kind === 'pull' && [el('span', { class: 'quiet' }, ' of '), what],
   to !== undefined && [el('span', { class: 'quiet' }, ' to '), to],
 ]
 

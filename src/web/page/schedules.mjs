@@ -87,6 +87,7 @@ export function schedules({ schedules, more }) {
       columns: [
         {
           title: 'Schedule',
+          className: 'details',
           of: ({ name, mode, repository, at, 'stale-after': staleAfter }) => [
             el('span', { class: 'name' }, name),
             el(
@@ -98,10 +99,10 @@ export function schedules({ schedules, more }) {
             ),
           ],
         },
-        { title: 'Last run', of: lastRun },
+        { title: 'Last run', className: 'details', of: lastRun },
         { title: 'Before', of: ({ runs }) => runs.length > 0 && dots(runs) },
         { title: 'Next', of: ({ next }) => (next.length > 0 ? time(next[0]) : el('span', { class: 'quiet' }, 'when asked')) },
-        { title: 'Newest good backup', of: goodOf },
+        { title: 'Newest good backup', className: 'details', of: goodOf },
       ],
       rows: schedules,
     }),
