@@ -2,7 +2,7 @@
 //
 // With it comes all that it needs on a Debian 12 or newer: Node, the npm packages, units, man pages, completion. The same checkout gives the
 // same bytes; SOURCE_DATE_EPOCH says which time its files get, in place of the last commit's. --fast
-// is for trials: larger, and made in seconds. Prints the path of the package.
+// is for trials: not compressed, and made in seconds; --without-runtime leaves Node out, which is then others' to bring. Prints the path of the package.
 
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -20,6 +20,7 @@ const { values } = parseArgs({
     arch: { type: 'string', default: mine },
     version: { type: 'string' },
     fast: { type: 'boolean', default: false },
+    'without-runtime': { type: 'boolean', default: false },
   },
 })
 
@@ -27,8 +28,8 @@ const folder = mkdtempSync(join(tmpdir(), 'stillpoint-package-'))
 try {
   const [stage, scratch] = ['stage', 'scratch'].map(name => join(folder, name))
   for (const path of [stage, scratch]) mkdirSync(path)
-  const { out, arch: architecture, version, fast } = values
-  console.log(buildDeb({ root, out: resolve(out), architecture, version, fast, stage, scratch }))
+  const { out, arch: architecture, version, fast, 'without-runtime': bare } = values
+  console.log(buildDeb({ root, out: resolve(out), architecture, version, fast, runtime: !bare, stage, scratch }))
 } catch (error) {
   console.error(`package: ${error.message}`)
   process.exitCode = 1

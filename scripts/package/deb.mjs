@@ -119,13 +119,13 @@ exec /${LIBRARY}/bin/node --disable-warning=ExperimentalWarning /${LIBRARY}/dist
 `
 
 /** Lays the package out in `stage`, but for DEBIAN/. */
-function layOut({ root, stage, cpu, scratch, version, time }) {
+function layOut({ root, stage, cpu, scratch, version, time, runtime }) {
   const put = (to, data) => {
     mkdirSync(join(stage, dirname(to)), { recursive: true })
     writeFileSync(join(stage, to), data)
   }
   const source = path => readFileSync(join(root, path))
-  const packages = productionTree({ root, into: join(stage, LIBRARY), cpu, scratch })
+  const packages = productionTree({ root, into: join(stage, LIBRARY), cpu, scratch, runtime })
   put('usr/bin/stillpoint', LAUNCHER)
   put(CONFIGURATION, source('scripts/package/debian/stillpoint.yaml'))
   for (const name of readdirSync(join(root, 'systemd'))) {
@@ -157,13 +157,22 @@ function layOut({ root, stage, cpu, scratch, version, time }) {
 
 /**
  * Makes the package in the folder `out`, and says where it is. `stage` and `scratch` are empty folders of the caller's; `fast` makes
- * a larger package, for trials, in seconds instead of minutes.
+ * a package that is not compressed, for trials, in seconds instead of minutes; without `runtime` the program finds no Node.
  */
-export function buildDeb({ root, out, architecture, stage, scratch, fast = false, version = debianVersion(root) }) {
+export function buildDeb({
+  root,
+  out,
+  architecture,
+  stage,
+  scratch,
+  fast = false,
+  runtime = true,
+  version = debianVersion(root),
+}) {
   const cpu = architectures[architecture]
   if (!cpu) throw new Error(`there is a package for ${Object.keys(architectures).join(' and ')}, and none for ${architecture}`)
   const time = sourceTime(root)
-  layOut({ root, stage, cpu, scratch, version, time })
+  layOut({ root, stage, cpu, scratch, version, time, runtime })
 
   const executable = new Set(['usr/bin/stillpoint', `${LIBRARY}/bin/node`])
   const paths = walk(stage)
@@ -202,7 +211,7 @@ export function buildDeb({ root, out, architecture, stage, scratch, fast = false
   mkdirSync(out, { recursive: true })
   const deb = join(out, `stillpoint_${version}_${architecture}.deb`)
   // One thread: with more, what comes out depends on how many there are.
-  const how = fast ? ['-Zzstd'] : ['-Zxz']
+  const how = fast ? ['-Znone'] : ['-Zxz']
   run('dpkg-deb', ['--root-owner-group', '--threads-max=1', ...how, '--build', stage, deb], {
     env: { ...process.env, SOURCE_DATE_EPOCH: String(time) },
   })

@@ -86,14 +86,14 @@ function removeOrphans(folder, sources) {
  * Fills `into`, and says which packages are in it. `cpu` is Node's name of the architecture, `scratch` an empty folder.
  * bin/node is the runtime; dist/, package.json and node_modules/ lie to one another as in a checkout.
  */
-export function productionTree({ root, into, cpu, scratch }) {
+export function productionTree({ root, into, cpu, scratch, runtime: withRuntime }) {
   if (!existsSync(join(root, 'dist/src/main.js'))) throw new Error(`${root} is not built: npm run build`)
   const found = packagesFor(root, cpu, scratch)
   const packages = productionPackages(root, cpu)
   const runtime = `node-linux-${cpu}`
   for (const { path, name } of packages) if (name !== runtime) copyPackage(join(found, path), join(into, path), name)
   mkdirSync(join(into, 'bin'), { recursive: true })
-  cpSync(join(found, 'node_modules', runtime, 'bin/node'), join(into, 'bin/node'))
+  if (withRuntime) cpSync(join(found, 'node_modules', runtime, 'bin/node'), join(into, 'bin/node'))
   for (const part of ['dist/src', 'dist/plugins'])
     cpSync(join(root, part), join(into, part), { recursive: true, filter: onlyCode })
   // The status page's own files, which no compiler touches.
