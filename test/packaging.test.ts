@@ -29,6 +29,7 @@ t.test(
       'usr/lib/sysusers.d/stillpoint.conf',
       'usr/lib/tmpfiles.d/stillpoint.conf',
       'usr/lib/stillpoint/dist/plugins/s3/index.js',
+      'usr/lib/stillpoint/src/web/page/index.html',
       'usr/lib/stillpoint/node_modules/nbd-client-ts/dist/src/index.js',
       'usr/share/man/man1/stillpoint.1.gz',
       'usr/share/bash-completion/completions/stillpoint',
@@ -84,6 +85,7 @@ t.test('a package for npm has the program, its NBD client, and no tests', { skip
   ])
     t.ok(paths.includes(path), path)
   t.ok(paths.includes('node_modules/nbd-client-ts/dist/src/index.js'))
+  t.ok(paths.includes('src/web/page/index.html'))
   t.same(
     paths.filter(path => /(^|\/)test\/|^bench|\.map$|\.tsbuildinfo$|^dist\/package/.test(path) && !path.startsWith('docs/')),
     [],
