@@ -85,6 +85,14 @@ export class Chunk {
     if (from >= to) return
     const { words } = this
     const last = (to - 1) >>> 5
+    if (from >>> 5 === last) {
+      const before = words[last]!
+      const fresh = firstMask(from) & lastMask(to) & ~before
+      if (fresh === 0) return
+      words[last] = before | fresh
+      this.#members += popcount(fresh)
+      return
+    }
     let added = 0
     let mask = firstMask(from)
     for (let at = from >>> 5; at <= last; at++) {
@@ -170,13 +178,18 @@ export class Chunk {
       }
       return
     }
+    // 2 ** shift words become one.
     const per = 32 >>> shift
-    for (let at = 0, bit = start; at < words.length; at++, bit += per) {
-      let word = words[at]!
-      if (word === 0) continue
-      if (shift === 4) word = ((word & 0xffff) === 0 ? 0 : 1) | (word >>> 16 === 0 ? 0 : 2)
-      else for (let step = 0; step < shift; step++) word = gather(word)
-      into[bit >>> 5]! |= word << (bit & 31)
+    for (let at = 0, target = start >>> 5; at < words.length; target++) {
+      let shrunk = 0
+      for (let bit = 0; bit < 32; bit += per) {
+        let word = words[at++]!
+        if (word === 0) continue
+        if (shift === 4) word = ((word & 0xffff) === 0 ? 0 : 1) | (word >>> 16 === 0 ? 0 : 2)
+        else for (let step = 0; step < shift; step++) word = gather(word)
+        shrunk |= word << bit
+      }
+      into[target] = shrunk
     }
   }
 

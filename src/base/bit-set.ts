@@ -18,7 +18,7 @@ export class BitSet {
   /** Holds numbers from 0 up to `length`, exclusive. */
   constructor(readonly length: number) {
     assert(length <= MOST_MEMBERS)
-    this.#chunks = Array.from({ length: Math.ceil(length / CHUNK) }, () => EMPTY)
+    this.#chunks = Array.from<Chunk>({ length: Math.ceil(length / CHUNK) }).fill(EMPTY)
   }
 
   /** How many members it has. */
@@ -174,7 +174,7 @@ export class BitSet {
   #change(at: number, from: number, to: number, member: boolean) {
     const chunk = this.#chunks[at]!
     if (chunk.members === (member ? CHUNK : 0)) return
-    if (member && chunk.hasAllOfOneWord(from, to)) return
+    if (member && chunk.owner !== this && chunk.hasAllOfOneWord(from, to)) return // which is no reason for a copy
     if (to - from === CHUNK) this.#replace(at, member ? FULL : EMPTY)
     else {
       const own = this.#own(at)

@@ -4,11 +4,15 @@
 // same time; when the write is done and the epoch has moved, it calls `mark` again before it answers. So a bitmap that was added,
 // enabled, cleared, frozen or given back while the write was on its way has the mark, whether the write landed before or after.
 //
+// What all of them have marked already is also marked in one of the set's own, so that most writes ask one bitmap only, however many
+// record. It never has a mark that one of them lacks.
+//
 // A bitmap that a transaction is about to add (`reserve`) has its name taken and is nothing to anybody else: it is not listed, found or
 // marked until it is started.
 
 import { Fault, InvalidParameter, NotFound, NotSupported } from '../base/errors.ts'
 import { MOST_MEMBERS } from '../base/bit-set.ts'
+import type { Range } from '../base/ranges.ts'
 import { checkAllows } from './check-allows.ts'
 import type { BitmapShape } from './bitmap-store.ts'
 import { DirtyBitmap, type BitmapOptions } from './dirty-bitmap.ts'
@@ -54,6 +58,8 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   readonly #reserved = new Map<DirtyBitmap, object>()
   /** Those that a write marks, successors in the place of frozen ones. */
   #recorders: readonly DirtyBitmap[] = []
+  /** What is marked in all recorders; made when the first write comes, where there are several. */
+  #known: DirtyBitmap | undefined
   #epoch = 0
   #size: number
   /** Undefined where nothing is stored. */
@@ -100,11 +106,12 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
 
   /** For every write, zero and discard, before it goes down. */
   mark(offset: number, length: number) {
-    // Asked of all before one is changed: so the processor fetches the bits of all at once, and most writes find them set already.
-    let known = true
-    for (const bitmap of this.#recorders) known = bitmap.hasMarked(offset, length) && known
-    if (known) return
-    for (const bitmap of this.#recorders) bitmap.mark(offset, length)
+    if (this.#known?.hasMarked(offset, length)) return
+    // Asked of all before one is changed: so the processor fetches the bits of all at once.
+    let marked = true
+    for (const bitmap of this.#recorders) marked = bitmap.hasMarked(offset, length) && marked
+    if (!marked) for (const bitmap of this.#recorders) bitmap.mark(offset, length)
+    if (this.#recorders.length > 1) (this.#known ??= this.#nothingKnown()).mark(offset, length)
   }
 
   /** Starts one; it records from now on, if it is not disabled. */
@@ -122,7 +129,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   /** One that was stored with the image, in the state it was stored in; its marks are for the caller to add. */
   restore(state: Omit<BitmapOptions, 'size'>): DirtyBitmap {
     checkExtent(this.#size, state.granularity)
-    const bitmap = new DirtyBitmap({ ...state, size: this.#size }, () => this.#changed())
+    const bitmap = new DirtyBitmap({ ...state, size: this.#size }, taken => this.#told(taken))
     this.#insert(bitmap)
     return bitmap
   }
@@ -201,7 +208,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
     if (this.find(name) || this.#reservedAs(name)) throw new InvalidParameter(`Bitmap already exists: ${name}`)
     if (Buffer.byteLength(name) > LONGEST_NAME) throw new InvalidParameter(`Bitmap name too long: ${name}`)
     checkExtent(this.#size, granularity)
-    return new DirtyBitmap({ name, granularity, persistent, disabled, size: this.#size }, () => this.#changed())
+    return new DirtyBitmap({ name, granularity, persistent, disabled, size: this.#size }, taken => this.#told(taken))
   }
 
   #checkStorable(name: string, granularity: number) {
@@ -232,8 +239,22 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
     this.#changed()
   }
 
+  /** As the finest of the recorders has it, so that a granule of it lies in one of each of theirs. */
+  #nothingKnown() {
+    const granularity = Math.min(...this.#recorders.map(bitmap => bitmap.granularity))
+    return new DirtyBitmap({ size: this.#size, granularity, disabled: true })
+  }
+
+  #told(taken: Range | undefined) {
+    if (taken === undefined) return this.#changed()
+    this.#epoch++
+    this.#known?.resetAllOf(taken)
+    this.keeper?.changed()
+  }
+
   #changed() {
     this.#epoch++
+    this.#known = undefined
     this.#recorders = this.#bitmaps.filter(bitmap => bitmap.recording).map(bitmap => bitmap.successor ?? bitmap)
     this.keeper?.changed()
   }

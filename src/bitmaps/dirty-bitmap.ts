@@ -58,19 +58,25 @@ export class DirtyBitmap implements BitmapReader {
   persistent: boolean
   readOnly: boolean
   #size: number
+  /** Granules to a byte: exact, since a granule is a power of two, and faster than to divide. */
+  readonly #perByte: number
   #bits: BitSet
   #recording: boolean
   #successor: DirtyBitmap | undefined
   #holds: readonly Hold[] = []
   #revision = 0
 
-  /** `tell` is called after marks were taken away, and after what is written will be marked elsewhere, or no longer. */
+  /**
+   * `tell` is called after marks were taken away, with the range when they all lay in one, and after what is written will be marked
+   * elsewhere, or no longer.
+   */
   constructor(
     options: BitmapOptions,
-    private readonly tell: () => void = () => {},
+    private readonly tell: (taken?: Range) => void = () => {},
   ) {
     this.name = options.name
     this.granularity = options.granularity
+    this.#perByte = 1 / options.granularity
     this.inconsistent = options.inconsistent ?? false
     this.problem = options.problem
     this.persistent = options.persistent ?? false
@@ -121,20 +127,27 @@ export class DirtyBitmap implements BitmapReader {
 
   /** Every granule that the range touches is dirty. */
   mark(offset: number, length: number) {
-    const end = Math.min(this.#granules(offset + length), this.#bits.length)
-    this.#bits.set(Math.floor(offset / this.granularity), end)
+    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#bits.length)
+    this.#bits.set(Math.floor(offset * this.#perByte), end)
   }
 
   /** Whether a mark of the range would change nothing; it is looked at only where that is cheap, and else it is said that it would. */
   hasMarked(offset: number, length: number) {
-    const end = Math.min(this.#granules(offset + length), this.#bits.length)
-    return this.#bits.hasAllOfOneWord(Math.floor(offset / this.granularity), end)
+    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#bits.length)
+    return this.#bits.hasAllOfOneWord(Math.floor(offset * this.#perByte), end)
   }
 
   /** Every granule that lies wholly in the range is clean. */
   reset(offset: number, length: number) {
     const end = offset + length >= this.#size ? this.#bits.length : Math.floor((offset + length) / this.granularity)
     this.#bits.set(this.#granules(offset), end, false)
+    this.#changed({ offset, length })
+  }
+
+  /** Every granule that the range touches is clean. */
+  resetAllOf({ offset, length }: Range) {
+    const end = Math.min(this.#granules(offset + length), this.#bits.length)
+    this.#bits.set(Math.floor(offset / this.granularity), end, false)
     this.#changed()
   }
 
@@ -299,9 +312,9 @@ export class DirtyBitmap implements BitmapReader {
     this.#changed()
   }
 
-  #changed() {
+  #changed(taken?: Range) {
     this.#revision++
-    this.tell()
+    this.tell(taken)
   }
 
   #next(dirty: boolean, from: number, to: number) {
