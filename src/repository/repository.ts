@@ -33,6 +33,11 @@ export class Repository {
     return new Repository(target, file, await openKeys(target, file, passphrase, signal), me)
   }
 
+  /** The same one, whose objects are asked of another target: of a cache before its own. */
+  through(target: Target) {
+    return new Repository(target, this.file, this.keys, this.me)
+  }
+
   get id() {
     return this.file.id
   }

@@ -1,6 +1,6 @@
 // stillpoint serve: a restore point over NBD, judged by qemu-img, qemu-io and our client.
 
-import { existsSync, readdirSync, statSync, truncateSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, statSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { generator } from '../helpers/random-bytes.ts'
@@ -67,6 +67,88 @@ t.test('reads of any kind at once are right; one disk needs no name; since says 
   t.match(forgotten, { code: 11, stderr: /in use/ }, 'what is served stays')
   await client[Symbol.asyncDispose]()
   t.same(await server.stop(), [0, null])
+})
+
+/** The numbers of the chunks that differ. */
+const chunksOf = (disk: Buffer, other: Buffer) =>
+  Array.from({ length: Math.ceil(disk.length / CHUNK) }, (_, chunk) => chunk).filter(chunk => {
+    const of = (bytes: Buffer) => bytes.subarray(chunk * CHUNK, (chunk + 1) * CHUNK)
+    return !of(disk).equals(of(other))
+  })
+
+t.test('what is not as in any other restore point is said by its name, whichever of the two is newer', async t => {
+  const server = await serve(`${first}/root`, '--since', first, '--since', second)
+  for (const [other, content] of Object.entries({ [first]: older, [second]: newer })) {
+    const context = `${SINCE}-${other.split('/')[1]}`
+    const client = await NbdClient.connect(server.disks[0]!.uri, { contexts: [context] })
+    const changed: number[] = []
+    for await (const { offset, length, status } of client.extents({ contexts: [context] }))
+      if (status[context] === 1) for (let at = offset; at < offset + length; at += CHUNK) changed.push(Math.floor(at / CHUNK))
+    t.same(changed, chunksOf(older.root, content.root), `since ${other}`)
+    await client[Symbol.asyncDispose]()
+  }
+  t.same(await server.stop(), [0, null])
+})
+
+t.test(
+  'a cache is shared and survives whoever is killed; what is in it is read without the repository, and nothing wrong is',
+  async t => {
+    const cache = path('cache')
+    const packs = () =>
+      readdirSync(path('backup'), { recursive: true, withFileTypes: true })
+        .filter(entry => entry.isFile() && /packs|meta/.test(entry.parentPath) && /^[\da-f]{64}$/.test(entry.name))
+        .map(({ parentPath, name }) => `${parentPath}/${name}`)
+    const blocks = () =>
+      readdirSync(cache, { recursive: true, withFileTypes: true })
+        .filter(entry => entry.isFile())
+        .map(({ parentPath, name }) => `${parentPath}/${name}`)
+    const readAll = async (uri: string) => {
+      const client = await NbdClient.connect(uri)
+      const found = await client.read(0, newer.root.length)
+      await client[Symbol.asyncDispose]()
+      return found
+    }
+    const both = [await serve(`${second}/root`, '--cache', cache), await serve(`${second}/root`, '--cache', cache)]
+    const found = await Promise.all(both.map(({ disks }) => readAll(disks[0]!.uri)))
+    t.ok(found.every(bytes => bytes.equals(newer.root)))
+    t.same(await both[0]!.stop(), [0, null])
+    await both[1]!.kill()
+    // Half a file, a flipped one, and what a killed one has left.
+    const [cut, flipped] = blocks()
+    truncateSync(cut!, 1000)
+    const bytes = readFileSync(flipped!)
+    bytes[100]! ^= 1
+    writeFileSync(flipped!, bytes)
+    const left = `${cut}.00000000-0000-4000-8000-000000000000.partial`
+    writeFileSync(left, 'left')
+    utimesSync(left, 1, 1)
+    const again = await serve(`${second}/root`, '--cache', cache)
+    t.ok((await readAll(again.disks[0]!.uri)).equals(newer.root), 'what is not a block is fetched')
+    t.same(await again.stop(), [0, null])
+    t.notOk(existsSync(left))
+    for (const pack of packs()) renameSync(pack, `${pack}.away`)
+    const alone = await serve(`${second}/root`, '--cache', cache)
+    t.ok((await readAll(alone.disks[0]!.uri)).equals(newer.root), 'all of it comes from the cache')
+    t.same(await alone.stop(), [0, null])
+    for (const pack of packs().length > 0 ? [] : readdirSync(path('backup'), { recursive: true, encoding: 'utf8' }))
+      if (pack.endsWith('.away')) renameSync(`${path('backup')}/${pack}`, `${path('backup')}/${pack.slice(0, -5)}`)
+    const refused = await stillpoint(['serve', 'local', second, '--cache', cache, '--cache-size', '1M', '--config', config])
+    t.match(refused, { code: 2, stderr: /16 MiB at least/ })
+  },
+)
+
+t.test('an archive is served as a repository is', { skip }, async t => {
+  const file = path('archive.zip')
+  t.match(await stillpoint(['repo', 'export', 'local', second, file, '--config', config]), { code: 0 })
+  const server = await serve.from(file, 'latest')
+  for (const { disk, uri } of server.disks)
+    t.match(await attempt('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', uri, path(disk)]), { code: 0 }, disk)
+  const map = JSON.parse(await run('qemu-img', ['map', '--output=json', server.disks[0]!.uri])) as { zero: boolean }[]
+  t.ok(map.some(({ zero }) => zero) && map.some(({ zero }) => !zero), 'holes are said')
+  t.match(await attempt('qemu-io', ['-f', 'raw', '-c', 'write 0 512', server.disks[0]!.uri]), { code: 1 })
+  t.same(await server.stop(), [0, null])
+  t.match(await stillpoint(['serve', file, 'latest', '--since', second]), { code: 2, stderr: /for repositories/ })
+  t.match(await stillpoint(['serve', file, 'vm/latest/swap']), { code: 1, stderr: /has no disk 'swap'/ })
 })
 
 t.test('what is damaged is an error of the reads that need it, and of no others', async t => {

@@ -47,8 +47,11 @@ export async function servedRepository(stack: AsyncDisposableStack) {
   writeFileSync(path('root'), newer.root)
   writeFileSync(path('data'), newer.data)
 
-  async function serve(...args: string[]) {
-    const child = spawn(process.execPath, [MAIN, 'serve', 'local', ...args, '--config', config, '--json'])
+  const serve = Object.assign((...args: string[]) => from('local', ...args), { from })
+
+  /** A repository, or an archive. */
+  async function from(...args: string[]) {
+    const child = spawn(process.execPath, [MAIN, 'serve', ...args, '--config', config, '--json'])
     const exit = once(child, 'exit')
     let said = ''
     let failed = ''

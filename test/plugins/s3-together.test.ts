@@ -99,7 +99,7 @@ t.test(
 
     const another = async () => Repository.open(stack.use(await openS3(ceph.endpoint, 'bucket')))
     const unix = `${await scratchFolder(stack)}/served.sock`
-    const server = await servePoint(await another(), { point: served, since: undefined, disk: undefined, unix })
+    const server = await servePoint(await another(), { point: served, disk: undefined, unix })
     const client = await NbdClient.connect(`nbd+unix:///root?socket=${unix}`)
 
     let over = false

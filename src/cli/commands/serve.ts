@@ -1,17 +1,19 @@
-// stillpoint serve: disks of a restore point over NBD, straight from the repository. No daemon is asked.
+// stillpoint serve: disks of a restore point over NBD, straight from the repository or an archive. No daemon is asked.
 
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Option } from 'commander'
 import { Cancelled, messageOf } from '../../base/errors.ts'
-import { formatSize } from '../../base/units.ts'
+import { formatSize, parseSize } from '../../base/units.ts'
 import { verb } from '../define.ts'
 import type { Repository } from '../../repository/repository.ts'
+import type { Target } from '../../repository/target.ts'
+import { findArchived, isArchive } from '../archived-point.ts'
 import { exportUri } from '../export-uri.ts'
 import { Misuse } from '../failure.ts'
 import { clean } from '../format.ts'
-import { configOption, openPlace, repositoryArgument, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
+import { configOption, openPlace, shortPoint, withRepository, type ConfigOption } from '../open-repository.ts'
 import { note, print, printJson, tellOnTerminal } from '../output.ts'
 import { findPointKey, pointArgument } from '../point-name.ts'
 import type { Streamed, WritableDisk, WritableOptions } from '../serve-writable.ts'
@@ -21,7 +23,10 @@ import { untilStopped } from '../interruptible.ts'
 interface Options extends ConfigOption {
   /** The NBD server's. */
   readonly socket?: string
-  readonly since?: string
+  readonly since?: readonly string[]
+  /** A folder, and bytes. */
+  readonly cache?: string
+  readonly cacheSize?: number
   readonly writable?: boolean
   /** A file, or a folder. */
   readonly overlay?: string
@@ -32,12 +37,20 @@ export const serve = verb<{ repository: string; point: string }, Options>({
   name: 'serve',
   summary: 'serve the disks of a restore point over NBD, straight from the repository',
   details:
-    'Until it is stopped, by ^C or SIGTERM. Nothing is copied before: what a client reads is fetched then, so a file can be had, or a machine started from an overlay, in seconds. What the restore point needs is kept in the repository meanwhile, also if it is forgotten. Clients see holes as base:allocation, and with --since what changed as qemu:dirty-bitmap:since. With --writable a machine can use them at once: what it writes is in a qcow2 file over the restore point, and --stream copies the rest behind it until that file stands alone. The same command goes on after a crash; the restore point is pinned while a file needs it.',
-  arguments: { ...repositoryArgument, '<point>': `${pointArgument['<point>']}; with /DISK behind it only that disk` },
+    'Until it is stopped, by ^C or SIGTERM. Nothing is copied before: what a client reads is fetched then, so a file can be had, or a machine started from an overlay, in seconds. What the restore point needs is kept in the repository meanwhile, also if it is forgotten. Clients see holes as base:allocation, and with --since what is not as in another restore point as qemu:dirty-bitmap:since-TIME-ID (of the first one also as qemu:dirty-bitmap:since). With --cache what was read of the repository is kept on a local disk, for this run and others: a cache may be shared, and removed at any time. With --writable a machine can use them at once: what it writes is in a qcow2 file over the restore point, and --stream copies the rest behind it until that file stands alone. The same command goes on after a crash; the restore point is pinned while a file needs it.',
+  arguments: {
+    '<repository>': 'its name in the configuration, or an archive that `repo export` wrote, called .zip',
+    '<point>': `${pointArgument['<point>']}; with /DISK behind it only that disk`,
+  },
   options: [
     configOption(),
     new Option('--socket <path>', 'the unix socket to listen at (default: one in a new folder)'),
-    new Option('--since <point>', 'an older restore point: also say what changed since'),
+    new Option(
+      '--since <point>',
+      'another restore point, older or newer: also say what is not as it was then; may be repeated',
+    ).argParser((point: string, before: readonly string[] | undefined) => [...(before ?? []), point]),
+    new Option('--cache <folder>', 'keep what was read of the repository in this folder, which others may use too'),
+    new Option('--cache-size <size>', 'about as much is kept there at most (default: 10G)').argParser(cacheSize),
     new Option('--writable', 'disks that can be written, each over the restore point; needs --overlay').conflicts('since'),
     new Option(
       '--overlay <path>',
@@ -63,31 +76,84 @@ export const serve = verb<{ repository: string; point: string }, Options>({
     if (writable !== (overlay !== undefined))
       throw new Misuse('--writable and --overlay go together: what is written must be somewhere')
     if (stream && !writable) throw new Misuse('--stream is for --writable: what is read-only has nowhere to be copied to')
-    return withRepository(args.repository, options, async repository => {
-      const { point: name, disk } = parts(args.point)
-      const point = await findPointKey(repository, name)
-      const since = options.since === undefined ? undefined : await findPointKey(repository, options.since)
+    if (options.cacheSize !== undefined && options.cache === undefined) throw new Misuse('--cache-size is for --cache')
+    const { point: name, disk } = parts(args.point)
+    if (isArchive(args.repository)) {
+      if (writable || options.since || options.cache !== undefined)
+        throw new Misuse('an archive is served as it is: --writable, --since and --cache are for repositories')
+      return serveArchived(args.repository, { name, disk, options, json })
+    }
+    return withRepository(args.repository, options, async direct => {
       await using stack = new AsyncDisposableStack()
-      const unix = options.socket === undefined ? await ownSocket(stack) : resolve(options.socket)
-      const uriOf = (name: string) => exportUri({ type: 'unix', path: unix }, name)
+      const { unix, uriOf } = await placeOf(options, stack)
+      const cached = async (target: Target) => (options.cache === undefined ? target : await openCache(stack, target, options))
+      const repository = direct.through(await cached(direct.target))
+      const point = await findPointKey(repository, name)
+      const since: string[] = []
+      for (const other of options.since ?? []) since.push(await findPointKey(repository, other))
       if (overlay !== undefined) {
         const isLatest = name.endsWith('/latest')
-        const openOwn = (repository: string) => openPlace(repository, options)
+        const openOwn = async (repository: string) => {
+          const place = await openPlace(repository, options)
+          return { ...place, target: await cached(place.target) }
+        }
         const wanted = { repositoryName: args.repository, point, isLatest, disk, overlay, unix, openPlace: openOwn }
         return await serveOverlays(repository, wanted, { stream, json, uriOf })
       }
       const { servePoint } = await import('../serve-point.ts')
       const served = stack.use(await servePoint(repository, { point, since, disk, unix }))
-      const stopped = untilStopped(served.signal) // whoever hears of it may stop it at once
-      tell(
-        served.disks.map(({ name, size }) => ({ point: shortPoint(point), disk: name, size, uri: uriOf(name) })),
-        json,
-      )
-      tellOnTerminal('Serving; ^C ends it.')
-      await stopped
+      await tellUntilStopped(served, { point, json, uriOf })
     })
   },
 })
+
+async function serveArchived(
+  path: string,
+  { name, disk, options, json }: { name: string; disk: string | undefined; options: Options; json: boolean },
+) {
+  const [{ Archive }, { serveArchive }] = await Promise.all([import('../../archive/archive.ts'), import('../serve-point.ts')])
+  await using stack = new AsyncDisposableStack()
+  const archive = stack.use(await Archive.open(path))
+  const point = findArchived(archive, name)
+  const { unix, uriOf } = await placeOf(options, stack)
+  const served = stack.use(await serveArchive(archive, point, { disk, unix }))
+  await tellUntilStopped(served, { point: point.key, json, uriOf })
+}
+
+async function tellUntilStopped(
+  {
+    disks,
+    signal,
+  }: { readonly disks: readonly { readonly name: string; readonly size: number }[]; readonly signal: AbortSignal },
+  { point, json, uriOf }: Omit<HowTold, 'stream'> & { readonly point: string },
+) {
+  const stopped = untilStopped(signal) // whoever hears of it may stop it at once
+  tell(
+    disks.map(({ name, size }) => ({ point: shortPoint(point), disk: name, size, uri: uriOf(name) })),
+    json,
+  )
+  tellOnTerminal('Serving; ^C ends it.')
+  await stopped
+}
+
+async function placeOf({ socket }: Options, stack: AsyncDisposableStack) {
+  const unix = socket === undefined ? await ownSocket(stack) : resolve(socket)
+  return { unix, uriOf: (name: string) => exportUri({ type: 'unix', path: unix }, name) }
+}
+
+async function openCache(stack: AsyncDisposableStack, target: Target, { cache, cacheSize }: Options): Promise<Target> {
+  const { CACHE_BYTES, CachedTarget } = await import('../../restore/cached-target.ts')
+  return stack.use(await CachedTarget.open(target, { folder: resolve(cache!), bytes: cacheSize ?? CACHE_BYTES, warn: note }))
+}
+
+function cacheSize(text: string) {
+  const bytes = parseSize(text)
+  if (bytes === undefined || bytes < MIN_CACHE)
+    throw new Misuse(`--cache-size must be ${formatSize(MIN_CACHE)} at least, not '${text}'`)
+  return bytes
+}
+
+const MIN_CACHE = 16 << 20
 
 interface HowTold {
   readonly stream: boolean
