@@ -7,7 +7,7 @@
 
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
-import { PreconditionFailed, type Target } from './target.ts'
+import { PreconditionFailed, Unavailable, type Target } from './target.ts'
 import { messageOf, NotFound } from '../base/errors.ts'
 import { putIf } from './conditional.ts'
 import { SessionExpired } from './faults.ts'
@@ -123,7 +123,12 @@ export class Session implements AsyncDisposable {
     if (this.#ended) return
     this.leave()
     await this.#last
-    await this.target.delete([sessionKey(this.id)])
+    try {
+      await this.target.delete([sessionKey(this.id)])
+    } catch (error) {
+      // A record that stays is taken for dead in time. Nobody should hear of that instead of what they came for, or of why it failed.
+      if (!(error instanceof Unavailable)) throw error
+    }
   }
 
   /** No longer tells anybody, and leaves the record: it is committed, and whoever finds it finishes it. */
