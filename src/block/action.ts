@@ -9,7 +9,7 @@
  * then nothing is committed, and `abort` takes it back.
  *
  * What takes longer and has to be done at that very moment is done right before the commits (`atInstant`), with writes held: it may wait and fail,
- * and then nothing is committed, and `abort` undoes it too.
+ * and then nothing is committed, and `abort` undoes it too; what must be undone before anybody writes again, `undoInstant` undoes first.
  *
  * What has happened then becomes durable, before anybody is told of it, with writes going on: first what was taken over from elsewhere
  * (`secure`), then everything (`settle`). These may wait, and may fail; what has happened stays all the same.
@@ -18,7 +18,9 @@ export interface Action {
   /** `transaction` stands for who prepares: what one action has reserved, later ones of the same transaction may use, and nobody else. */
   prepare(transaction: object): Promise<void> | void
   announce?(): Promise<void> | undefined
-  atInstant?(): Promise<void>
+  /** `signal`: it has taken too long. What is done after that must be undone at once. */
+  atInstant?(signal: AbortSignal): Promise<void>
+  undoInstant?(): Promise<void>
   commit(): void
   secure?(): Promise<void> | undefined
   settle?(): Promise<void> | undefined

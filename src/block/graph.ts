@@ -14,7 +14,7 @@ import { NodeOpener } from './node-opener.ts'
 import { Objects } from './objects.ts'
 import { planPermissions, type Plan } from './permission-update.ts'
 import { ALL, Permission, type PermissionChange, type Permissions } from './permissions.ts'
-import { readOnlyChanges, reopen, unlinked, type Change } from './reopen.ts'
+import { readOnlyChanges, reopen, unlinked, type Change, type ReopenedNodes } from './reopen.ts'
 
 export interface RootUser extends Permissions {
   /** As errors call it: `an unnamed block device`, `backup job 'j'`. */
@@ -97,7 +97,7 @@ export class Graph implements AsyncDisposable {
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
     const roots = [...node.parents].filter(edge => this.#roots.has(edge))
     if (roots.some(({ parent }) => parent.childName === 'root')) throw new InvalidParameter(`Node ${name} is in use`)
-    node.checkNoJob()
+    if (!isFrozen(node)) node.checkNoJob()
     for (const { parent } of node.parents)
       if (parent.childName === 'backing' && parent.node)
         throw new InvalidParameter(`Node '${name}' is busy: node is used as backing hd of '${parent.node.name}'`)
@@ -198,12 +198,28 @@ export class Graph implements AsyncDisposable {
   /** Opens nodes in another way while they are used, all or none (blockdev-reopen). See reopen.ts. */
   async reopen(changes: readonly Change[]) {
     const nodes = changes.map(({ node }) => node)
-    const unused = new Set<GraphNode>()
-    await this.drained(nodes, async () => {
-      for (const node of await reopen(changes, this.#opener)) unused.add(node)
+    const left = await this.drained(nodes, async () => {
+      const reopened = await reopen(changes, this.#opener)
+      reopened.keep()
+      return reopened.left
     })
+    await this.finishReopen(nodes, left)
+  }
+
+  /** The same in steps, at an instant that the caller makes: once it is kept, `finishReopen` must follow. Undone when it comes too late. */
+  beginReopen(changes: readonly Change[], tooLate: AbortSignal): Promise<ReopenedNodes> {
+    const nodes = changes.map(({ node }) => node)
+    return this.drained(nodes, async () => {
+      const reopened = await reopen(changes, this.#opener)
+      if (!tooLate.aborted) return reopened
+      await reopened.undo()
+      throw tooLate.reason
+    })
+  }
+
+  async finishReopen(nodes: readonly GraphNode[], left: readonly GraphNode[]) {
     for (const node of nodes) await node.finished()
-    for (const node of unused) await this.#closeOrphan(node)
+    for (const node of new Set(left)) await this.#closeOrphan(node)
   }
 
   /** The same for what is to be read-only, or to be written again, with what was opened for its sake. */
@@ -288,3 +304,7 @@ export class Graph implements AsyncDisposable {
     }
   }
 }
+
+/** A view of it is kept: a backup job leaves the rest of it to others, and it is the filter that uses it (QEMU's block/backup.c). */
+const isFrozen = ({ parents }: GraphNode) =>
+  [...parents].some(({ parent }) => parent.node?.driver.name === 'copy-before-write' && parent.childName === 'file')

@@ -40,8 +40,18 @@ export const inlineChildren = (node: GraphNode): [name: string, child: GraphNode
     return (['data', 'filtered'].includes(role) || keepsBitmaps) && !child.owned ? [[name, child] as [string, GraphNode]] : []
   })
 
-/** No write is under way. Returns the nodes that have lost a parent. */
-export async function reopen(changes: readonly Change[], opener: NodeOpener): Promise<GraphNode[]> {
+/** What is open in another way now, and may still be as it was. */
+export interface ReopenedNodes {
+  /** Nodes that have lost a parent. */
+  readonly left: readonly GraphNode[]
+  /** It stays so. Cannot fail. */
+  keep(): void
+  /** It is as before. No write is under way. */
+  undo(): Promise<void>
+}
+
+/** No write is under way. */
+export async function reopen(changes: readonly Change[], opener: NodeOpener): Promise<ReopenedNodes> {
   const sorted = changes.toSorted((one, other) => reachable(one.node).size - reachable(other.node).size)
   const readOnly = new Map(sorted.map(change => [change.node, change.readOnly]))
   for (const change of sorted) check(change, readOnly)
@@ -51,6 +61,9 @@ export async function reopen(changes: readonly Change[], opener: NodeOpener): Pr
   )
   const undo: Undo[] = []
   const finish: (() => void)[] = []
+  const undoAll = async () => {
+    for (const step of undo.toReversed()) await step()
+  }
   try {
     // While they may write still: what is in memory goes to the files, from the top down.
     for (const { node } of sorted.toReversed()) {
@@ -67,11 +80,13 @@ export async function reopen(changes: readonly Change[], opener: NodeOpener): Pr
       await node.loadBitmaps()
     }
   } catch (error) {
-    for (const step of undo.toReversed()) await step()
+    await undoAll()
     throw error
   }
-  for (const step of finish) step()
-  return left
+  const keep = () => {
+    for (const step of finish) step()
+  }
+  return { left, keep, undo: undoAll }
 }
 
 function check({ node, generic, readOnly, links = NO_LINKS }: Change, willBeReadOnly: ReadonlyMap<GraphNode, boolean>) {

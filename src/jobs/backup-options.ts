@@ -7,6 +7,7 @@ import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import { withoutFilters } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
+import { checkNotRead } from './mirror-options.ts'
 
 export type SyncMode = 'full' | 'top' | 'none' | 'incremental' | 'bitmap'
 export type BitmapMode = 'on-success' | 'never' | 'always'
@@ -64,6 +65,7 @@ export function checkBackup(options: BackupOptions, by: object): BitmapUse | und
     throw new InvalidParameter('max-workers must be between 1 and 2147483647')
   if (maxChunk < 0) throw new InvalidParameter('max-chunk must be zero (which means no limit) or positive')
   if (source.size !== target.size) throw new InvalidParameter('Source and target image have different sizes')
+  checkNotRead(source, target)
   if (target.readOnly) throw new InvalidParameter(`Block node '${target.name}' is read-only`)
   if (minClusterSize > 0 && !(minClusterSize < MOST_CLUSTER && Number.isInteger(Math.log2(minClusterSize))))
     throw new InvalidParameter(`min-cluster-size needs to be a power of 2, below ${MOST_CLUSTER}`)

@@ -1,8 +1,10 @@
 // What a mirror job is asked for, and what of that makes no sense (the texts and their order are those of QEMU's blockdev_mirror_common and
 // mirror_start_job).
 
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
+import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
+import { PermissionConflict } from '../block/permissions.ts'
 import { filteredBy } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
@@ -62,10 +64,23 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
   if (sync === 'incremental' || sync === 'bitmap') throw new InvalidParameter(`Sync mode '${sync}' not supported`)
   if (bufSize < 0) throw new InvalidParameter("Invalid parameter 'buf-size'")
   if (source === target) throw new InvalidParameter("Can't mirror node into itself")
+  checkNotRead(source, target)
   checkSpeed(speed)
   if (targetTimeout > LONGEST_TIMEOUT)
     throw new InvalidParameter(`Parameter 'target-timeout' expects at most ${LONGEST_TIMEOUT} seconds`)
   return replaced
+}
+
+/** A job must not write to what it reads. @throws Busy, PermissionConflict, in QEMU's words */
+export function checkNotRead(source: GraphNode, target: GraphNode) {
+  const read = reachable(source)
+  if (!read.has(target)) return
+  const { parent } = [...target.parents].find(({ parent }) => parent.node && read.has(parent.node))!
+  if (parent.childName === 'backing')
+    throw new Busy(`Node '${target.name}' is busy: node is used as backing hd of '${parent.node!.name}'`)
+  throw new PermissionConflict(
+    `Permission conflict on node '${target.name}': permissions 'consistent read' are both required by node '${parent.node!.name}' (uses node '${target.name}' as '${parent.childName}' child) and unshared by an unnamed block device (uses node '${target.name}' as 'root' child).`,
+  )
 }
 
 export function checkSpeed(speed: number) {

@@ -72,9 +72,9 @@ export class Exports implements Iterable<Export> {
   #check({ id, name, description = '' }: Export) {
     if (this.#entries.has(id)) throw new InvalidParameter(`Block export id '${id}' is already in use`)
     this.checkFree(name)
-    for (const [what, text] of Object.entries({ name, description })) {
-      if (Buffer.byteLength(text) > MAX_STRING || text.includes('\0'))
-        throw new InvalidParameter(`export ${what} of '${id}' must be at most ${MAX_STRING} bytes without a NUL`)
+    for (const [what, text] of Object.entries({ 'export name': name, description })) {
+      if (Buffer.byteLength(text) > MAX_STRING) throw new InvalidParameter(`${what} '${text}' too long`)
+      if (text.includes('\0')) throw new InvalidParameter(`${what} of '${id}' must have no NUL: clients cannot ask for it`)
     }
   }
 

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict'
 import { InvalidParameter } from '../base/errors.ts'
 import { alignUp } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
+import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { PermissionChange } from '../block/permissions.ts'
@@ -41,6 +42,8 @@ export class Snapshot implements Action {
       if (overlay.children.has('backing')) throw new InvalidParameter('The overlay already has a backing image')
       if (!overlay.driver.children['backing']) throw new InvalidParameter('The overlay does not support backing images')
       overlay.checkNoJob()
+      if (reachable(node).has(overlay))
+        throw new InvalidParameter(`Making '${node.name}' a backing child of '${overlay.name}' would create a cycle`)
       this.#plan = this.graph.planBacking(overlay, node, { replacing: true })
     } catch (error) {
       await this.graph.closeUnused(overlay)

@@ -44,19 +44,26 @@ export async function transact(actions: readonly Action[], drained: Drained, ins
 
 /** Guests wait for this. Where it takes too long nothing has happened, and `abort` waits for what is still under way. */
 async function inTurn(slow: readonly Action[], commits: () => void, patienceMs: number) {
-  const each = async (signal: AbortSignal) => {
+  const done: Action[] = []
+  const stop = new AbortController()
+  const each = async () => {
     for (const action of slow) {
-      signal.throwIfAborted()
-      await action.atInstant?.()
+      stop.signal.throwIfAborted()
+      await action.atInstant?.(stop.signal)
+      done.push(action)
     }
   }
-  const stop = new AbortController()
-  await within(patienceMs, each(stop.signal), () => {
-    stop.abort()
-    return new Busy(
-      `what is to be done at the instant took longer than ${patienceMs / 1000} s; look at the disks, then try again`,
-    )
-  })
+  try {
+    await within(patienceMs, each(), () => {
+      stop.abort()
+      return new Busy(
+        `what is to be done at the instant took longer than ${patienceMs / 1000} s; look at the disks, then try again`,
+      )
+    })
+  } catch (error) {
+    for (const action of done.toReversed()) await action.undoInstant?.()
+    throw error
+  }
   commits()
 }
 

@@ -38,7 +38,7 @@ const OURS = new Set([
     ]),
     `${node}/+raw/bitmaps`,
   ]),
-  ...['blockdev-mirror', 'block-export-add', 'block-export-del'].flatMap(type => [
+  ...['blockdev-mirror', 'blockdev-reopen', 'block-export-add', 'block-export-del'].flatMap(type => [
     `transaction/actions/[]/type/+${type}`,
     `transaction/actions/[]/type/${type}`,
   ]),

@@ -16,6 +16,7 @@ import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
 import { blockExportAdd } from './block-export-add.ts'
 import { blockExportDel } from './block-export-del.ts'
 import { blockdevBackup } from './blockdev-backup.ts'
+import { blockdevReopen } from './blockdev-reopen.ts'
 import { blockdevSnapshotInternalSync } from './blockdev-snapshot-internal-sync.ts'
 import { blockdevSnapshot } from './blockdev-snapshot.ts'
 import { blockdevSnapshotSync } from './blockdev-snapshot-sync.ts'
@@ -32,6 +33,7 @@ const kinds: readonly AnyActionCommand[] = [
   blockExportAdd,
   blockExportDel,
   blockdevBackup,
+  blockdevReopen,
   blockdevSnapshot,
   blockdevSnapshotInternalSync,
   blockdevSnapshotSync,

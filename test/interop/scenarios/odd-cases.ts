@@ -43,7 +43,77 @@ const refused = {
 const two = { 'disk.raw': { size: SIZE, seed: 4 }, 'target.raw': { size: SIZE } } as const
 const begin = [open('disk', 'disk.raw'), open('target', 'target.raw'), startServer, exportDisk('disk')]
 
+const mirrorOnto = (device: string, target: string) => qmp('blockdev-mirror', { 'job-id': 'j', device, target, sync: 'full' })
+
 export const oddCases: readonly Scenario[] = [
+  {
+    title: 'nodes that would be behind themselves, and jobs that would write to what they read',
+    images: {
+      'a.raw': { size: SIZE, seed: 1 },
+      'b.qcow2': { size: SIZE, format: 'qcow2' },
+      'c.qcow2': { size: SIZE, format: 'qcow2' },
+      'd.qcow2': { size: SIZE, format: 'qcow2', backing: 'b.qcow2' },
+    },
+    steps: [
+      open('a', 'a.raw'),
+      open('b', 'b.qcow2', { backing: null }),
+      open('c', 'c.qcow2', { backing: null }),
+      open('d', 'd.qcow2', { backing: null }),
+      qmp('blockdev-snapshot', { node: 'b', overlay: 'b' }),
+      qmp('blockdev-snapshot', { node: 'nope', overlay: 'b' }),
+      qmp('blockdev-snapshot', { node: 'a', overlay: 'nope' }),
+      qmp('blockdev-snapshot', { node: 'a', overlay: 'a' }),
+      qmp('blockdev-snapshot', { node: 'b', overlay: 'a' }),
+      qmp('blockdev-snapshot', { node: 'a', overlay: 'b' }),
+      qmp('blockdev-snapshot', { node: 'b', overlay: 'c' }),
+      qmp('blockdev-snapshot', { node: 'c', overlay: 'b' }),
+      qmp('blockdev-snapshot', { node: 'a', overlay: 'c' }),
+      mirrorOnto('c', 'b'),
+      mirrorOnto('c', 'a'),
+      mirrorOnto('c', 'c'),
+      add({ driver: 'raw', 'node-name': 'over', file: 'd' }),
+      mirrorOnto('over', 'd'),
+      del('over'),
+      ...[undefined, 'nope', 'd', 'a'].map(backing =>
+        qmp('blockdev-reopen', {
+          options: [{ driver: 'qcow2', 'node-name': 'd', file: file('d.qcow2'), backing }],
+        }),
+      ),
+      nodes,
+    ],
+    rest: {
+      ours: [],
+      because: 'QEMU tells of the job as created and gone; ours looks at the options before there is a job',
+    },
+  },
+  {
+    title: 'what others may do with the disk that a backup reads',
+    images: two,
+    steps: [
+      ...begin,
+      qmp('block-dirty-bitmap-add', { node: 'disk', name: 'b' }),
+      qmp('blockdev-backup', {
+        'job-id': 'j',
+        device: 'disk',
+        target: 'target',
+        sync: 'incremental',
+        bitmap: 'b',
+        'auto-finalize': false,
+      }),
+      event('BLOCK_JOB_PENDING'),
+      del('disk'),
+      del('target'),
+      qmp('block-export-del', { id: 'disk' }),
+      event('BLOCK_EXPORT_DELETED'),
+      del('disk'),
+      qmp('block-export-add', { type: 'nbd', id: 'x', 'node-name': 'disk', name: 'x', bitmaps: ['b'] }),
+      ...['clear', 'enable', 'disable', 'remove'].map(verb => qmp(`block-dirty-bitmap-${verb}`, { node: 'disk', name: 'b' })),
+      qmp('block-dirty-bitmap-remove', { node: 'disk', name: 'nope' }),
+      qmp('job-finalize', { id: 'j' }),
+      event('JOB_STATUS_CHANGE', { status: 'null' }),
+      del('disk'),
+    ],
+  },
   {
     title: 'what is wrong with a node is told in order',
     images: { 'a.raw': { size: SIZE, seed: 1 }, 'b.qcow2': { size: SIZE, format: 'qcow2' } },
@@ -230,6 +300,8 @@ export const oddCases: readonly Scenario[] = [
       exportDisk('a', { id: 'x' }),
       exportDisk('a', { id: 'x', name: 'x' }),
       exportDisk('ro', { writable: false }),
+      exportDisk('ro', { writable: false, id: 'y', name: 'y'.repeat(4097) }),
+      exportDisk('ro', { writable: false, id: 'y', name: 'y', description: 'y'.repeat(4097) }),
       qmp('query-block-exports'),
       qmp('block-export-del', {}),
       qmp('block-export-del', { id: 'nope' }),
