@@ -8,6 +8,7 @@ import assert from 'node:assert/strict'
 import { Cancelled, InvalidParameter } from '../base/errors.ts'
 import type { Turns } from '../base/turns.ts'
 import { accepted, following, type JobStatus, type JobVerb } from './job-states.ts'
+import type { CopyMode } from './mirror-options.ts'
 import { JobGroup } from './job-group.ts'
 import type { JobRecords } from './job-records.ts'
 import { SpeedLimit } from '../base/speed-limit.ts'
@@ -28,6 +29,8 @@ export interface JobWork {
   complete?(): void
   /** The same, but that it leaves all as it is: QEMU's cancellation without force of a job that is ready. */
   leave?(): void
+  /** From now on it copies in another way. */
+  change?(copyMode: CopyMode): Promise<void>
   /** What may still fail when all jobs of the group are done. */
   prepare?(): Promise<void>
   /** Looked at right before `commit`, when all of the group are prepared. @throws what is not as it was prepared any more */
@@ -244,6 +247,11 @@ export class Job {
     this.checkVerb('set-speed')
     if (bytesPerSecond < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
     this.speedLimit.bytesPerSecond = bytesPerSecond
+  }
+
+  async change(copyMode: CopyMode) {
+    this.checkVerb('change')
+    await this.#work.change?.(copyMode)
   }
 
   /** By the user, to a job that is ready. */

@@ -30,9 +30,9 @@ export interface WriteThrough {
   failed(this: void, error: unknown): void
 }
 
-/** The driver of one job's layer; `opened` gets it. */
+/** The driver of one job's layer; `opened` gets it. Whoever changes `mode` has the permissions of the layer worked out anew. */
 export const mirrorTop = (
-  { blocking, targetIsBehind }: { readonly blocking: boolean; readonly targetIsBehind: boolean },
+  mode: { readonly blocking: boolean; readonly targetIsBehind: boolean },
   opened: (top: MirrorTop) => void,
 ): AnyDriver => ({
   name: 'mirror_top',
@@ -44,9 +44,9 @@ export const mirrorTop = (
       permissions: ({ perm, shared }) => ({
         perm,
         // The job writes to what is behind the source, of which nobody sees it.
-        shared: targetIsBehind
+        shared: mode.targetIsBehind
           ? ALL
-          : blocking && perm & Permission.write
+          : mode.blocking && perm & Permission.write
             ? shared & ~(Permission.write | Permission.resize)
             : shared,
       }),
@@ -61,7 +61,7 @@ export const mirrorTop = (
 
 export class MirrorTop extends Passthrough {
   #through: WriteThrough | undefined
-  readonly #ended = Promise.withResolvers<void>()
+  #ended = Promise.withResolvers<void>()
 
   constructor(
     /** The source. */
@@ -73,7 +73,13 @@ export class MirrorTop extends Passthrough {
 
   /** From now on guests write to both. */
   begin(through: WriteThrough) {
+    this.#ended = Promise.withResolvers()
     this.#through = through
+  }
+
+  /** Guests write to both. */
+  get isBlocking() {
+    return this.#through !== undefined
   }
 
   /** Guests wait for the target no longer. What it has not taken is dirty. */

@@ -74,6 +74,7 @@ export interface MirrorContext {
 export class MirrorWork implements JobWork {
   readonly #held: Disposable[] = []
   readonly #granularity: number
+  readonly #mode: { blocking: boolean; readonly targetIsBehind: boolean }
   #filter: GraphNode | undefined
   #top: MirrorTop | undefined
   /** Keeps the filter. */
@@ -103,11 +104,12 @@ export class MirrorWork implements JobWork {
     private readonly plan: MirrorPlan,
   ) {
     this.#granularity = granularityFor(plan.options)
+    this.#mode = { blocking: plan.copyMode === 'write-blocking', targetIsBehind: plan.targetIsBehind === true }
   }
 
   async prepareInstant() {
     const { graph } = this.context
-    const { type, options, copyMode, targetIsBehind = false, between = [] } = this.plan
+    const { type, options, targetIsBehind = false, between = [] } = this.plan
     const { jobId, source, target, filterNodeName, bufSize = 0 } = options
     const description = `${type} job '${jobId}'`
     try {
@@ -118,7 +120,7 @@ export class MirrorWork implements JobWork {
           discard: 'unmap',
           ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
         },
-        mirrorTop({ blocking: copyMode === 'write-blocking', targetIsBehind }, top => (this.#top = top)),
+        mirrorTop(this.#mode, top => (this.#top = top)),
       )
       this.#hold = graph.attach(this.#filter, { description, perm: 0, shared: ALL })
       this.#filter.owned = false
@@ -154,20 +156,12 @@ export class MirrorWork implements JobWork {
     graph.planReplace(options.source, this.#filter!).commit()
     this.#changing = undefined
     this.#inserted = true
-    const [bitmap, copy] = [this.#bitmap!, this.#copy!]
+    const bitmap = this.#bitmap!
     bitmap.enable()
     this.#copied?.enable()
     // Zeroing that leaves no hole is no better than copying.
     if (first === 'all' || (first === 'data' && !options.target.unmaps)) bitmap.mark(0, bitmap.size)
-    if (copyMode === 'write-blocking')
-      this.#top!.begin({
-        target: this.#target!,
-        timeoutSeconds: this.plan.targetTimeout ?? 0,
-        bitmap,
-        copy,
-        isMarking: () => this.#marking,
-        failed: error => this.#targetFailed(error),
-      })
+    if (copyMode === 'write-blocking') this.#beginBlocking()
   }
 
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
@@ -208,6 +202,26 @@ export class MirrorWork implements JobWork {
 
   leave() {
     this.#end('leave')
+  }
+
+  /** From now on guests write to both, or go on as they do. A write that is under way would be in the source only, and not marked any more. */
+  async change(copyMode: CopyMode) {
+    if (this.plan.type !== 'mirror') throw new InvalidParameter('Job type does not support change')
+    const top = this.#top!
+    if (copyMode === (top.isBlocking ? 'write-blocking' : 'background')) return
+    if (copyMode === 'background') throw new InvalidParameter(`Change to copy mode '${copyMode}' is not implemented`)
+    const { graph } = this.context
+    await graph.drained([this.plan.options.source], () => {
+      const before = this.#mode.blocking
+      this.#mode.blocking = true
+      try {
+        graph.setPermissions(this.#hold!, { perm: 0, shared: ALL })
+      } catch (error) {
+        this.#mode.blocking = before
+        throw error
+      }
+      this.#beginBlocking()
+    })
   }
 
   async prepare() {
@@ -262,6 +276,17 @@ export class MirrorWork implements JobWork {
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
     await this.plan.afterwards?.(this.#pivoted)
     await graph.followed()
+  }
+
+  #beginBlocking() {
+    this.#top!.begin({
+      target: this.#target!,
+      timeoutSeconds: this.plan.targetTimeout ?? 0,
+      bitmap: this.#bitmap!,
+      copy: this.#copy!,
+      isMarking: () => this.#marking,
+      failed: error => this.#targetFailed(error),
+    })
   }
 
   #end(wish: 'complete' | 'leave') {

@@ -119,6 +119,7 @@ t.test('whatever is written, and whenever it is completed or left, target and di
         memory('target').pause = pause
         const job = await start(options)
         const written = play(guest, model, before, 4)
+        if (when % 2 === 0) await job.change('write-blocking')
         await ready(job)
         const more = written.then(() => play(guest, model, after, 4))
         for (let turns = when; turns > 0; turns--) await turn()

@@ -15,6 +15,7 @@ import { blockDirtyBitmapRemove } from './block-dirty-bitmap-remove.ts'
 import { blockExportAdd } from './block-export-add.ts'
 import { blockExportDel } from './block-export-del.ts'
 import { blockJobCancel } from './block-job-cancel.ts'
+import { blockJobChange } from './block-job-change.ts'
 import { blockJobComplete } from './block-job-complete.ts'
 import { blockJobDismiss } from './block-job-dismiss.ts'
 import { blockJobFinalize } from './block-job-finalize.ts'
@@ -105,6 +106,7 @@ export const commands: readonly AnyCommand[] = [
   blockExportAdd,
   blockExportDel,
   blockJobCancel,
+  blockJobChange,
   blockJobComplete,
   blockJobDismiss,
   blockJobFinalize,
