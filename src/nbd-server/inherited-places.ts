@@ -9,7 +9,7 @@ import { activatedSockets } from './inherited.ts'
 
 export interface InheritedSocket {
   readonly fd: number
-  /** A path, or an address and a port, as `addressOf` writes them. */
+  /** A path, @NAME for an abstract one, or an address and a port, as `addressOf` writes them. */
   readonly address: string | undefined
 }
 
@@ -31,7 +31,7 @@ export class InheritedSockets {
 
   /** The one that listens at this place, once. */
   take(place: { readonly unix: string } | { readonly host: string; readonly port: number }): number | undefined {
-    const wanted = 'unix' in place ? place.unix : addressOf(place.host, place.port)
+    const wanted = 'unix' in place ? place.unix.replace(/^\0/, '@') : addressOf(place.host, place.port)
     const index = this.sockets.findIndex(({ address }) => address !== undefined && address === wanted)
     return index < 0 ? undefined : this.sockets.splice(index, 1)[0]!.fd
   }

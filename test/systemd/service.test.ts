@@ -66,7 +66,7 @@ t.test(
 
 const CONFIG = `state: ./state
 control: { socket: ./control.sock }
-nbd: [ { unix: ./nbd.sock }, { tcp: "127.0.0.1:PORT" } ]
+nbd: [ { unix: ./nbd.sock }, { unix: "@ABSTRACT" }, { tcp: "127.0.0.1:PORT" } ]
 machines: { db: { disks: { root: { image: ./root.raw, format: raw } } } }
 `
 
@@ -148,8 +148,8 @@ const HOLDER = `import os, socket, sys
 command, paths = sys.argv[1].split('|'), sys.argv[2:]
 held = []
 for path in paths:
-    s = socket.socket(socket.AF_UNIX if path[0] == '/' else socket.AF_INET)
-    s.bind(path if path[0] == '/' else ('127.0.0.1', 0))
+    s = socket.socket(socket.AF_UNIX if path[0] in '/@' else socket.AF_INET)
+    s.bind(path.replace('@', '\\0') if path[0] in '/@' else ('127.0.0.1', 0))
     s.listen(16)
     held.append(s)
 print(' '.join(str(s.getsockname()[1]) for s in held if s.family == socket.AF_INET), flush=True)
@@ -170,10 +170,11 @@ inFolder(
   noPython,
   async (t, folder, stack) => {
     const [control, nbd] = [join(folder, 'control.sock'), join(folder, 'nbd.sock')]
+    const abstract = `stillpoint-test-${process.pid}`
     const command = [process.execPath, WHOLE, 'daemon', '--config', join(folder, 's.yaml'), '--log-level', 'error'].join('|')
-    const holder = start(stack, PYTHON, ['-c', HOLDER, command, control, nbd, 'tcp'])
+    const holder = start(stack, PYTHON, ['-c', HOLDER, command, control, nbd, `@${abstract}`, 'tcp'])
     const port = await holder.line()
-    writeFileSync(join(folder, 's.yaml'), CONFIG.replace('PORT', port!))
+    writeFileSync(join(folder, 's.yaml'), CONFIG.replace('PORT', port!).replace('ABSTRACT', abstract))
     /** The first bytes that somebody is sent who connects. */
     const greeted = (where: string | number) => {
       const socket = typeof where === 'number' ? connect(where, '127.0.0.1') : connect(where)
@@ -183,9 +184,10 @@ inFolder(
         socket.once('error', reject)
       })
     }
-    const early = [greeted(control), greeted(nbd), greeted(Number(port))]
+    const all = () => [greeted(control), greeted(nbd), greeted(`\0${abstract}`), greeted(Number(port))]
+    const early = all()
     for (let round = 0; round < 2; round++) {
-      const waiting = round === 0 ? early : [greeted(control), greeted(nbd), greeted(Number(port))]
+      const waiting = round === 0 ? early : all()
       holder.child.stdin.write('start\n')
       const pid = Number(await holder.line())
       stack.defer(() => {
