@@ -4,7 +4,7 @@
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { availableParallelism, loadavg, tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { find, missing, run } from './tools.ts'
@@ -14,10 +14,14 @@ export const HOST = '10.0.2.2'
 
 const kernel = fileURLToPath(new URL('../../../node_modules/.cache/guest-kernel', import.meta.url))
 
+/** More programs than this want each processor: what takes ten seconds may then take minutes. */
+const BUSY = 4
+
 /** For a test's `skip`: what is not there, or false. */
 export const noGuest = (...programs: string[]): string | false =>
   missing('qemu-system-x86_64', 'busybox', 'ldd', ...programs) ||
-  (!existsSync(kernel) && 'there is no kernel for a guest (scripts/setup.mjs --for test fetches it)')
+  (!existsSync(kernel) && 'there is no kernel for a guest (scripts/setup.mjs --for test fetches it)') ||
+  (loadavg()[0]! > BUSY * availableParallelism() && 'the machine is too busy to emulate another')
 
 export interface GuestWants {
   /** For busybox's shell; /bin has its commands and `programs`. The guest is turned off behind it. */
