@@ -73,7 +73,7 @@ function lost(why) {
 /** One at a time; `asked` is when the next is due. */
 async function ask() {
   clearTimeout(asked)
-  asked = setTimeout(ask, EVERY_MS)
+  asked = setTimeout(() => void ask(), EVERY_MS)
   try {
     const response = await fetch('status.json', { signal: AbortSignal.timeout(20_000) })
     if (!response.ok) throw new Error((await response.text()).slice(0, 200))
@@ -87,7 +87,7 @@ async function ask() {
   } catch (error) {
     lost(error.message)
     clearTimeout(asked)
-    asked = setTimeout(ask, AGAIN_MS)
+    asked = setTimeout(() => void ask(), AGAIN_MS)
   }
 }
 
@@ -103,12 +103,12 @@ function hear() {
     if (live.generation === generation) return
     generation = live.generation
     clearTimeout(asked)
-    asked = setTimeout(ask, SETTLE_MS)
+    asked = setTimeout(() => void ask(), SETTLE_MS)
   })
   source.addEventListener('error', () => {
     byId('link').textContent = 'not live'
     clearTimeout(asked)
-    asked = setTimeout(ask, SETTLE_MS)
+    asked = setTimeout(() => void ask(), SETTLE_MS)
   })
 }
 
