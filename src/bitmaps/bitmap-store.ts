@@ -58,6 +58,11 @@ export interface BitmapsChange {
 }
 
 export interface BitmapStore {
+  /**
+   * The image cannot say who has written to it, as raw images cannot: what is stored counts only where its last write is known. So it is
+   * in use from the first write on, also where that changes nothing that a bitmap would mark.
+   */
+  readonly cannotTellWriters?: boolean
   /** What is there. From now on whoever asked sees to it that every write is recorded. */
   load(): Promise<StoredBitmaps>
   /** Throws, in QEMU's words, what is wrong with storing such a bitmap. */

@@ -1,6 +1,6 @@
 // Keeps the persistent bitmaps of a node and what is stored of them in step.
 //
-// - Before the first write under a bitmap that records, the image says that what is stored is in use, and a new activity log is there
+// - Before the first write under a bitmap that records (of an image that cannot say who has written to it: under any), the image says that what is stored is in use, and a new activity log is there
 //   (`begin`); and before every write its regions are in the log (`enter`).
 // - After a verb, all that it did becomes durable in one change of the store (`settle`); so does all that is in memory every few minutes
 //   while guests write, so that the log stays short.
@@ -105,6 +105,11 @@ export class PersistentBitmaps implements BitmapKeeper {
 
   leave(offset: number, length: number) {
     this.#inFlight.change(offset, length, -1)
+  }
+
+  /** Before a write that changes nothing that a reader sees, and that no bitmap marks: what it must wait for, if anything. */
+  beforeUnmarked(): Promise<void> | undefined {
+    return this.#recording && !this.#begun && this.store.cannotTellWriters ? this.#beginOnce() : undefined
   }
 
   // For the set (BitmapKeeper).
@@ -212,12 +217,16 @@ export class PersistentBitmaps implements BitmapKeeper {
   }
 
   async #enterFirst(offset: number, length: number) {
+    await this.#beginOnce()
+    await this.#log?.enter(offset, length)
+    this.#later('store')
+  }
+
+  #beginOnce() {
     this.#beginning ??= this.#inTurn(async () => {
       if (!this.#begun) await this.#begin()
     }).finally(() => (this.#beginning = undefined))
-    await this.#beginning
-    await this.#log?.enter(offset, length)
-    this.#later('store')
+    return this.#beginning
   }
 
   /** The first write, or a bitmap to come while others write. */
@@ -317,7 +326,8 @@ export class PersistentBitmaps implements BitmapKeeper {
   /** Also while one that no longer records, or is gone, is still stored as one that does: a crash would bring it back. */
   #updateRecording() {
     const { readOnly } = this.options
-    const stored = () => [...this.#kept.values()].some(({ bitmap, enabled }) => enabled && !bitmap.inconsistent)
+    const stored = () =>
+      [...this.#kept.values()].some(({ bitmap, enabled }) => (enabled || this.store.cannotTellWriters) && !bitmap.inconsistent)
     this.#recording = !readOnly && ([...this.set].some(bitmap => bitmap.persistent && bitmap.recording) || stored())
   }
 

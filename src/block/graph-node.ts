@@ -218,7 +218,7 @@ export class GraphNode {
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {
     if (flags?.unchanged) {
       this.#reaches(offset + data.length)
-      return this.io.write(offset, data, { fua: flags.fua === true })
+      return this.#unmarked(() => this.io.write(offset, data, { fua: flags.fua === true }))
     }
     const { 'detect-zeroes': detect } = this.generic
     if (detect !== 'off' && isZero(data))
@@ -232,7 +232,7 @@ export class GraphNode {
     const { unchanged, ...rest } = flags
     this.#reaches(range.offset + range.length)
     const change = () => this.io.zero(range, { ...rest, unmap: flags.unmap === true && this.unmaps })
-    return unchanged ? change() : this.#marked(range.offset, range.length, change)
+    return unchanged ? this.#unmarked(change) : this.#marked(range.offset, range.length, change)
   }
 
   /** Nothing, and so no mark, where discards are ignored. */
@@ -393,6 +393,11 @@ export class GraphNode {
     if (!threshold || end <= threshold.offset) return
     this.#threshold = undefined
     threshold.exceeded(end - threshold.offset)
+  }
+
+  #unmarked(change: () => Promise<void>): Promise<void> {
+    const begun = this.#persistence?.beforeUnmarked()
+    return begun ? begun.then(change) : change()
   }
 
   async #marked(offset: number, length: number, change: () => Promise<void>) {

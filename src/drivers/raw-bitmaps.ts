@@ -47,6 +47,7 @@ interface Looks {
 }
 
 export class Sidecar implements BitmapStore, AsyncDisposable {
+  readonly cannotTellWriters = true
   readonly #store: Qcow2BitmapStore
   #handedOver = false
 
