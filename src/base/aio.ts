@@ -18,7 +18,7 @@ export interface FilePart {
 export const MOST_PARTS = 64
 /** From Linux's include/uapi/linux/aio_abi.h, fs.h, and asm-generic/errno-base.h. */
 const PREAD = 0
-const RWF_NOWAIT = 8
+export const RWF_NOWAIT = 8
 const EAGAIN = 11
 const EINTR = 4
 const IOCB_SIZE = 64

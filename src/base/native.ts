@@ -6,7 +6,7 @@
 import type { KoffiFunc } from 'koffi'
 import pLimit from 'p-limit'
 import { addresses } from './address.ts'
-import { Aio, type FilePart } from './aio.ts'
+import { Aio, type FilePart, RWF_NOWAIT } from './aio.ts'
 import { messageOf } from './errors.ts'
 import type { Range } from './ranges.ts'
 
@@ -63,9 +63,6 @@ const F_WRLCK = 1
 const F_UNLCK = 2
 const F_OFD_GETLK = 36
 const F_OFD_SETLK = 37
-
-/** From Linux's include/uapi/linux/fs.h. */
-const RWF_NOWAIT = 8
 
 /** From Linux's include/uapi/asm-generic/socket.h. */
 const SOL_SOCKET = 1
