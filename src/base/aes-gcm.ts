@@ -5,6 +5,7 @@
 
 import { createCipheriv, createDecipheriv } from 'node:crypto'
 import { copyBytes } from './copy-bytes.ts'
+import { type Call, type Declare, nodeLibraryOr } from './node-library.ts'
 
 export interface Sealing {
   /** 32 bytes. */
@@ -49,17 +50,7 @@ export const portableGcm: AesGcm = {
 }
 
 /** The fastest there is, for the thread that asks. */
-export async function threadGcm(): Promise<AesGcm> {
-  if (process.env['STILLPOINT_NATIVE'] === 'off') return portableGcm
-  try {
-    const { default: koffi } = await import('koffi')
-    return bind(koffi)
-  } catch {
-    return portableGcm // no koffi, of which `stillpoint doctor` tells, or a Node that is built otherwise
-  }
-}
-
-type Call<Arguments extends unknown[], Result> = (...args: Arguments) => Result
+export const threadGcm = (): Promise<AesGcm> => nodeLibraryOr(portableGcm, bind)
 
 /** Of OpenSSL's evp.h. */
 const GET_TAG = 0x10
@@ -69,9 +60,7 @@ function must(done: number) {
   if (done !== 1) throw new Error('AES-256-GCM has failed in OpenSSL')
 }
 
-function bind(koffi: typeof import('koffi').default): AesGcm {
-  const program = koffi.load(null)
-  const call = <Arguments extends unknown[], Result>(prototype: string): Call<Arguments, Result> => program.func(prototype)
+function bind(call: Declare): AesGcm {
   type Init = [unknown, unknown, null, Uint8Array, Uint8Array]
   type Update = [unknown, Buffer | null, Buffer, Uint8Array, number]
   const of = (name: 'Encrypt' | 'Decrypt') => ({

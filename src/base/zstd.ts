@@ -5,6 +5,7 @@
 // that where the optional package koffi is there. Its contexts are one thread's, and are kept.
 
 import zlib from 'node:zlib'
+import { type Call, type Declare, nodeLibraryOr } from './node-library.ts'
 
 export interface Zstd {
   /** How many bytes of `into` it took, or undefined where it needs more than there are. */
@@ -33,21 +34,9 @@ export const portableZstd: Zstd = {
 }
 
 /** The fastest there is, for the thread that asks. */
-export async function threadZstd(): Promise<Zstd> {
-  if (process.env['STILLPOINT_NATIVE'] === 'off') return portableZstd
-  try {
-    const { default: koffi } = await import('koffi')
-    return bind(koffi)
-  } catch {
-    return portableZstd // no koffi, of which `stillpoint doctor` tells, or a Node that is built otherwise
-  }
-}
+export const threadZstd = (): Promise<Zstd> => nodeLibraryOr(portableZstd, bind)
 
-type Call<Arguments extends unknown[], Result> = (...args: Arguments) => Result
-
-function bind(koffi: typeof import('koffi').default): Zstd {
-  const program = koffi.load(null)
-  const call = <Arguments extends unknown[], Result>(prototype: string): Call<Arguments, Result> => program.func(prototype)
+function bind(call: Declare): Zstd {
   const isError: Call<[number | bigint], number> = call('unsigned int ZSTD_isError(size_t)')
   const errorName: Call<[number | bigint], string> = call('const char *ZSTD_getErrorName(size_t)')
   const compress: Call<[unknown, Buffer, number, Uint8Array, number, number], number | bigint> = call(
