@@ -4,8 +4,7 @@
 // same time; when the write is done and the epoch has moved, it calls `mark` again before it answers. So a bitmap that was added,
 // enabled, cleared, frozen or given back while the write was on its way has the mark, whether the write landed before or after.
 //
-// What all of them have marked already is also marked in one of the set's own, so that most writes ask one bitmap only, however many
-// record. It never has a mark that one of them lacks.
+// What all of them have marked already is known in one place (known-marks.ts), so that most writes look there only, however many record.
 //
 // A bitmap that a transaction is about to add (`reserve`) has its name taken and is nothing to anybody else: it is not listed, found or
 // marked until it is started.
@@ -16,6 +15,7 @@ import type { Range } from '../base/ranges.ts'
 import { checkAllows } from './check-allows.ts'
 import type { BitmapShape } from './bitmap-store.ts'
 import { DirtyBitmap, type BitmapOptions } from './dirty-bitmap.ts'
+import { KnownMarks } from './known-marks.ts'
 
 /** Bytes of UTF-8 (qcow2's limit, and QEMU's for all bitmaps). */
 const LONGEST_NAME = 1023
@@ -59,7 +59,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   /** Those that a write marks, successors in the place of frozen ones. */
   #recorders: readonly DirtyBitmap[] = []
   /** What is marked in all recorders; made when the first write comes, where there are several. */
-  #known: DirtyBitmap | undefined
+  #known: KnownMarks | undefined
   #epoch = 0
   #size: number
   /** Undefined where nothing is stored. */
@@ -106,12 +106,12 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
 
   /** For every write, zero and discard, before it goes down. */
   mark(offset: number, length: number) {
-    if (this.#known?.hasMarked(offset, length)) return
+    if (this.#known?.has(offset, length)) return
     // Asked of all before one is changed: so the processor fetches the bits of all at once.
     let marked = true
     for (const bitmap of this.#recorders) marked = bitmap.hasMarked(offset, length) && marked
     if (!marked) for (const bitmap of this.#recorders) bitmap.mark(offset, length)
-    if (this.#recorders.length > 1) (this.#known ??= this.#nothingKnown()).mark(offset, length)
+    if (this.#recorders.length > 1) (this.#known ??= this.#nothingKnown()).add(offset, length)
   }
 
   /** Starts one; it records from now on, if it is not disabled. */
@@ -242,13 +242,13 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   /** As the finest of the recorders has it, so that a granule of it lies in one of each of theirs. */
   #nothingKnown() {
     const granularity = Math.min(...this.#recorders.map(bitmap => bitmap.granularity))
-    return new DirtyBitmap({ size: this.#size, granularity, disabled: true })
+    return new KnownMarks(this.#size, granularity)
   }
 
   #told(taken: Range | undefined) {
     if (taken === undefined) return this.#changed()
     this.#epoch++
-    this.#known?.resetAllOf(taken)
+    this.#known?.forget(taken)
     this.keeper?.changed()
   }
 

@@ -144,13 +144,6 @@ export class DirtyBitmap implements BitmapReader {
     this.#changed({ offset, length })
   }
 
-  /** Every granule that the range touches is clean. */
-  resetAllOf({ offset, length }: Range) {
-    const end = Math.min(this.#granules(offset + length), this.#bits.length)
-    this.#bits.set(Math.floor(offset / this.granularity), end, false)
-    this.#changed()
-  }
-
   clear() {
     this.#bits = new BitSet(this.#bits.length)
     this.#changed()
