@@ -42,6 +42,7 @@ import { stateSchema } from './scheduler/schedule-state.ts'
 import { Scheduler } from './scheduler/scheduler.ts'
 import { courier } from './status/courier.ts'
 import { Notifier, noticesSchema } from './status/notifier.ts'
+import { RepositorySurvey } from './status/repository-survey.ts'
 import { RunCounts } from './status/run-counts.ts'
 import { statusLine } from './status/status-line.ts'
 import { statusPages } from './status/status-pages.ts'
@@ -221,6 +222,7 @@ export class Appliance implements AsyncDisposable {
         scheduler,
         counts,
         notifier,
+        survey: parts.use(new RepositorySurvey(log, () => {})),
       }
       parts.use(await StatusServer.listen(settings.metrics, statusPages(measured), log))
     }

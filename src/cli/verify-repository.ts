@@ -1,9 +1,10 @@
 // Verification, for `repo check` and `point verify`: what is told of it, and what it exits with.
 
 import { Option } from 'commander'
+import { Fault } from '../base/errors.ts'
 import { formatSize, parseSize } from '../base/units.ts'
 import type { Repository } from '../repository/repository.ts'
-import type { VerifyLevel } from '../repository/verify.ts'
+import type { Verified, VerifyLevel } from '../repository/verify.ts'
 import { exitCodes } from './exit-codes.ts'
 import { Misuse } from './failure.ts'
 import { clean, plural } from './format.ts'
@@ -32,13 +33,19 @@ export async function checkRepository(
   const budget = text === undefined ? undefined : parseSize(text)
   if (text !== undefined && !budget) throw new Misuse(`--budget must be a size such as 100G, not '${text}'`)
   if (budget !== undefined && level === 'quick') throw new Misuse('--budget goes with --level scrub or deep: quick reads nothing')
-  const [{ verify }, { Sealer }] = await Promise.all([import('../repository/verify.ts'), import('../repository/sealer.ts')])
+  const [{ verify }, { Sealer }, { recordCheck }] = await Promise.all([
+    import('../repository/verify.ts'),
+    import('../repository/sealer.ts'),
+    import('../repository/last-checks.ts'),
+  ])
   await using sealer = Sealer.start({ maxPlain: 4 << 20 })
   const work = verify(repository, { level, sealer, budget, ...(quarantine && { quarantine }), ...(points && { points }) })
   let step = await work.next()
   while (!step.done) step = await work.next()
   const { packs, bytes, complete, damagedPacks, damagedPoints } = step.value
   const damaged = damagedPacks.length + damagedPoints.length > 0
+  // One point is not the repository.
+  if (!points) await tellOthers(() => recordCheck(repository.target, level, step.value as Verified))
   if (json)
     printJson({
       level,
@@ -62,4 +69,14 @@ export async function checkRepository(
     if (!complete) note('The budget is used up; the next run goes on from there.')
   }
   return damaged ? exitCodes.damageFound : undefined
+}
+
+/** Whoever looks may only be let read. */
+async function tellOthers(write: () => Promise<void>) {
+  try {
+    await write()
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+    note(`That it was checked cannot be written down there, so metrics and the doctor do not know of it: ${error.message}`)
+  }
 }

@@ -27,6 +27,8 @@ export interface Admitted {
   held: number
   /** Goes back when it is over. */
   payload: Payload | undefined
+  /** When it was begun, of a write. */
+  begun?: number
 }
 
 /** Failed at a place that is known. */

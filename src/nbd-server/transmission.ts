@@ -23,6 +23,7 @@ import { FailedAt, Operations, type Admitted } from './operations.ts'
 import { refusalOf, type Refusal, type RefusalTerms } from './refusal.ts'
 import { Replies } from './replies.ts'
 import { decodeRequest, type Request } from './request.ts'
+import { trafficOf, type Traffic } from './traffic.ts'
 import { ProtocolViolation, Vanished } from './vanished.ts'
 import { Window } from './window.ts'
 import { failureOf } from './wire-errors.ts'
@@ -42,6 +43,7 @@ export class Transmission {
   readonly #replies: Replies
   readonly #operations: Operations
   readonly #window: Window
+  readonly #traffic: Traffic
   readonly #refusals: RefusalTerms
   readonly #headerSize: number
   readonly #magic: number
@@ -78,6 +80,7 @@ export class Transmission {
     const { mode, flags, size, contexts } = agreement
     const { buffers } = terms
     this.#window = new Window(terms.share)
+    this.#traffic = trafficOf(agreement.export)
     this.#extended = mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
@@ -215,6 +218,8 @@ export class Transmission {
       this.#refuse(admitted, GOING_AWAY)
       return
     }
+    const { type } = admitted.request
+    if (type === Command.WRITE || type === Command.WRITE_ZEROES) admitted.begun = performance.now()
     if (this.#operations.mayBeReady(admitted.request)) this.#ready.push(admitted)
     else this.#start(admitted)
   }
@@ -240,6 +245,7 @@ export class Transmission {
           const { error, message } = failureOf(admitted.request, at ? at.thrown : thrown, this.terms.log)
           this.#replies.error(admitted.request, error, message, at?.offset)
         }
+        this.#traffic.failed(admitted.request)
         this.#executed(admitted)
       },
     )
@@ -256,11 +262,14 @@ export class Transmission {
 
   #refuse(admitted: Admitted, { error, message }: Refusal) {
     this.#replies.error(admitted.request, error, message)
+    this.#traffic.failed(admitted.request)
     this.#answer(admitted)
   }
 
   /** Its reply is in the outbox; goes out now if there is nothing to wait for, else with others. */
   #answer(admitted: Admitted) {
+    this.#traffic.answered(admitted.request)
+    if (admitted.begun !== undefined) this.#traffic.wrote(performance.now() - admitted.begun)
     this.link.outbox.whenSent(() => this.#sent(admitted))
     if (this.#running === 0 && !this.#parsing) this.link.outbox.flush()
     else this.link.outbox.schedule()

@@ -11,9 +11,11 @@ import type { Machines } from '../machines/machines.ts'
 import { PushSession } from '../machines/push-session.ts'
 import type { Exports } from '../nbd-server/exports.ts'
 import type { Listeners } from '../nbd-server/listeners.ts'
+import { trafficOf } from '../nbd-server/traffic.ts'
 import type { Scheduler } from '../scheduler/scheduler.ts'
-import { Exposition, type Sample } from './exposition.ts'
+import { Exposition, type Labels, type Sample } from './exposition.ts'
 import type { Notifier } from './notifier.ts'
+import type { RepositorySurvey } from './repository-survey.ts'
 import type { RunCounts } from './run-counts.ts'
 
 export interface MetricsContext {
@@ -28,7 +30,11 @@ export interface MetricsContext {
   readonly scheduler: Scheduler
   readonly counts: RunCounts
   readonly notifier: Notifier
+  readonly survey: RepositorySurvey
 }
+
+/** To list a large repository costs time, and of some stores money. */
+const SURVEY_MS = 3_600_000
 
 const seconds = (time: Date | string) => (typeof time === 'string' ? Date.parse(time) : time.getTime()) / 1000
 
@@ -49,6 +55,8 @@ export function metricsText(context: MetricsContext): string {
   machineMetrics(told, context)
   backupMetrics(told, context)
   scheduleMetrics(told, context)
+  repositoryMetrics(told, context)
+  exportMetrics(told, context)
   const jobs = new Map<string, number>()
   for (const { type, status } of context.jobs) jobs.set(`${type} ${status}`, (jobs.get(`${type} ${status}`) ?? 0) + 1)
   told.gauge(
@@ -229,4 +237,99 @@ function scheduleMetrics(told: Exposition, { scheduler, counts, notifier }: Metr
   )
   told.counter('stillpoint_schedule_runs_total', 'Runs that have ended since the daemon was started, by how.', counts.samples)
   told.counter('stillpoint_notifications_failed_total', 'Notices that did not arrive.', notifier.failed)
+}
+
+/** As they were seen last, at most an hour ago; a scrape does not wait for a store. */
+function repositoryMetrics(told: Exposition, { configuration, survey }: MetricsContext) {
+  const seen = Object.entries(configuration.current.repositories).map(
+    ([repository, settings]) => [repository, survey.of(repository, settings, 0, SURVEY_MS)] as const,
+  )
+  const per = (of: (one: (typeof seen)[number][1]) => number | undefined) =>
+    seen.flatMap(([repository, one]): Sample[] => {
+      const value = of(one)
+      return value === undefined ? [] : [[{ repository }, value]]
+    })
+  told.gauge(
+    'stillpoint_repository_readable',
+    '0 where a repository could not be read the last time; not told before it was tried.',
+    per(({ problem, holds }) => (problem === undefined ? holds && 1 : 0)),
+  )
+  told.gauge(
+    'stillpoint_repository_seen_time_seconds',
+    'When what is told of a repository was read.',
+    per(one => (one.seen === undefined ? undefined : seconds(one.seen))),
+  )
+  told.gauge(
+    'stillpoint_repository_bytes',
+    'What a repository holds: the size of its packs.',
+    per(({ holds }) => holds?.bytes),
+  )
+  told.gauge(
+    'stillpoint_repository_packs',
+    'Packs of a repository.',
+    per(({ holds }) => holds?.packs),
+  )
+  told.gauge(
+    'stillpoint_repository_points',
+    'Restore points of a repository.',
+    per(({ holds }) => holds && holds.points.length + holds.older),
+  )
+  const perCheck = (of: (check: { readonly time: Date; readonly damaged: number }) => number) =>
+    seen.flatMap(([repository, { holds }]) =>
+      (holds?.checks ?? []).map((check): Sample => [{ repository, level: check.level }, of(check)]),
+    )
+  told.gauge(
+    'stillpoint_repository_check_time_seconds',
+    'When a repository was checked last, by level; with a budget, a part of it.',
+    perCheck(({ time }) => seconds(time)),
+  )
+  told.gauge(
+    'stillpoint_repository_damaged',
+    'Packs and restore points that the last check of a level found damaged.',
+    perCheck(({ damaged }) => damaged),
+  )
+}
+
+function exportMetrics(told: Exposition, { exports, machines }: MetricsContext) {
+  const all = [...exports].map(one => ({ name: one.name, clients: exports.usersOf(one.id), traffic: trafficOf(one) }))
+  told.gauge(
+    'stillpoint_export_clients',
+    'NBD clients that use an export.',
+    all.map(({ name, clients }): Sample => [{ export: name }, clients]),
+  )
+  const perOperation = (of: (operation: (typeof all)[number]['traffic']['operations'][number]) => number | undefined) =>
+    all.flatMap(({ name, traffic }) =>
+      traffic.operations.flatMap((operation): Sample[] => {
+        const value = of(operation)
+        return value === undefined ? [] : [[{ export: name, operation: operation.name }, value]]
+      }),
+    )
+  told.counter(
+    'stillpoint_nbd_operations_total',
+    'Requests of NBD clients that were answered, done or not.',
+    perOperation(({ answered }) => answered),
+  )
+  told.counter(
+    'stillpoint_nbd_failed_operations_total',
+    'Of these, answered with an error.',
+    perOperation(({ failed }) => failed),
+  )
+  told.counter(
+    'stillpoint_nbd_bytes_total',
+    'Bytes of requests that were done.',
+    perOperation(({ name, bytes }) => (name === 'read' || name.startsWith('write') || name === 'trim' ? bytes : undefined)),
+  )
+  const guests = new Map<string, Labels>(
+    machines.list.flatMap(({ machine }) =>
+      machine.disks.map((disk): [string, Labels] => [`${machine.name}/${disk.name}`, { machine: machine.name, disk: disk.name }]),
+    ),
+  )
+  told.histogram(
+    'stillpoint_guest_write_seconds',
+    'How long writes to a disk took, from when their data were there until they were answered.',
+    all.flatMap(({ name, traffic }) => {
+      const labels = guests.get(name)
+      return labels ? [[labels, traffic.writeLatency] as const] : []
+    }),
+  )
 }

@@ -4,7 +4,7 @@ import { formatSize } from '../base/units.ts'
 import type { CommandContext } from '../control/context.ts'
 import type { ScheduleInfo } from '../control/commands/query-schedules.ts'
 import { PushSession } from '../machines/push-session.ts'
-import type { Survey } from './repository-survey.ts'
+import type { Survey } from '../status/repository-survey.ts'
 
 export interface Concern {
   /** `problem`: a backup is not as it should be; `notice`: it will be, if nobody does anything. */

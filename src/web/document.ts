@@ -10,7 +10,7 @@ import { PushSession } from '../machines/push-session.ts'
 import { concernsOf, type Concern } from './concerns.ts'
 import type { HeatMap, HeatMaps } from './heat-map.ts'
 import type { Live } from './live.ts'
-import type { RepositorySurvey, Survey } from './repository-survey.ts'
+import type { RepositorySurvey, Survey } from '../status/repository-survey.ts'
 
 const MOST_MACHINES = 200
 const MOST_CHECKPOINTS = 100

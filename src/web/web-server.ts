@@ -17,7 +17,7 @@ import { liveOf } from './live.ts'
 import { isOurHost } from './our-host.ts'
 import { readPageFiles, tagOf, type PageFile } from './page-files.ts'
 import { Rates } from './rates.ts'
-import { RepositorySurvey } from './repository-survey.ts'
+import { RepositorySurvey } from '../status/repository-survey.ts'
 import { Subscribers } from './subscribers.ts'
 
 /** A browser takes up to six; one is kept for the events. */

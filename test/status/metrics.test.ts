@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { Appliance } from '../../src/appliance.ts'
 import { createLog } from '../../src/base/log.ts'
@@ -58,7 +59,7 @@ notify: [ { when: [failed, recovered], exec: 'echo "$STILLPOINT_EVENT $STILLPOIN
 
 t.test('what is measured is told as Prometheus wants it, and the line for Nagios says whether all is well', async t => {
   await using stack = new AsyncDisposableStack()
-  const { get, execute, monitor, file } = await start(stack)
+  const { get, execute, monitor, file, folder } = await start(stack)
   const runSchedule = async () => {
     const { id } = await execute<{ id: number }>('schedule-run', { name: 'good' })
     for (;;) {
@@ -73,6 +74,15 @@ t.test('what is measured is told as Prometheus wants it, and the line for Nagios
   t.equal(code, 0)
   await runSchedule()
   await execute('checkpoint-create', { machine: 'db', name: 'a' })
+  const checked = await stillpoint(['repo', 'check', 'local', '--level', 'scrub', '--config', file])
+  t.equal(checked.code, 0, checked.stderr)
+  await using guest = await NbdClient.connect(`nbd+unix:///db/root?socket=${join(folder, 'nbd.sock')}`)
+  await guest.write(0, Buffer.alloc(4096))
+  await guest.zero(0, 4096)
+  await guest.read(0, 8192)
+  await guest.flush()
+  // What repositories hold is read beside the scrapes.
+  while (!(await get('/metrics')).body.includes('stillpoint_repository_readable')) await sleep(20)
 
   const { status, type, body } = await get('/metrics')
   t.same([status, type], [200, 'text/plain; version=0.0.4; charset=utf-8'])
@@ -85,7 +95,7 @@ t.test('what is measured is told as Prometheus wants it, and the line for Nagios
         .at(-1),
     )
   t.equal(value('stillpoint_disk_size_bytes{machine="db",disk="root"}'), 1 << 20)
-  t.equal(value('stillpoint_dirty_bytes{machine="db"}'), 0)
+  t.equal(value('stillpoint_dirty_bytes{machine="db"}'), 65_536)
   t.equal(value('stillpoint_checkpoints{machine="db"}'), 2)
   t.equal(value('stillpoint_push_read_bytes{machine="db",repository="local"}'), 1 << 20)
   t.equal(value('stillpoint_push_disk_read_mode{machine="db",repository="local",disk="root",mode="full"}'), 1)
@@ -95,6 +105,18 @@ t.test('what is measured is told as Prometheus wants it, and the line for Nagios
   t.ok(value('stillpoint_schedule_last_good_time_seconds{schedule="good",machine="db"}') > 1.7e9)
   t.ok(value('stillpoint_schedule_next_time_seconds{schedule="idle"}') > Date.now() / 1000)
   t.equal(value('stillpoint_scratch_used_bytes'), 0)
+  t.equal(value('stillpoint_export_clients{export="db/root"}'), 1)
+  for (const operation of ['read', 'write', 'write_zeroes', 'flush'])
+    t.equal(value(`stillpoint_nbd_operations_total{export="db/root",operation="${operation}"}`), 1, operation)
+  t.equal(value('stillpoint_nbd_failed_operations_total{export="db/root",operation="write"}'), 0)
+  t.equal(value('stillpoint_nbd_bytes_total{export="db/root",operation="read"}'), 8192)
+  t.equal(value('stillpoint_guest_write_seconds_count{machine="db",disk="root"}'), 2)
+  t.equal(value('stillpoint_guest_write_seconds_bucket{machine="db",disk="root",le="+Inf"}'), 2)
+  t.equal(value('stillpoint_repository_readable{repository="local"}'), 1)
+  t.equal(value('stillpoint_repository_points{repository="local"}'), 1)
+  t.ok(value('stillpoint_repository_bytes{repository="local"}') > 0)
+  t.ok(value('stillpoint_repository_check_time_seconds{repository="local",level="scrub"}') > 1.7e9)
+  t.equal(value('stillpoint_repository_damaged{repository="local",level="scrub"}'), 0)
   t.equal(value('stillpoint_config_in_force'), 1)
   if (!noPromtool) {
     const judged = await attempt('promtool', ['check', 'metrics'], { input: body })
@@ -154,14 +176,18 @@ t.test('labels with anything in them are told', { skip: noPromtool }, async t =>
 })
 
 t.test('the alerts are good, and do what they say', { skip: noPromtool }, async t => {
-  t.match(await run('promtool', ['check', 'rules', `${docs}prometheus/stillpoint.rules.yml`]), /SUCCESS: 8 rules found/)
+  t.match(await run('promtool', ['check', 'rules', `${docs}prometheus/stillpoint.rules.yml`]), /SUCCESS: 12 rules found/)
   t.match(await run('promtool', ['test', 'rules', `${docs}prometheus/stillpoint.rules.test.yml`]), /SUCCESS/)
 })
 
 t.test('alerts and dashboard ask only for what is measured', async t => {
   const documented = readFileSync(`${docs}metrics.md`, 'utf8')
   for (const name of ['stillpoint.rules.yml', 'grafana-dashboard.json']) {
-    const asked = new Set(readFileSync(`${docs}prometheus/${name}`, 'utf8').match(/\b(stillpoint|process)_[a-z_]+\b/g))
+    const asked = new Set(
+      readFileSync(`${docs}prometheus/${name}`, 'utf8')
+        .match(/\b(stillpoint|process)_[a-z_]+\b/g)
+        ?.map(metric => metric.replace(/_bucket$/, '')),
+    )
     t.ok(asked.size > 5)
     t.same(
       [...asked].filter(metric => !documented.includes(`\`${metric}\``)),

@@ -1,10 +1,11 @@
-// What the repositories of the configuration hold, as the page shows it: read anew now and then while somebody looks, and never on a request's
-// time. A store may be slow, far away or gone; then what is told is what was last seen, when that was, and what is wrong.
+// What the repositories of the configuration hold, for the page and the metrics: read anew now and then while somebody looks, and never on a
+// request's time. A store may be slow, far away or gone; then what is told is what was last seen, when that was, and what is wrong.
 
 import { Cancelled, Fault, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { openPlace, openRepository } from '../push/open-place.ts'
 import { NoRepository } from '../repository/faults.ts'
+import { lastChecks, type LastCheck } from '../repository/last-checks.ts'
 import { POINTS, timeOfKey, type Manifest } from '../repository/manifest.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { Target, TargetEntry } from '../repository/target.ts'
@@ -38,6 +39,8 @@ export interface Holding {
   readonly points: readonly PointSeen[]
   /** Older ones that are not in `points`. */
   readonly older: number
+  /** The last one of each level. */
+  readonly checks: readonly LastCheck[]
 }
 
 export interface Survey {
@@ -75,11 +78,11 @@ export class RepositorySurvey implements AsyncDisposable {
   ) {}
 
   /** What is known of it; it is read anew where that is old, or was begun before `since`, when something was pushed there. */
-  of(name: string, settings: RepositorySettings, since = 0): Survey {
+  of(name: string, settings: RepositorySettings, since = 0, ageMs = AGE_MS): Survey {
     let known = this.#known.get(name)
     if (!known || known.settings !== settings) this.#known.set(name, (known = { settings, manifests: new Map() }))
     const { begun } = known
-    const isOld = !begun || performance.now() - begun.at > AGE_MS || begun.time <= since
+    const isOld = !begun || performance.now() - begun.at > ageMs || begun.time <= since
     if (isOld && !known.reading && !this.#stop.signal.aborted) this.#begin(name, known)
     const { holds, seen, problem, missing, reading } = known
     return {
@@ -145,7 +148,8 @@ async function look(name: string, { settings, manifests }: Known, log: Log, sign
     if (manifests.get(key)?.size !== size) manifests.set(key, { size, seen: await seenOf(repository, key, signal) })
   }
   const points = wanted.flatMap(({ key }) => manifests.get(key)?.seen ?? [])
-  return { location: target.location, encrypted: file.encrypted, packs, bytes, points, older: all.length - wanted.length }
+  const checks = await lastChecks(target, signal)
+  return { location: target.location, encrypted: file.encrypted, packs, bytes, points, older: all.length - wanted.length, checks }
 }
 
 async function* listed(target: Target, prefix: string, signal: AbortSignal): AsyncGenerator<TargetEntry> {
