@@ -4,7 +4,7 @@ import { Option } from 'commander'
 import { Fault } from '../base/errors.ts'
 import { formatSize, parseSize } from '../base/units.ts'
 import type { Repository } from '../repository/repository.ts'
-import type { Verified, VerifyLevel } from '../repository/verify.ts'
+import type { VerifyLevel } from '../repository/verify.ts'
 import { exitCodes } from './exit-codes.ts'
 import { Misuse } from './failure.ts'
 import { clean, plural } from './format.ts'
@@ -42,10 +42,11 @@ export async function checkRepository(
   const work = verify(repository, { level, sealer, budget, ...(quarantine && { quarantine }), ...(points && { points }) })
   let step = await work.next()
   while (!step.done) step = await work.next()
-  const { packs, bytes, complete, damagedPacks, damagedPoints } = step.value
+  const verified = step.value
+  const { packs, bytes, complete, damagedPacks, damagedPoints } = verified
   const damaged = damagedPacks.length + damagedPoints.length > 0
   // One point is not the repository.
-  if (!points) await tellOthers(() => recordCheck(repository.target, level, step.value as Verified))
+  if (!points) await tellOthers(() => recordCheck(repository.target, level, verified))
   if (json)
     printJson({
       level,
