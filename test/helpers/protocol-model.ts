@@ -25,41 +25,41 @@ const BLOBS = [A, B]
 
 // --- a state is a few bytes ---------------------------------------------------------------------------------------------------------
 
-const PACKS = 4 // that of the first restore point, and one for each writer
+export const PACKS = 4 // that of the first restore point, and one for each writer
 let bytes = 0
 const one = () => bytes++
 const each = (count: number) => (bytes += count) - count
 
-const EPOCH = one()
-const PHASE = one() // of the plan: 0 none, 1 condemned, 2 final
-const PLAN = one() // packs, as bits
-const THROUGH = one() // of the index; 0 is none
-const COMPACT = one() // packs, as bits
-const EXIST = one()
-const DELTAS = one() // packs that a delta of the index names
-const DELETING = one() // packs that the store was told to delete
-const ENDING = one() // sessions of writers that it was told to delete, as bits
-const DELTA_EPOCH = each(PACKS)
-const CONTENT = each(PACKS) // blobs, as bits
-const POINT = each(PACKS) // 0 none, 1 there, 2 forgotten
-const NEED = each(PACKS) // blobs, as bits
-const SESSION = each(PACKS) // of writer 1 to 3: 0 none, 1 active, 2 committed, 3 expired; of 0: the reader's
-const SESSION_EPOCH = each(PACKS)
-const AT = each(PACKS) // the writer's next step
-const SEEN_EPOCH = each(PACKS)
-const AVOID = each(PACKS) // packs, as bits; of 0: the reader's
-const PARENT = each(PACKS) // blobs, as bits; of 0: where the reader has found what it reads (packs, as bits)
-const READER_AT = one()
-const READER_POINT = one()
-const READER_AGAIN = one()
-const FORGET_AT = one()
-const FORGET_POINT = one()
-const COLLECT_AT = one()
-const COLLECT_LIST = one() // sessions, as bits; or blobs
-const COLLECT_USED = one()
-const COLLECT_TAG = one()
-const COLLECTIONS = one()
-const DEATHS = one()
+export const EPOCH = one()
+export const PHASE = one() // of the plan: 0 none, 1 condemned, 2 final
+export const PLAN = one() // packs, as bits
+export const THROUGH = one() // of the index; 0 is none
+export const COMPACT = one() // packs, as bits
+export const EXIST = one()
+export const DELTAS = one() // packs that a delta of the index names
+export const DELETING = one() // packs that the store was told to delete
+export const ENDING = one() // sessions of writers that it was told to delete, as bits
+export const DELTA_EPOCH = each(PACKS)
+export const CONTENT = each(PACKS) // blobs, as bits
+export const POINT = each(PACKS) // 0 none, 1 there, 2 forgotten
+export const NEED = each(PACKS) // blobs, as bits
+export const SESSION = each(PACKS) // of writer 1 to 3: 0 none, 1 active, 2 committed, 3 expired; of 0: the reader's
+export const SESSION_EPOCH = each(PACKS)
+export const AT = each(PACKS) // the writer's next step
+export const SEEN_EPOCH = each(PACKS)
+export const AVOID = each(PACKS) // packs, as bits; of 0: the reader's
+export const PARENT = each(PACKS) // blobs, as bits; of 0: where the reader has found what it reads (packs, as bits)
+export const READER_AT = one()
+export const READER_POINT = one()
+export const READER_AGAIN = one()
+export const FORGET_AT = one()
+export const FORGET_POINT = one()
+export const COLLECT_AT = one()
+export const COLLECT_LIST = one() // sessions, as bits; or blobs
+export const COLLECT_USED = one()
+export const COLLECT_TAG = one()
+export const COLLECTIONS = one()
+export const DEATHS = one()
 export const SIZE = bytes
 
 /** Who is next, and with what. Yields each state that one step leads to, and says what the step was. */
@@ -205,7 +205,7 @@ export class Model {
         for (const blob of BLOBS) {
           if (!(to[NEED + point]! & blob)) continue
           const place = placeOf(to, blob, index, to[AVOID]!)
-          if (place >= 0) to[PARENT] |= 1 << place
+          if (place >= 0) to[PARENT]! |= 1 << place
           else to[READER_AT] = to[READER_AGAIN] ? 8 : 6
         }
         if (to[READER_AT] === 6) to[READER_AGAIN] = 1
@@ -230,16 +230,20 @@ export class Model {
     for (let writer = 1; writer <= this.cast.writers.length; writer++)
       if (from[SESSION + writer] === 2 && from[POINT + writer] === 0)
         step(`writes the restore point of writer ${writer}`, to => finish(to, writer))
-    if (from[FORGET_AT] === 0)
-      for (let point = 0; point < PACKS; point++)
-        if (from[POINT + point] === 1 && !(from[SESSION] === 1 && from[READER_POINT] === point))
-          step(`wants to forget restore point ${point}`, to => ((to[FORGET_AT] = 1), (to[FORGET_POINT] = point)))
-    if (from[FORGET_AT] === 1)
-      step(`forgets restore point ${from[FORGET_POINT]}`, to => {
+    const forget = (point: number) =>
+      step(`forgets restore point ${point}`, to => {
         to[FORGET_AT] = 0
         to[FORGET_POINT] = 0
-        if (from[POINT + from[FORGET_POINT]!] === 1) to[POINT + from[FORGET_POINT]!] = this.without === 'tombstone' ? 0 : 2
+        if (from[POINT + point] === 1) to[POINT + point] = this.without === 'tombstone' ? 0 : 2
       })
+    if (from[FORGET_AT] === 0)
+      for (let point = 0; point < PACKS; point++) {
+        if (from[POINT + point] !== 1 || (from[SESSION] === 1 && from[READER_POINT] === point)) continue
+        // Nobody can come in between to read it.
+        if (from[READER_AT] === 9 || (from[READER_AT] !== 0 && from[READER_POINT] !== point)) forget(point)
+        else step(`wants to forget restore point ${point}`, to => ((to[FORGET_AT] = 1), (to[FORGET_POINT] = point)))
+      }
+    if (from[FORGET_AT] === 1) forget(from[FORGET_POINT]!)
   }
 
   #collector(from: Uint8Array) {
@@ -256,7 +260,8 @@ export class Model {
       for (let writer = 1; writer < PACKS; writer++) if (to[SESSION + writer] === 2) to[COLLECT_LIST]! |= to[NEED + writer]!
       if (to[SESSION] === 1) to[COLLECT_LIST]! |= to[NEED + to[READER_POINT]!]!
     }
-    if (at > 0 && from[DEATHS]! < this.cast.deaths)
+    // Where the next one would begin with the same step it makes no difference.
+    if (at > 1 && at !== 7 && at < 14 && from[DEATHS]! < this.cast.deaths)
       step('dies, and another one comes', to => {
         to[DEATHS]!++
         to[COLLECT_USED] = to[COLLECT_TAG] = 0
@@ -304,7 +309,7 @@ export class Model {
           to[COLLECT_USED] = 0
           for (const blob of BLOBS) {
             const place = to[COLLECT_LIST]! & blob ? placeOf(to, blob, index, avoid) : -1
-            if (place >= 0 && !(at === 12 && without === 'mark again')) to[COLLECT_USED] |= 1 << place
+            if (place >= 0 && !(at === 12 && without === 'mark again')) to[COLLECT_USED]! |= 1 << place
           }
           // The index that is written anew is the one that was loaded.
           if (at === 12) to[COLLECT_TAG] = index
@@ -369,7 +374,7 @@ export class Model {
 }
 
 /** The second half of a commit. */
-function finish(to: Uint8Array, writer: number) {
+export function finish(to: Uint8Array, writer: number) {
   if (to[POINT + writer] === 0) to[POINT + writer] = 1
   to[ENDING]! |= 1 << writer
 }
@@ -383,7 +388,7 @@ const isPoint = (state: Uint8Array, point: number) =>
   state[POINT + point] === 1 || (point > 0 && state[POINT + point] === 0 && state[SESSION + point] === 2)
 
 /** Packs that the index names, as bits. */
-function indexOf(state: Uint8Array) {
+export function indexOf(state: Uint8Array) {
   let index = state[COMPACT]!
   for (let pack = 0; pack < PACKS; pack++)
     if (state[DELTAS]! & (1 << pack) && state[DELTA_EPOCH + pack]! >= state[THROUGH]!) index |= 1 << pack

@@ -1,6 +1,7 @@
 // Looks at every state of a model that can be reached, nearest first, and tells the shortest way to one in which something is lost.
 
 import { Model, SIZE, type Cast } from './protocol-model.ts'
+import { keepEssence } from './protocol-essence.ts'
 import type { Fence } from './protocol-world.ts'
 
 /** States that were seen, by 64 bits of hash, in the order in which they were. */
@@ -73,6 +74,7 @@ export function explore(cast: Cast, { without, most = Infinity }: { without?: Fe
   let lost: { readonly number: number; readonly what: string } | undefined
   const model = new Model(cast, without, to => {
     const taken = step++
+    keepEssence(to, cast, without)
     const number = seen.add(to)
     if (number < 0) return
     if (number >= parents.length) [parents, steps] = [doubled(parents), doubled(steps)]
@@ -83,6 +85,7 @@ export function explore(cast: Cast, { without, most = Infinity }: { without?: Fe
     if ((number - first + 1) * SIZE > next.length) next = doubled(next)
     next.set(to, (number - first) * SIZE)
   })
+  keepEssence(model.first, cast, without)
   seen.add(model.first)
   let frontier: Uint8Array = model.first
   let count = 1
@@ -112,8 +115,10 @@ function tell(cast: Cast, without: Fence | undefined, way: readonly number[]) {
   const model = new Model(cast, without, (to, told) => {
     if (step++ !== wanted) return
     state = to.slice()
+    keepEssence(state, cast, without)
     words.push(told())
   })
+  keepEssence(model.first, cast, without)
   let at: Uint8Array = model.first
   for (wanted of way) {
     step = 0
