@@ -1,13 +1,14 @@
-// Many reads of files in one system call, which costs several times what it takes to copy a few KiB (Linux's native AIO, io_submit).
+// Many reads or writes of files in one system call, which costs several times what it takes to copy a few KiB (Linux's native AIO, io_submit).
 //
 // Reads that go through the page cache and must not wait for the disk (RWF_NOWAIT) are done before io_submit returns, one after the other.
-// Should a file system think otherwise they are waited for all the same: the kernel has the bytes to be filled until they are done.
+// So are writes into the page cache, which may wait, and so are made on a thread: one for all of them. Should a file system think otherwise
+// they are waited for all the same: the kernel has the bytes until they are done.
 
 import type Koffi from 'koffi'
 import type { KoffiFunc } from 'koffi'
 import type { AddressOf } from './address.ts'
 
-/** A part of a file, to be read into `bytes`. */
+/** A part of a file, to be read into `bytes` or written from there. */
 export interface FilePart {
   readonly fd: number
   readonly offset: number
@@ -18,6 +19,7 @@ export interface FilePart {
 export const MOST_PARTS = 64
 /** From Linux's include/uapi/linux/aio_abi.h, fs.h, and asm-generic/errno-base.h. */
 const PREAD = 0
+const PWRITE = 1
 export const RWF_NOWAIT = 8
 const EAGAIN = 11
 const EINTR = 4
@@ -48,6 +50,8 @@ interface Calls {
 
 export class Aio {
   #context: Context | undefined
+  /** For writes, those that are not in use; a thread has one for itself. */
+  readonly #idle: Context[] = []
   #refused = false
 
   private constructor(private readonly calls: Calls) {}
@@ -79,6 +83,15 @@ export class Aio {
     if (!this.#context) this.#refused = true // by a container's rules, or because others have them all (fs.aio-max-nr)
     return this.#context?.readCached(parts)
   }
+
+  /** Writes each on a thread, one after the other; the same results, and -EAGAIN where it was not begun. Undefined where none was. */
+  async write(parts: readonly FilePart[]): Promise<number[] | undefined> {
+    const context = this.#idle.pop() ?? (this.#refused ? undefined : Context.make(this.calls))
+    if (!context) return undefined
+    const results = await context.write(parts)
+    this.#idle.push(context)
+    return results
+  }
 }
 
 /** Where the kernel keeps what was submitted and what came of it. It lives as long as the process. */
@@ -101,14 +114,14 @@ class Context {
   }
 
   /** struct iocb, as little-endian machines have it. */
-  #fill(parts: readonly FilePart[]) {
+  #fill(parts: readonly FilePart[], operation: number, flags: number) {
     const words = this.#requests
     for (const [index, { fd, offset, bytes }] of parts.entries()) {
       const at = (index * IOCB_SIZE) / 4
       const address = this.calls.addressOf(bytes)
       words[at] = index // comes back with the result
-      words[at + 3] = RWF_NOWAIT
-      words[at + 4] = PREAD
+      words[at + 3] = flags
+      words[at + 4] = operation
       words[at + 5] = fd
       words[at + 6] = address
       words[at + 7] = address / 2 ** 32
@@ -120,13 +133,29 @@ class Context {
 
   readCached(parts: readonly FilePart[]): number[] | undefined {
     const { calls, id } = this
-    this.#fill(parts)
+    this.#fill(parts, PREAD, RWF_NOWAIT)
     const submitted = calls.submit(calls.numbers.submit, id, parts.length, this.#pointers)
     if (submitted <= 0) return undefined
     const results = parts.map(() => -EAGAIN) // as what is not even submitted is
     const { getEvents } = calls.numbers
     for (let done = 0; done < submitted;)
       done += this.#collect(calls.getEvents(getEvents, id, submitted - done, MOST_PARTS, this.#events, null), results)
+    return results
+  }
+
+  async write(parts: readonly FilePart[]): Promise<number[] | undefined> {
+    const { calls, id } = this
+    const { submit, getEvents } = calls.numbers
+    this.#fill(parts, PWRITE, 0)
+    const submitted = await onThread(done => calls.submit.async(submit, id, parts.length, this.#pointers, done))
+    if (submitted <= 0) return undefined
+    const results = parts.map(() => -EAGAIN)
+    let done = this.#collect(calls.getEvents(getEvents, id, 0, MOST_PARTS, this.#events, null), results)
+    while (done < submitted) {
+      const left = submitted - done
+      const more = await onThread(done => calls.getEvents.async(getEvents, id, left, MOST_PARTS, this.#events, null, done))
+      done += this.#collect(more, results)
+    }
     return results
   }
 
@@ -140,3 +169,12 @@ class Context {
     return Math.max(count, 0)
   }
 }
+
+/** koffi keeps errno for who is called back. */
+const onThread = (begin: (done: (error: Error | null, result: number) => void) => void) =>
+  new Promise<number>((resolve, reject) =>
+    begin((error, result) => {
+      if (error) reject(error)
+      else resolve(result)
+    }),
+  )

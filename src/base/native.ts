@@ -28,6 +28,11 @@ export interface Native {
   readCached(fd: number, offset: number, into: Buffer): number | undefined
   /** The same for several, at most MOST_PARTS, in one call. Undefined where that cannot be done in one. */
   readCachedParts(parts: readonly FilePart[]): (number | undefined)[] | undefined
+  /**
+   * Writes several parts on one thread, at most MOST_PARTS: how many bytes of each, 0 where it failed or was not begun. Undefined where that
+   * cannot be done in one.
+   */
+  writeParts(parts: readonly FilePart[]): Promise<number[] | undefined>
   /** Locks the open file against other processes until it is closed; false when another has it (flock, LOCK_EX). */
   lock(fd: number): Promise<boolean>
   /**
@@ -171,6 +176,10 @@ function bind(koffi: typeof import('koffi').default): Native {
     readCachedParts(parts) {
       const results = aio?.readCached(parts)
       return results?.map(result => (result >= 0 ? result : result === -EAGAIN ? 0 : undefined))
+    },
+    async writeParts(parts) {
+      const results = aio && (await turns(() => aio.write(parts)))
+      return results?.map(result => Math.max(result, 0))
     },
     async lock(fd) {
       try {

@@ -12,6 +12,7 @@ import { MOST_PARTS } from '../base/aio.ts'
 import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
 import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
+import { WriteBatches } from '../base/write-batches.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { BlockDriver, BlockNode, Extent, OpenContext, ReadyRead, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
@@ -102,6 +103,7 @@ export class FileNode implements BlockNode {
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
   readonly #locks: FileLocks | undefined
+  readonly #batches: WriteBatches | undefined
 
   private constructor(
     private handle: fs.promises.FileHandle,
@@ -114,6 +116,7 @@ export class FileNode implements BlockNode {
     locks: boolean,
   ) {
     this.#fd = handle.fd
+    this.#batches = native && new WriteBatches(native)
     if (native && locks) this.#locks = new FileLocks(native, this.#fd, filename)
   }
 
@@ -149,7 +152,7 @@ export class FileNode implements BlockNode {
   }
 
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {
-    await this.#named(writeAll(this.#fd, offset, data))
+    await this.#named((this.#batches?.write ?? writeAll)(this.#fd, offset, data))
     if (fua) await this.flush()
   }
 
