@@ -14,21 +14,25 @@ export const fileLocks: Examination = {
     const mend =
       'see that no other program uses an image of the daemon\'s, or open images with "locking": "off" where the file system has no locks'
     if (!native)
-      return {
-        health: 'warning',
-        found: 'not possible without the system calls above',
-        costs: 'nobody is kept from writing to an image that the daemon has open, which destroys it',
-        mend,
-      }
+      return [
+        {
+          health: 'warning',
+          found: 'not possible without the system calls above',
+          costs: 'nobody is kept from writing to an image that the daemon has open, which destroys it',
+          mend,
+        },
+      ]
     try {
-      return await tryLocks(native, mend)
+      return [await tryLocks(native, mend)]
     } catch (error) {
-      return {
-        health: 'warning',
-        found: `${tmpdir()}: ${messageOf(error)}`,
-        costs: 'images there cannot be opened with locks',
-        mend,
-      }
+      return [
+        {
+          health: 'warning',
+          found: `${tmpdir()}: ${messageOf(error)}`,
+          costs: 'images there cannot be opened with locks',
+          mend,
+        },
+      ]
     }
   },
 }
