@@ -59,15 +59,27 @@ export class Connection implements User {
     await this.link.closed
   }
 
-  /** Answers for `lingerMs` more that it is going away, once nothing is in flight. */
-  shutDown(lingerMs = LINGER_MS) {
+  /** Answers a moment more that it is going away, once nothing is in flight. */
+  shutDown() {
     if (this.#transmission) {
-      this.#transmission.shutDown(lingerMs)
+      this.#transmission.shutDown(LINGER_MS)
       return
     }
     // It may choose an export just now.
     setTimeout(() => {
-      if (this.#transmission) this.#transmission.shutDown(lingerMs)
+      if (this.#transmission) this.#transmission.shutDown(LINGER_MS)
+      else this.link.destroy()
+    }, LINGER_MS).unref()
+  }
+
+  /** Ends once nothing is in flight, and answers nothing else; one that has not chosen an export yet has `lingerMs` to hear that it will not. */
+  leave(lingerMs: number) {
+    if (this.#transmission) {
+      this.#transmission.leave()
+      return
+    }
+    setTimeout(() => {
+      if (this.#transmission) this.#transmission.leave()
       else this.link.destroy()
     }, lingerMs).unref()
   }

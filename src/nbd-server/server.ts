@@ -39,7 +39,7 @@ export interface NbdServerOptions {
   readonly onLeave?: (served: boolean) => void
 }
 
-/** How long connections stay to answer with ESHUTDOWN when the server stops. */
+/** How long connections stay to answer with ERR_SHUTDOWN when the server stops. */
 const LINGER_MS = 200
 /** How many may wait for one to leave; the next is turned away. */
 const MAX_WAITING = 64
@@ -139,7 +139,7 @@ export class NbdServer implements AsyncDisposable {
     const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
     for (const socket of this.#waiting) socket.destroy()
     const served = Promise.all(this.#connections.values())
-    for (const connection of this.#connections.keys()) connection.shutDown(LINGER_MS)
+    for (const connection of this.#connections.keys()) connection.leave(LINGER_MS)
     const timer = setTimeout(() => {
       for (const connection of this.#connections.keys()) connection.destroy()
     }, this.options.drainMs ?? 10_000)
@@ -171,6 +171,6 @@ export class NbdServer implements AsyncDisposable {
   }
 
   #closeIdle() {
-    for (const connection of this.#connections.keys()) if (connection.isIdle()) connection.shutDown(LINGER_MS)
+    for (const connection of this.#connections.keys()) if (connection.isIdle()) connection.leave(LINGER_MS)
   }
 }

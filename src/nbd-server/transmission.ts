@@ -118,6 +118,18 @@ export class Transmission {
     )
   }
 
+  /**
+   * Takes no further request, not even to refuse it, and is over when those in flight are. A client that connects again, as QEMU's with
+   * reconnect-delay, asks again for what was not answered; what was refused would be an error of its guest's disk.
+   */
+  leave() {
+    this.#over = true
+    this.#forgetWaiting?.()
+    this.#forgetWaiting = undefined
+    this.#waiting = undefined
+    this.#settle()
+  }
+
   #parse() {
     if (this.#parsing) return
     this.#parsing = true
