@@ -6,6 +6,7 @@
 import { alignDown, alignUp, endOf, pieces, widen, type Range } from '../base/ranges.ts'
 import { RangeLock } from '../base/range-lock.ts'
 import { NotSupported } from '../base/errors.ts'
+import type { DebugEvent } from './debug-event.ts'
 import type { BlockIo, BlockNode, Extent, WriteFlags, ZeroFlags } from './driver.ts'
 
 /** The node itself where it takes every request, else the node behind this layer. */
@@ -32,6 +33,10 @@ class AlignedIo implements BlockIo {
 
   get snapshot() {
     return this.node.snapshot
+  }
+
+  announce(event: DebugEvent) {
+    this.node.announce?.(event)
   }
 
   async read(offset: number, into: Buffer) {

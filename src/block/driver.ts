@@ -7,6 +7,7 @@
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
+import type { DebugEvent } from './debug-event.ts'
 import type { NodeInfo, SnapshotInfo } from './node-info.ts'
 import type { PermissionChange, Permissions } from './permissions.ts'
 
@@ -73,6 +74,8 @@ export interface BlockIo {
   resize(size: number): Promise<void>
   /** The frozen instant behind this node, where it keeps one (copy-before-write does). */
   readonly snapshot?: Snapshot | undefined
+  /** What whoever is above is about to do, for a layer that fails it on purpose (blkdebug). */
+  announce?(event: DebugEvent): void
 }
 
 /** A view that does not move while the node that offers it is written. */
@@ -142,8 +145,8 @@ export interface ChildRule {
   readonly optional?: boolean
   /** The bitmaps that are stored there are the parent's: the child does not load them for itself. */
   readonly keepsBitmaps?: boolean
-  /** What the parent needs of the child, and lets others do with it, given what its own parents need and allow. */
-  permissions(parents: Permissions, readOnly: boolean): Permissions
+  /** What the parent needs of the child, and lets others do with it, given what its own parents need and allow, and its options. */
+  permissions(parents: Permissions, readOnly: boolean, options?: unknown): Permissions
 }
 
 /** What an opened node gets from the graph. */
@@ -159,12 +162,27 @@ export interface OpenContext {
   readonly children: Readonly<Record<string, BlockIo>>
   /** What these are made of, where they are files. */
   readonly filenames: Readonly<Record<string, string | undefined>>
+  /** A node below, by the name of the option. */
+  readonly below: (child: string) => NodeView
+  /** Any node, by its name. */
+  readonly find: (nodeName: string) => NodeView | undefined
   /** What `object-add` made, by id: throttle groups, quotas. */
   readonly object: (id: string) => unknown
   /** The same dirty bitmap that QMP would find: by node and name. */
   readonly bitmap: (node: string, name: string) => BitmapReader
   /** Tell whoever watches the node something that no request is there to hear. */
   readonly report: (event: NodeEvent) => void
+}
+
+/** What a driver may know of another node beside its bytes. */
+export interface NodeView {
+  readonly name: string
+  readonly driver: Pick<AnyDriver, 'name' | 'compresses'>
+  readonly readOnly: boolean
+  readonly isFilter: boolean
+  readonly clusterSize: number | undefined
+  /** The images that show through it, from the top down; filters are left out. */
+  readonly images: readonly NodeView[]
 }
 
 export type NodeEvent =
@@ -209,6 +227,8 @@ export interface BlockDriver<Options = never> {
     options: Options,
     context: Pick<OpenContext, 'nodeName' | 'children' | 'filenames'>,
   ): Promise<Readonly<Record<string, NodeOptions>>>
+  /** It compresses what it is asked to, or hands that down. */
+  readonly compresses?: boolean
   /** Its nodes can be opened anew while they are used (blockdev-reopen): what they know is in their files and options. */
   readonly reopens?: boolean
   open(options: Options, context: OpenContext): Promise<BlockNode>

@@ -8,6 +8,7 @@
 
 import { OutOfRange, ReadOnly } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
+import type { DebugEvent } from './debug-event.ts'
 import type { BlockIo, Extent, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
 import type { GraphNode } from './graph-node.ts'
 import { ALL, Permission, type Permissions } from './permissions.ts'
@@ -70,6 +71,10 @@ export class Edge implements BlockIo {
   readReady(reads: readonly ReadyRead[]) {
     const { io } = this.child
     if (io.readReady && reads.every(({ offset, bytes }) => isWithin(io.size, offset, bytes.length))) io.readReady(reads)
+  }
+
+  announce(event: DebugEvent) {
+    this.child.io.announce?.(event)
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags) {

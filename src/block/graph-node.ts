@@ -10,6 +10,7 @@ import type { LogFolder } from '../bitmaps/activity-log.ts'
 import { BitmapSet } from '../bitmaps/bitmap-set.ts'
 import { PersistentBitmaps } from '../bitmaps/persistent-bitmaps.ts'
 import { anyRequest } from './aligned-io.ts'
+import { filteredBy, imagesFrom } from './chain.ts'
 import type {
   AnyDriver,
   BlockIo,
@@ -175,9 +176,7 @@ export class GraphNode {
 
   /** Internal snapshots of the image, or of the one that it filters. */
   get snapshots(): InternalSnapshots | undefined {
-    return (
-      this.#node.snapshots ?? (this.driver.children['file']?.role === 'filtered' ? this.filteredOrBacking?.snapshots : undefined)
-    )
+    return this.#node.snapshots ?? filteredBy(this)?.snapshots
   }
 
   /** What it is made of: its own file, or that of the first node below that has one. */
@@ -189,6 +188,15 @@ export class GraphNode {
   /** What it names itself by; undefined for what is made of other nodes. */
   get ownFilename(): string | undefined {
     return this.#node.filename
+  }
+
+  get isFilter() {
+    return filteredBy(this) !== undefined
+  }
+
+  /** The images that show through it, from the top down; filters are left out. */
+  get images(): readonly GraphNode[] {
+    return imagesFrom(this)
   }
 
   /** What shows through it: the node that it filters, or the image behind it. */
@@ -203,7 +211,7 @@ export class GraphNode {
    * data are in (QEMU's bdrv_get_info and bdrv_get_allocated_file_size).
    */
   async info(): Promise<NodeInfo> {
-    const own = (await this.#node.info?.()) ?? (await this.children.get('file')?.node.info()) ?? {}
+    const own = (await this.#node.info?.()) ?? (await this.#infoBelow())
     if (this.children.size === 0) return own
     let allocated = 0
     for (const [name, edge] of this.children) {
@@ -213,6 +221,14 @@ export class GraphNode {
       allocated += below
     }
     return { ...own, allocated }
+  }
+
+  /** A filter is of no format. */
+  async #infoBelow(): Promise<NodeInfo> {
+    const filtered = filteredBy(this)
+    if (!filtered) return (await this.children.get('file')?.node.info()) ?? {}
+    const { clusterSize, dirty, snapshots } = await filtered.info()
+    return { clusterSize, dirty, snapshots }
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void> {

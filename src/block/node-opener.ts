@@ -86,7 +86,7 @@ export class NodeOpener {
       const node = await this.#child(rule, value, generic, depth).catch((error: unknown) => {
         throw rule.role === 'backing' ? ofBacking(error) : error
       })
-      below.add(childName, node, rule, isReadOnly(driver, generic, new Map([[childName, node]])))
+      below.add(childName, node, rule, isReadOnly(driver, generic, new Map([[childName, node]])), own)
     }
     const wanted = Object.keys(driver.children)
     for (const childName of wanted) if (given[childName]) await open(childName, given[childName])
@@ -149,6 +149,8 @@ export class NodeOpener {
         cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
         children: Object.fromEntries(children),
         filenames: filenamesOf(children),
+        below: childName => children.get(childName)!.node,
+        find: nodeName => this.nodes.get(nodeName),
         object: id => {
           uses.use(this.objects.use(id, name))
           return this.objects.find(id)
@@ -178,6 +180,8 @@ export class NodeOpener {
       cache: { direct: generic.cache.direct, noFlush: generic.cache['no-flush'] },
       children: Object.fromEntries(node.children),
       filenames: filenamesOf(node.children),
+      below: childName => node.children.get(childName)!.node,
+      find: nodeName => this.nodes.get(nodeName),
       object: id => this.objects.find(id),
       bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
       report: event => {
@@ -218,10 +222,10 @@ class Below implements AsyncDisposable {
   ) {}
 
   /** What the driver may do while it opens is what it may do while nobody uses its node. */
-  add(childName: string, node: GraphNode, rule: ChildRule, readOnly: boolean) {
+  add(childName: string, node: GraphNode, rule: ChildRule, readOnly: boolean, options: unknown) {
     const edge = new Edge({ description: `node '${this.name}'`, childName }, node)
     this.edges.set(childName, edge)
-    const asked = childPermissions(rule, { perm: 0, shared: ALL }, readOnly, node)
+    const asked = childPermissions(rule, { perm: 0, shared: ALL }, readOnly, options, node)
     planPermissions({ moved: new Map(), asked: new Map([[edge, asked]]) }).commit()
   }
 

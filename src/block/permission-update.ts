@@ -71,7 +71,7 @@ export function planPermissions({
       const rule = node.driver.children[edge.parent.childName]!
       const permissions = leaving
         ? { perm: permissionsOf(edge).perm, shared: ALL }
-        : childPermissions(rule, together, readOnly.get(node) ?? node.readOnly, targetOf(edge))
+        : childPermissions(rule, together, readOnly.get(node) ?? node.readOnly, node.options, targetOf(edge))
       planned.set(edge, permissions)
     }
   }
@@ -97,9 +97,10 @@ export function childPermissions(
   rule: ChildRule,
   parents: Permissions,
   readOnly: boolean,
+  options: unknown,
   below: GraphNode | undefined,
 ): Permissions {
-  const permissions = rule.permissions(parents, readOnly)
+  const permissions = rule.permissions(parents, readOnly, options)
   return below?.generic['force-share'] ? { ...permissions, shared: ALL } : permissions
 }
 

@@ -23,6 +23,9 @@ const WEAK = new Set([
   'pass-discard-snapshot',
   'pass-discard-other',
   'overlap-check',
+  'bottom',
+  'prealloc-align',
+  'prealloc-size',
 ])
 
 export async function filenameOf(node: GraphNode): Promise<string> {

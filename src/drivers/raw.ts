@@ -60,6 +60,7 @@ class RawNode implements BlockNode {
   }
 
   read(offset: number, into: Buffer) {
+    this.below.announce?.('read_aio')
     return this.below.read(this.start + offset, into)
   }
 
@@ -71,6 +72,7 @@ class RawNode implements BlockNode {
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags) {
+    this.below.announce?.('write_aio')
     return this.below.write(this.start + offset, data, flags)
   }
 

@@ -17,6 +17,7 @@ export const throttle: BlockDriver<ThrottleOptions> = {
   name: 'throttle',
   options,
   children: oneFile,
+  compresses: true,
   open: async ({ 'throttle-group': id }, { children, object }) =>
     new ThrottleFilter(children['file']!, throttleGroup(object(id), id)),
 }

@@ -58,7 +58,7 @@ blockNodeSuite(t, 'quota', async (content, stack) => {
 
 t.test('every filter has one filtered file, and a name of its own', async t => {
   t.equal(new Set(filters.map(({ name }) => name)).size, filters.length)
-  for (const { name, children } of filters) t.ok(children['file'], name)
+  for (const { name, children } of filters) t.ok(children['file'] ?? children['image'], name)
 })
 
 t.test('inject-error fails what its rules say, as often as they say, and nothing else', async t => {

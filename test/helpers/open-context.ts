@@ -17,6 +17,10 @@ export function openContext(said: Partial<OpenContext> = {}) {
     cache: { direct: false, noFlush: false },
     children: {},
     filenames: {},
+    below: child => {
+      throw new Error(`nothing is known of '${child}' in this test`)
+    },
+    find: () => undefined,
     object: id => {
       throw new Error(`no object '${id}' in this test`)
     },

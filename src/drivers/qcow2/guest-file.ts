@@ -9,6 +9,7 @@ export function writeGuest(image: Image, host: number, data: Buffer, flags?: Wri
   const { dataFile, file } = image
   const wrong = objection(image, host, data.length)
   if (wrong) return Promise.reject(wrong)
+  file.below.announce?.('write_aio')
   const into = dataFile ?? file.below
   if (host + data.length <= into.size) return into.write(host, data, flags)
   return growGuest(image, host + data.length).then(() => into.write(host, data, flags))

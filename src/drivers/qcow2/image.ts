@@ -82,8 +82,8 @@ export class Image {
     this.discard = options.unmap
     this.rawData = this.geometry.externalData && isSet(header.autoclear, Autoclear.dataFileRaw)
     const { clusterSize, sliceSize } = this.geometry
-    this.l2Cache = new MetadataCache(this.file, sliceSize, options.l2CacheBytes)
-    this.refcountCache = new MetadataCache(this.file, sliceSize, options.refcountCacheBytes)
+    this.l2Cache = new MetadataCache(this.file, sliceSize, options.l2CacheBytes, 'l2_load')
+    this.refcountCache = new MetadataCache(this.file, sliceSize, options.refcountCacheBytes, 'refblock_load')
     this.decompressed = new DecompressedCache(this.file, clusterSize, header.compressionType)
     this.places = new TablePlaces(clusterSize)
     this.refcounts = new Refcounts(this)

@@ -37,6 +37,7 @@ export class MetadataCache {
     private readonly file: HostFile,
     private readonly sliceSize: number,
     bytes: number,
+    private readonly event: 'l2_load' | 'refblock_load',
   ) {
     this.#most = Math.max(16, Math.floor(bytes / sliceSize))
   }
@@ -117,6 +118,7 @@ export class MetadataCache {
   async #load(key: number, wanted: () => boolean) {
     const bytes = Buffer.allocUnsafeSlow(this.sliceSize)
     try {
+      this.file.below.announce?.(this.event)
       await this.file.read(key * this.sliceSize, bytes)
       if (wanted()) this.#add(key, bytes)
     } finally {

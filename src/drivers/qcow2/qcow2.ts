@@ -62,6 +62,7 @@ export const qcow2: BlockDriver<Qcow2Options> = {
     backing: { role: 'backing', optional: true, permissions: backingFile },
   },
   reopens: true,
+  compresses: true,
 
   async implicitChildren(_options, { children, filenames }) {
     const header = await readHeader(children['file']!)

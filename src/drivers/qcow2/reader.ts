@@ -72,6 +72,7 @@ export class Reader {
   /** The last cluster of a file may be cut short; one that is not there at all is missing. */
   #readHost(host: number, into: Buffer): Promise<void> {
     const { dataFile, file } = this.image
+    file.below.announce?.('read_aio')
     if (dataFile) return readPadded(dataFile, host, into)
     if (host < file.size) return file.read(host, into)
     return Promise.reject(new CorruptImage(`guest data at ${hex(host)} are behind the end of the file, which has been cut short`))
@@ -82,10 +83,12 @@ export class Reader {
     const { backing } = this.image
     const there = backing ? Math.min(into.length, Math.max(0, backing.size - offset)) : 0
     into.fill(0, there)
+    if (backing && there > 0) this.image.file.below.announce?.('read_backing_aio')
     if (backing && there > 0) tasks.add(backing.read(offset, into.subarray(0, there)))
   }
 
   async #readCompressed(offset: number, host: number, compressedLength: number, into: Buffer) {
+    this.image.file.below.announce?.('read_compressed')
     const cluster = await this.image.decompressed.read(host, compressedLength)
     const from = offset % this.image.geometry.clusterSize
     into.set(cluster.subarray(from, from + into.length))

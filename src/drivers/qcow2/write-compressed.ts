@@ -52,6 +52,7 @@ export class CompressedWriter {
       throw new InvalidParameter('the image file is too long for compressed clusters')
     }
     try {
+      this.image.file.below.announce?.('write_compressed')
       await this.image.file.write(place, compressed)
       await this.tables.at(offset, slice => {
         const at = Math.floor((offset % geometry.sliceSpan) / clusterSize) * geometry.entrySize

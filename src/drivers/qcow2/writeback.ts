@@ -10,6 +10,7 @@
 //
 // One runs at a time; all who ask while it runs share the next.
 
+import type { DebugEvent } from '../../block/debug-event.ts'
 import type { BlockIo } from '../../block/driver.ts'
 import type { HostFile } from './host-file.ts'
 import type { MetadataCache, Piece } from './metadata-cache.ts'
@@ -68,16 +69,16 @@ export class Writeback {
     const released = release.take()
     let written = false
     try {
-      await this.#write(counts.pieces)
+      await this.#write(counts.pieces, 'refblock_update')
       if (blocks.pieces.length > 0) {
         await file.below.flush()
-        await this.#write(blocks.pieces)
+        await this.#write(blocks.pieces, 'reftable_update')
       }
       if (mappings.pieces.length > 0 || tables.pieces.length > 0) await this.#flushFiles()
-      await this.#write(mappings.pieces)
+      await this.#write(mappings.pieces, 'l2_update')
       if (tables.pieces.length > 0) {
         await file.below.flush()
-        await this.#write(tables.pieces)
+        await this.#write(tables.pieces, 'l1_update')
       }
       await this.#flushFiles()
       written = true
@@ -87,7 +88,8 @@ export class Writeback {
     }
   }
 
-  async #write(pieces: readonly Piece[]) {
+  async #write(pieces: readonly Piece[], event: DebugEvent) {
+    if (pieces.length > 0) this.image.file.below.announce?.(event)
     await Promise.all(pieces.map(({ offset, bytes }) => this.image.file.write(offset, bytes)))
   }
 

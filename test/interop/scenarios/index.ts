@@ -8,6 +8,7 @@ import { commits, streams } from './chain-jobs.ts'
 import { creations } from './create.ts'
 import { drives } from './drives.ts'
 import { exports } from './exports.ts'
+import { filters } from './filters.ts'
 import { fleecing } from './fleecing.ts'
 import { managers } from './managers.ts'
 import { mirrors } from './mirror.ts'
@@ -43,3 +44,6 @@ export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 
 /** Odd cases: likewise. */
 export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, managers }
+
+/** Filters: likewise. */
+export const filterScenarios: Readonly<Record<string, readonly Scenario[]>> = { filters }

@@ -1,0 +1,6 @@
+// The filters that QEMU has, beside qemu-storage-daemon's.
+
+import { compareAll } from '../helpers/compare-daemons.ts'
+import { filterScenarios } from './scenarios/index.ts'
+
+compareAll(filterScenarios)
