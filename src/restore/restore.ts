@@ -41,6 +41,8 @@ export interface RestoreProgress {
 }
 
 const TELL_MS = 100
+/** What is written before it is flushed, beside what goes on: or all of it would have to be waited for at the end. */
+const FLUSH_STEP = 64 << 20
 /** The longest range that is zeroed at once. */
 const ZERO_STEP = 1 << 30
 /** What is read at once to see whether it is zero already. */
@@ -59,6 +61,7 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
   const sealer = options.sealer ?? mine!
   const { memory, damaged } = options
   const rangeOf = (chunk: number) => ({ offset: chunk * chunkSize, length: Math.min(chunkSize, size - chunk * chunkSize) })
+  const flushing = new Flushing(sink)
   const fetch = new ChunkFetch(
     {
       target,
@@ -72,6 +75,7 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
     async ([first], plain) => {
       await sink.write(first!.chunk * chunkSize, plain)
       progress.written += plain.length
+      flushing.wrote(plain.length)
     },
     damaged && (async ({ chunk }, error) => damaged(rangeOf(chunk), error)),
   )
@@ -104,11 +108,12 @@ export async function* restore(options: RestoreOptions): AsyncGenerator<RestoreP
     await clear(progress.done, size)
     progress.done = size
     await fetch.finish()
-    await sink.flush()
+    await flushing.finish()
     return progress
   } finally {
     await compare?.drop()
     await fetch.drop()
+    await flushing.drop()
   }
 }
 
@@ -123,6 +128,41 @@ export async function* notZero(sink: NonNullable<RestoreOptions['inPlace']>, ran
       await sink.read(piece.offset, read)
       if (!isZero(read)) yield piece
     }
+  }
+}
+
+/** Flushes from time to time beside the writes. A system may tell only once that it has lost what was written, so a failure is kept. */
+class Flushing {
+  #unflushed = 0
+  #running: Promise<void> | undefined
+  #failure: { readonly error: unknown } | undefined
+
+  constructor(private readonly sink: Pick<BlockIo, 'flush'>) {}
+
+  /** @throws what an earlier flush has failed with */
+  wrote(bytes: number) {
+    this.#throwIfFailed()
+    this.#unflushed += bytes
+    if (this.#unflushed < FLUSH_STEP || this.#running) return
+    this.#unflushed = 0
+    this.#running = this.sink
+      .flush()
+      .catch((error: unknown) => void (this.#failure = { error }))
+      .finally(() => (this.#running = undefined))
+  }
+
+  async finish() {
+    await this.drop()
+    this.#throwIfFailed()
+    await this.sink.flush()
+  }
+
+  async drop() {
+    await this.#running
+  }
+
+  #throwIfFailed() {
+    if (this.#failure) throw this.#failure.error
   }
 }
 

@@ -422,3 +422,19 @@ t.test('a restore point that is not there is not found', async t => {
   const repository = await newRepository(new MemoryTarget())
   await t.rejects(RepositoryReader.begin(repository, ['points/vm/20260101T000000000Z-00000000']), NotFound)
 })
+
+t.test('a restore that loses what it wrote fails, though only the flush beside it was told so', async t => {
+  const repository = await newRepository(new MemoryTarget())
+  const bytes = Buffer.alloc(80 << 20, randomBytes(CHUNK, 3)) // one chunk, many times
+  const { key, manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+  await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
+  let flushes = 0
+  class LosingSink extends BytesSink {
+    override async flush() {
+      if (flushes++ === 0) throw new Error('EIO: what was written is lost')
+    }
+  }
+  const sink = new LosingSink(Buffer.alloc(bytes.length))
+  await t.rejects(done(restore({ reader, disk: manifest.disks[0]!, sink, sinkIsZero: true, sealer })), { message: /is lost/ })
+  t.equal(flushes, 1, 'it was flushed before the end')
+})
