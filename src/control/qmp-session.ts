@@ -124,11 +124,20 @@ export class QmpSession implements Session, AsyncDisposable {
     } catch (error) {
       return this.#write(failure(error)).done
     }
-    const { run, turn } = call
+    const { run, turn, name } = call
     // Written within the turn: what the next command emits comes after the reply.
     const answer = async () => this.#write(await reply(run))
-    const written = await (turn ? this.context.turns.take(answer) : answer())
+    const written = await (turn ? this.#inTurn(answer, name, failure) : answer())
     return written.done
+  }
+
+  /** Who waits too long for others is told, and need not break the connection off. */
+  async #inTurn(answer: () => Promise<{ done: Promise<void> }>, name: string, failure: (error: unknown) => string) {
+    try {
+      return await this.context.turns.takeSoon(answer, name)
+    } catch (error) {
+      return this.#write(failure(error))
+    }
   }
 
   /** What is to be done; whatever is wrong with the request itself is thrown. */
@@ -138,7 +147,7 @@ export class QmpSession implements Session, AsyncDisposable {
       throw new CommandNotFound("Expecting capabilities negotiation with 'qmp_capabilities'")
     const command = findCommand(this.byName, request)
     const args: unknown = parseArguments(command.arguments, request.arguments)
-    return { run: () => command.run(args, this.context, this), turn: command.turn }
+    return { run: () => command.run(args, this.context, this), turn: command.turn, name: command.name }
   }
 
   get commands() {

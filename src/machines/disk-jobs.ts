@@ -77,7 +77,7 @@ export class DiskJobs implements Iterable<DiskJob> {
 
   /** The guest goes on with the copy, or with what an active image was committed to. Not for somebody in a turn. */
   async pivot(machine: Machine, disk: Disk) {
-    const { job } = await this.turns.take(() => {
+    const { job } = await this.turns.takeSoon(() => {
       const active = this.#active(machine, disk)
       if (!active.job.isReady) {
         if (active.type === 'pull')
@@ -96,7 +96,7 @@ export class DiskJobs implements Iterable<DiskJob> {
    * for somebody in a turn.
    */
   async abort(machine: Machine, disk: Disk, { wait }: { readonly wait: boolean }) {
-    const { job } = await this.turns.take(async () => {
+    const { job } = await this.turns.takeSoon(async () => {
       const active = this.#active(machine, disk)
       await active.job.cancel({ force: !active.job.isReady })
       return active

@@ -43,3 +43,31 @@ t.test('work that throws at once fails as a promise, and the next goes on', asyn
   await t.rejects(failing, { message: 'at once' })
   t.equal(await next, 'next')
 })
+
+t.test('who asks for a turn soon is told what he would wait for, and then nothing of his is done', async t => {
+  const told: string[] = []
+  const turns = new Turns({ patienceMs: 20, longMs: 5, tell: what => told.push(what) })
+  const hangs = Promise.withResolvers<void>()
+  const first = turns.takeSoon(() => hangs.promise, 'the first')
+  const others = [1, 2].map(count => turns.takeSoon(() => t.fail(`${count} is done`)))
+  for (const other of others)
+    await t.rejects(other, {
+      name: 'Busy',
+      message: /nothing was done: the daemon has been busy with the first for \d+ s; look at/,
+    })
+  hangs.resolve()
+  await first
+  t.equal(await turns.take(() => 'next'), 'next')
+  t.same(told, ['the first'])
+})
+
+t.test('work that has its turn is waited for however long it takes, and its failure is its own', async t => {
+  const turns = new Turns({ patienceMs: 1 })
+  t.equal(await turns.takeSoon(() => sleep(30, 'done')), 'done')
+  const failing = turns.takeSoon(async () => {
+    await sleep(30)
+    throw new Error('its own')
+  })
+  await t.rejects(failing, { message: 'its own' })
+  t.equal(await turns.takeSoon(() => undefined), undefined)
+})

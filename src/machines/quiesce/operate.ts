@@ -24,7 +24,7 @@ export async function operate<Result>({ turns, machine, operation, quiesce, work
   let result
   try {
     await guest.before(operation)
-    result = await turns.take(work)
+    result = await turns.takeSoon(work, `a ${operation.kind} of machine '${machine.name}'`)
   } catch (error) {
     await guest.after(operation, { result: 'failed', reason: messageOf(error) })
     throw error
