@@ -89,7 +89,10 @@ export class Appliance implements AsyncDisposable {
     const configuration = new Configuration(settings, log)
     const quit = Promise.withResolvers<void>()
     const events = new Events()
-    const turns = new Turns()
+    const turns = new Turns({
+      tell: (what, seconds) =>
+        log.warn('commands wait for one that does not come to its end; look at the disks that it is about', { what, seconds }),
+    })
 
     if (whyNotNative)
       log.warn("image files are not locked against other programs; 'stillpoint doctor' says what mends it", {
@@ -146,7 +149,7 @@ export class Appliance implements AsyncDisposable {
         },
       }),
     )
-    const jobs = new Jobs(events.emit, turns, state && (await JobRecords.open(state, log)))
+    const jobs = new Jobs(events.emit, turns, state && (await JobRecords.open(state, log)), machines)
     parts.defer(() => jobs.cancelAll())
     const diskJobs = new DiskJobs(jobs, turns)
 

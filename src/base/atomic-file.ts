@@ -3,22 +3,26 @@
 import { open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
-/** Of a small file. Durable when it returns. The name must not be written by two at once. */
-export async function writeFileAtomic(path: string, content: string) {
+/**
+ * Of a small file. Durable when it returns. The name must not be written by two at once. Once `stop` is aborted the old content stays, but where
+ * the file was just being given its name.
+ */
+export async function writeFileAtomic(path: string, content: string, stop?: AbortSignal) {
   const fresh = `${path}.new`
   {
     await using file = await open(fresh, 'w', 0o600)
     await file.writeFile(content)
   }
-  await renameDurably(fresh, path)
+  await renameDurably(fresh, path, stop)
 }
 
-/** Gives what has been written to a file the name by which others look for it. Durable when it returns. */
-export async function renameDurably(path: string, name: string) {
+/** Gives what has been written to a file the name by which others look for it, unless it is stopped before. Durable when it returns. */
+export async function renameDurably(path: string, name: string, stop?: AbortSignal) {
   {
     await using file = await open(path, 'r')
     await file.sync()
   }
+  stop?.throwIfAborted()
   await rename(path, name)
   await syncFolderOf(name)
 }

@@ -2,8 +2,20 @@
 //
 // A job whose work is done waits for the others; it can still be cancelled while it waits. When all are done, each is `prepare`d, and only
 // when that went well for each does any `commit`. When one fails or is cancelled the others are stopped, and then all of them `abort`.
+//
+// Where jobs put other images in the place of disks, a restart has to find the disks there before a guest writes to them. So it is written down
+// right before the commit, with all prepared and guests held; where it cannot be, nothing is committed.
 
+import type { GraphNode } from '../block/graph-node.ts'
 import { asError, type Job } from './job.ts'
+
+/** Who finds disks again after a restart. */
+export interface Places {
+  /** Disks are about to move from these images to others that hold the same. Durable when it returns, for all of them or for none. */
+  announce(moves: ReadonlyMap<GraphNode, GraphNode>): Promise<void>
+  /** It came to nothing. */
+  withdraw(moves: ReadonlyMap<GraphNode, GraphNode>): Promise<void>
+}
 
 export class JobGroup {
   readonly #jobs: Job[] = []
@@ -46,7 +58,22 @@ export class JobGroup {
       if (this.#aborting) break
     }
     if (!this.#aborting) this.#checkAll()
+    if (!this.#aborting) await this.#announce()
     await this.#settle(!this.#aborting)
+  }
+
+  /** Guests are held until the end of this, whatever becomes of it. */
+  async #announce() {
+    const places = this.#jobs[0]?.places
+    const moves = new Map(this.#jobs.flatMap(job => [...(job.moves() ?? [])]))
+    if (!places || moves.size === 0) return
+    try {
+      await places.announce(moves)
+      // Somebody may have cancelled one of them meanwhile.
+      if (this.#aborting) await places.withdraw(moves)
+    } catch (error) {
+      for (const job of this.#jobs) this.#fail(job, error)
+    }
   }
 
   /** In one turn with what follows: while one prepared, what another one had prepared may have become untrue. */

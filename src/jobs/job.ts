@@ -7,9 +7,10 @@
 import assert from 'node:assert/strict'
 import { Cancelled, InvalidParameter } from '../base/errors.ts'
 import type { Turns } from '../base/turns.ts'
+import type { GraphNode } from '../block/graph-node.ts'
 import { accepted, following, type JobStatus, type JobVerb } from './job-states.ts'
 import type { CopyMode } from './mirror-options.ts'
-import { JobGroup } from './job-group.ts'
+import { JobGroup, type Places } from './job-group.ts'
 import type { JobRecords } from './job-records.ts'
 import { SpeedLimit } from '../base/speed-limit.ts'
 
@@ -35,6 +36,11 @@ export interface JobWork {
   prepare?(): Promise<void>
   /** Looked at right before `commit`, when all of the group are prepared. @throws what is not as it was prepared any more */
   checkPrepared?(): void
+  /**
+   * Which images `commit` will put in the place of which others for guests. Asked for when all are prepared: until the commit, or `abort`, nobody
+   * writes to them.
+   */
+  moves?(): ReadonlyMap<GraphNode, GraphNode> | undefined
   /** It has succeeded, with all of its group. */
   commit?(): void
   /** It has failed, was cancelled, or another of its group was. It may never have run. */
@@ -58,6 +64,8 @@ export interface JobOptions {
   readonly turns: Turns
   /** Where it is written down that it runs. */
   readonly records?: JobRecords | undefined
+  /** Told which images take the place of others. */
+  readonly places?: Places | undefined
 }
 
 /** Told as it happens, in the order it happens. */
@@ -76,6 +84,7 @@ export class Job {
   readonly type: JobType
   readonly autoFinalize: boolean
   readonly autoDismiss: boolean
+  readonly places: Places | undefined
   readonly speedLimit: SpeedLimit
   status: JobStatus = 'created'
   progress: Progress = { current: 0, total: 0 }
@@ -109,6 +118,7 @@ export class Job {
     events,
     turns,
     records,
+    places,
   }: JobOptions) {
     this.id = id
     this.type = type
@@ -120,6 +130,7 @@ export class Job {
     this.#events = events
     this.#turns = turns
     this.#records = records
+    this.places = places
     group.add(this)
   }
 
@@ -168,7 +179,7 @@ export class Job {
     } catch (error) {
       this.error = asError(error)
     }
-    await this.#turns.take(() => this.#group.worked(this))
+    await this.#turns.take(() => this.#group.worked(this), `the end of job '${this.id}'`)
   }
 
   /** Throwing here ends the generator, so what it holds by `using` is let go. */
@@ -299,6 +310,10 @@ export class Job {
 
   checkPrepared() {
     this.#work.checkPrepared?.()
+  }
+
+  moves() {
+    return this.#work.moves?.()
   }
 
   /** For the group: what it did takes effect, or is undone. */

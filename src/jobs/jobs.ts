@@ -5,6 +5,7 @@ import { Interrupted, InvalidParameter, JobNotFound, messageOf, NotFound } from 
 import type { Emit } from '../base/events.ts'
 import type { Turns } from '../base/turns.ts'
 import { Job, type JobEvents, type JobOptions } from './job.ts'
+import type { Places } from './job-group.ts'
 import { whatBecameOf, type JobRecords } from './job-records.ts'
 
 /** QEMU's rule for identifiers (id_wellformed in util/id.c). */
@@ -21,6 +22,8 @@ export class Jobs {
     private readonly turns: Turns,
     /** Without them nothing is known of jobs after a crash. */
     private readonly records?: JobRecords,
+    /** Without it nobody finds disks again that jobs have moved. */
+    private readonly places?: Places,
   ) {
     for (const { id, type } of records?.left ?? []) {
       const error = new Interrupted(whatBecameOf(type))
@@ -32,11 +35,12 @@ export class Jobs {
   }
 
   /** Makes a job that others see from now on; whoever made it starts it. @throws InvalidParameter when the id is taken or is none */
-  create(options: Omit<JobOptions, 'events' | 'turns'>): Job {
+  create(options: Omit<JobOptions, 'events' | 'turns' | 'records' | 'places'>): Job {
     this.check(options.id)
     // It is started again, as it was told to be.
     this.#byId.get(options.id)?.dismiss()
-    const job = new Job({ ...options, events: this.#events, turns: this.turns, records: this.records })
+    const { turns, records, places } = this
+    const job = new Job({ ...options, events: this.#events, turns, records, places })
     this.#byId.set(job.id, job)
     job.announce()
     return job

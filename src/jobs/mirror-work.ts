@@ -17,6 +17,7 @@ import type { Emit } from '../base/events.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { within } from '../base/time.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
+import { withoutFilters } from '../block/chain.ts'
 import type { Extent } from '../block/driver.ts'
 import { reachable } from '../block/drain.ts'
 import type { Edge } from '../block/edge.ts'
@@ -98,6 +99,8 @@ export class MirrorWork implements JobWork {
   #following: { readonly stop: AbortController; readonly ended: Promise<void> } | undefined
   /** Lets guests write again. */
   #release: (() => void) | undefined
+  /** When that is done because others take too long. */
+  #tired: NodeJS.Timeout | undefined
 
   constructor(
     private readonly context: MirrorContext,
@@ -244,6 +247,14 @@ export class MirrorWork implements JobWork {
 
   checkPrepared() {
     if (this.#failure) throw this.#failure.error
+  }
+
+  moves() {
+    if (this.#wish !== 'complete') return undefined
+    // What follows is not for another job to do, and bounded.
+    clearTimeout(this.#tired)
+    const { source, target } = this.plan.options
+    return new Map([[withoutFilters(source), withoutFilters(target)]])
   }
 
   commit() {
@@ -409,9 +420,9 @@ export class MirrorWork implements JobWork {
       this.#release = released.resolve
       outcome.resolve(true)
       const { holdMs: holdMostMs = PATIENCE_MS } = this.context
-      const tired = setTimeout(() => this.#letGuestsGo(holdMostMs), holdMostMs)
+      this.#tired = setTimeout(() => this.#letGuestsGo(holdMostMs), holdMostMs)
       await released.promise
-      clearTimeout(tired)
+      clearTimeout(this.#tired)
     }
     graph.drained([this.plan.options.source], moment, this.#target).catch(outcome.reject)
     return outcome.promise

@@ -16,7 +16,7 @@ import type { GraphNode } from '../block/graph-node.ts'
 import type { DiskSettings, MachineSettings } from '../settings/settings.ts'
 import { foreignFormatOf } from './foreign-format.ts'
 import { Guest } from './quiesce/guest.ts'
-import type { StateFolder } from './state-folder.ts'
+import type { StateFolder, StateRecord } from './state-folder.ts'
 
 export interface Disk {
   /** Unique in its machine. */
@@ -46,11 +46,17 @@ export interface MachineContext {
 }
 
 export class Machine implements AsyncDisposable {
-  #places = ''
+  /** What is written down; undefined while that is not known. */
+  #places: string | undefined
+  /** What was written down last, for certain. */
+  #known: Readonly<Record<string, Place>> | undefined
+  #attempts = 0
   #remembering = Promise.resolve()
   #rememberAgain: NodeJS.Timeout | undefined
   /** By disk: new ones, put over it or about to be. */
   readonly #overlays = new Map<string, GraphNode>()
+  /** By disk: images that a job is about to put in its place, and that hold all that it holds. */
+  readonly #moves = new Map<string, GraphNode>()
   readonly #unsettled = new Set<string>()
   #opened: readonly Opened[] = []
   #settings: Readonly<Record<string, DiskSettings>> = {}
@@ -135,19 +141,19 @@ export class Machine implements AsyncDisposable {
   }
 
   /**
-   * Overlays are about to be put over disks, of all of them or of none: a restart will find the disks there from now on, which is the same until
-   * they are written to. `settled` or `withdraw` follows.
+   * Overlays are about to be put over disks, or other images in the place of theirs, of all of them or of none: a restart is to find the disks
+   * there, which is the same until they are written to. To be written down (`placesToWrite`); `settled`, the move itself or `withdraw` follows.
    */
-  async announce(overlays: ReadonlyMap<Disk, GraphNode>) {
+  announce(overlays: ReadonlyMap<Disk, GraphNode>, moves: ReadonlyMap<Disk, GraphNode> = new Map()) {
     for (const [disk, overlay] of overlays) this.#overlays.set(disk.name, overlay)
-    await this.rememberPlaces()
+    for (const [disk, image] of moves) this.#moves.set(disk.name, image)
   }
 
-  /** It came to nothing. */
-  async withdraw(overlays: ReadonlyMap<Disk, GraphNode>) {
+  /** It came to nothing, which is to be written down where this returns true. */
+  withdraw(disks: Iterable<Disk>): boolean {
     let known = false
-    for (const { name } of overlays.keys()) known = this.#overlays.delete(name) || known
-    if (known) await this.rememberPlaces()
+    for (const { name } of disks) for (const all of [this.#overlays, this.#moves]) known = all.delete(name) || known
+    return known
   }
 
   /** What the bitmaps of a disk's new overlay say is stored with it. */
@@ -164,32 +170,48 @@ export class Machine implements AsyncDisposable {
 
   /** Writes down which images the disks have moved to, so that they are found there after a restart. */
   async rememberPlaces() {
+    const changed = await this.placesToWrite()
+    if (!changed) return
+    await this.state.write(changed.name, changed.data)
+    changed.written()
+  }
+
+  /** The same for somebody who writes it down with more; undefined where it is so already. */
+  async placesToWrite(): Promise<(StateRecord & { written(this: void): void }) | undefined> {
     const places = await this.#placesOfOthers()
     for (const disk of this.disks) {
       const { image: configured, bitmaps } = this.#settings[disk.name]!
-      const bitmapsAt = disk.node.children.get('bitmaps')?.node.filename
+      const { node } = disk
+      if (this.#moves.get(disk.name) === node) this.#moves.delete(disk.name) // it is there now
+      const image = this.#moves.get(disk.name) ?? node
+      const bitmapsAt = image.children.get('bitmaps')?.node.filename
       const overlay = this.#overlays.get(disk.name)
-      if (!overlay && disk.node.filename === configured && (bitmapsAt ?? bitmaps) === bitmaps) continue
+      if (!overlay && image.filename === configured && (bitmapsAt ?? bitmaps) === bitmaps) continue
       const isUnsettled = overlay !== undefined || this.#unsettled.has(disk.name)
-      const [chain, top] = [chainOptions(disk.node), overlay && overlay !== disk.node && chainOptions(overlay)]
-      const options = overlay && overlay !== disk.node ? top && chain && { ...top, backing: chain } : chain
+      const [chain, top] = [chainOptions(image), overlay && overlay !== node && chainOptions(overlay)]
+      const options = overlay && overlay !== node ? top && chain && { ...top, backing: chain } : chain
       if (options) places[disk.name] = { configured, options, ...(isUnsettled && { unsettled: true }) }
     }
     const text = JSON.stringify(places)
-    if (text === this.#places) return
-    await this.state.write(placesFile(this.name), places)
-    this.#places = text
+    if (text === this.#places) return undefined
+    this.#places = undefined // until it has been written: where that fails nobody knows
+    const attempt = ++this.#attempts
+    const written = () => {
+      this.#known = places
+      if (attempt === this.#attempts) this.#places = text
+    }
+    return { name: placesFile(this.name), data: places, written }
   }
 
   /** Of disks that the configuration has no more, or not at the moment: it may have them again. */
   async #placesOfOthers(): Promise<Record<string, Place>> {
-    const known = Object.entries((await this.state.read(placesFile(this.name), placesSchema)) ?? {})
-    return Object.fromEntries(known.filter(([name]) => this.disks.every(disk => disk.name !== name)))
+    this.#known ??= (await this.state.read(placesFile(this.name), placesSchema)) ?? {}
+    return Object.fromEntries(Object.entries(this.#known).filter(([name]) => this.disks.every(disk => disk.name !== name)))
   }
 
   /**
-   * Filters of sessions and jobs come and go; what counts is the image. Guests wait for this where a job puts another image in its place, so that
-   * nothing is written there before a restart would find it: but not for long, and not where it fails, which is told and tried again.
+   * Filters of sessions and jobs come and go; what counts is the image. A job that puts another image in its place has announced it, and then it is
+   * written down already. Guests wait for what is left, but not for long, and not where it fails, which is told and tried again.
    */
   async diskMoved(): Promise<void> {
     const remembered = this.#remembering.then(() => this.rememberPlaces())
@@ -208,6 +230,11 @@ export class Machine implements AsyncDisposable {
 
   #notRemembered(error: unknown) {
     this.#tellNotRemembered(error)
+    this.rememberLater()
+  }
+
+  /** What is written down may not be so. */
+  rememberLater() {
     this.#rememberAgain ??= setTimeout(this.#tryAgain, AGAIN_MS).unref()
   }
 

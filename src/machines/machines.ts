@@ -196,8 +196,12 @@ export class Machines implements AsyncDisposable {
     /** Of all that this transaction puts over disks. */
     let overlays: Map<Machine, Map<Disk, GraphNode>>
     const abort = async () => {
-      for (const [machine, its] of overlays) await machine.withdraw(its)
-      for (const action of prepared) await action.abort()
+      const changed = [...overlays].flatMap(([machine, its]) => (machine.withdraw(its.keys()) ? [machine] : []))
+      try {
+        await this.#rememberPlaces(changed)
+      } finally {
+        for (const action of prepared) await action.abort()
+      }
     }
     return {
       prepare: async transaction => {
@@ -223,9 +227,10 @@ export class Machines implements AsyncDisposable {
           throw error
         }
       },
-      // Before anything is written there, and all of them in one go.
+      // Before anything is written there, and all of the transaction in one go.
       announce: async () => {
-        for (const { machine } of found) await machine.announce(overlays.get(machine)!)
+        for (const [machine, its] of overlays) machine.announce(its)
+        await this.#rememberPlaces([...overlays.keys()])
       },
       commit: () => actions.forEach(action => action.commit()),
       secure: async () => {
@@ -239,6 +244,52 @@ export class Machines implements AsyncDisposable {
         }
       },
       abort,
+    }
+  }
+
+  /**
+   * Disks are about to move from these images to others that hold the same, all of them or none: a restart finds them there when this returns. They
+   * move then, or `withdraw` follows before anybody writes to them.
+   */
+  async announce(moves: ReadonlyMap<GraphNode, GraphNode>): Promise<void> {
+    const machines = this.#movers(moves)
+    for (const [machine, its] of machines) machine.announce(new Map(), its)
+    try {
+      await this.#rememberPlaces([...machines.keys()])
+    } catch (error) {
+      for (const [machine, its] of machines) machine.withdraw(its.keys())
+      throw error
+    }
+  }
+
+  /** They stay where they are. */
+  async withdraw(moves: ReadonlyMap<GraphNode, GraphNode>): Promise<void> {
+    const changed = [...this.#movers(moves)].flatMap(([machine, its]) => (machine.withdraw(its.keys()) ? [machine] : []))
+    await this.#rememberPlaces(changed)
+  }
+
+  #movers(moves: ReadonlyMap<GraphNode, GraphNode>) {
+    const movers = new Map<Machine, Map<Disk, GraphNode>>()
+    for (const { machine } of this.list) {
+      const its = machine.disks.flatMap(disk => {
+        const to = moves.get(disk.node)
+        return to ? [[disk, to] as const] : []
+      })
+      if (its.length > 0) movers.set(machine, new Map(its))
+    }
+    return movers
+  }
+
+  /** Of all these machines, or of none; where it fails it is tried again, with what is so by then. */
+  async #rememberPlaces(machines: readonly Machine[]) {
+    try {
+      const found = await Promise.all(machines.map(machine => machine.placesToWrite()))
+      const changed = found.filter(places => places !== undefined)
+      await this.context.state?.writeTogether(changed)
+      for (const { written } of changed) written()
+    } catch (error) {
+      for (const machine of machines) machine.rememberLater()
+      throw error
     }
   }
 

@@ -4,10 +4,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { setImmediate as turn } from 'node:timers/promises'
 import fc from 'fast-check'
 import t from 'tap'
-import { Fault } from '../../src/base/errors.ts'
+import { Fault, IoError } from '../../src/base/errors.ts'
 import { Turns } from '../../src/base/turns.ts'
+import type { GraphNode } from '../../src/block/graph-node.ts'
 import type { Job, JobWork } from '../../src/jobs/job.ts'
-import { JobGroup } from '../../src/jobs/job-group.ts'
+import { JobGroup, type Places } from '../../src/jobs/job-group.ts'
 import { accepted, following, type JobStatus, type JobVerb } from '../../src/jobs/job-states.ts'
 import { Jobs } from '../../src/jobs/jobs.ts'
 
@@ -299,3 +300,48 @@ t.test('whatever is done to a group at whatever time, all of it commits or none,
     { numRuns: 150 },
   )
 })
+
+t.test(
+  'where disks move to is written down before a group commits; where it cannot be, or one is cancelled meanwhile, none does',
+  async t => {
+    const full = 'the state folder is full'
+    const errors = { written: undefined, fails: full, cancelled: 'Operation canceled', 'withdrawal fails': full }
+    const [from, to] = [{ name: 'from' }, { name: 'to' }] as unknown as GraphNode[]
+    for (const outcome of ['written', 'fails', 'cancelled', 'withdrawal fails'] as const) {
+      const calls: string[] = []
+      const announcing = Promise.withResolvers<void>()
+      const places: Places = {
+        async announce(moves) {
+          calls.push(`announce ${[...moves].map(([before, after]) => `${before.name} ${after.name}`).join()}`)
+          await announcing.promise
+          if (outcome === 'fails') throw new IoError(full)
+        },
+        async withdraw() {
+          calls.push('withdraw')
+          if (outcome === 'withdrawal fails') throw new IoError(full)
+        },
+      }
+      const jobs = new Jobs(() => undefined, new Turns(), undefined, places)
+      const group = new JobGroup()
+      const works = ['a', 'b'].map(id => {
+        const work = new ScriptedWork(0)
+        const moves = () => (id === 'b' ? new Map([[from!, to!]]) : undefined)
+        const job = jobs.create({ id, type: 'mirror', group, autoDismiss: false, work: Object.assign(work, { moves }) })
+        return { work, job }
+      })
+      for (const { job } of works) job.start()
+      await settle()
+      t.same(calls, ['announce from to'])
+      t.ok(works.every(({ work }) => work.calls.join() === 'prepare'))
+      if (outcome === 'cancelled' || outcome === 'withdrawal fails') await group.cancel(works[0]!.job)
+      announcing.resolve()
+      await Promise.all(works.map(({ job }) => job.over))
+      const isWritten = outcome === 'written'
+      t.same(calls.slice(1), /cancelled|withdrawal/.test(outcome) ? ['withdraw'] : [], outcome)
+      for (const { work, job } of works) {
+        t.same(work.calls, ['prepare', isWritten ? 'commit' : 'abort', 'clean'], outcome)
+        t.equal(job.error?.message, errors[outcome], outcome)
+      }
+    }
+  },
+)

@@ -88,27 +88,52 @@ t.test('an image that was committed away is not asked for at the next start', { 
 })
 
 t.test(
-  'while the state folder hangs a job still moves the disk, and its guest writes on, which is told',
+  'while the state folder hangs no job moves a disk: its guest goes on where a restart finds it, and the job can be done again',
   { skip: hangingFileMissing },
   async t => {
     await using stack = new AsyncDisposableStack()
     const daemon = await startAppliance(stack, { disks: { root: diskContent(SIZE, 1) } })
-    const target = `${daemon.image('root')}.copy`
+    const [source, target] = [daemon.image('root'), `${daemon.image('root')}.copy`]
+    const places = join(daemon.folder, 'state', 'places-db.json')
+    const isMoved = () => existsSync(places) && readFileSync(places, 'utf8').includes(target)
     await qemuImg('create', '-q', '-f', 'raw', target, String(SIZE))
     const file = { driver: 'file', filename: target }
     await daemon.execute('blockdev-add', { driver: 'raw', 'node-name': 'copy', file })
-    await daemon.execute('blockdev-mirror', { 'job-id': 'j', device: 'db.root', target: 'copy', sync: 'full' })
-    await untilJob(daemon, 'j', 'ready')
-    // Where the new content is written before it gets its name.
-    const hung = await hangingFile(stack, join(daemon.folder, 'state', 'places-db.json.new'), 4096)
+    const mirror = async () => {
+      await daemon.execute('blockdev-mirror', { 'job-id': 'j', device: 'db.root', target: 'copy', sync: 'full' })
+      await untilJob(daemon, 'j', 'ready')
+    }
     const guest = await daemon.nbd('db/root')
-    hung.hang()
-    const completed = daemon.execute('job-complete', { id: 'j' })
-    while (!daemon.log.some(line => line.includes('cannot be written down where a disk has moved'))) await sleep(20)
-    await guest.write(0, Buffer.alloc(512, 'more'))
+    await mirror()
+    {
+      await using hanging = new AsyncDisposableStack()
+      // Where the new content is written before it gets its name.
+      const hung = await hangingFile(hanging, `${places}.new`, 4096)
+      hung.hang()
+      await daemon.execute('job-complete', { id: 'j' })
+      await untilJob(daemon, 'j', 'gone')
+      const ended = daemon.events.findLast(({ event }) => event === 'BLOCK_JOB_COMPLETED')
+      t.match(ended?.data, { error: /the state folder .* has not answered for 10 s; look at the disk/ })
+      await guest.write(0, Buffer.alloc(512, 'more'))
+      t.ok(bytes(source, 0).equals(Buffer.alloc(512, 'more')))
+      t.notOk(isMoved())
+      await t.rejects(daemon.execute('checkpoint-create', { machine: 'db' }), { message: /the state folder .* hangs/ })
+      hung.goOn()
+      const hangs = () =>
+        daemon.execute('checkpoint-create', { machine: 'db', name: 'one' }).then(
+          () => false,
+          (error: unknown) => /hangs/.test(String(error)),
+        )
+      while (await hangs()) await sleep(20)
+      t.notOk(isMoved(), 'what was given up is not done later')
+    }
+    await mirror()
+    await daemon.execute('job-complete', { id: 'j' })
+    await untilJob(daemon, 'j', 'gone')
+    await guest.write(512, Buffer.alloc(512, 'there'))
     t.ok(bytes(target, 0).equals(Buffer.alloc(512, 'more')))
-    hung.goOn()
-    await completed
+    t.ok(bytes(target, 512).equals(Buffer.alloc(512, 'there')))
+    t.ok(isMoved())
     await guest[Symbol.asyncDispose]()
   },
 )
