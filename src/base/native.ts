@@ -9,6 +9,7 @@ import { addresses } from './address.ts'
 import { Aio, type FilePart, RWF_NOWAIT } from './aio.ts'
 import { messageOf } from './errors.ts'
 import type { Range } from './ranges.ts'
+import { beginThread, endThread } from './threads.ts'
 
 export interface Native {
   /** Where the first data at or behind `offset` begin; undefined where only a hole follows (lseek, SEEK_DATA). */
@@ -76,8 +77,8 @@ const SO_SNDBUF = 7
 const MSG_DONTWAIT = 0x40
 const SO_SNDBUFFORCE = 32
 
-/** koffi refuses more than 256 calls at a time, so calls wait for their turn. */
-const CALLS_AT_ONCE = 64
+/** koffi refuses more than 256 calls at a time, so calls wait for their turn: but no file has so many threads (base/threads.ts). */
+const CALLS_AT_ONCE = 240
 
 /** What there is, or the reason why there is nothing, for `doctor`. */
 export const { native, whyNotNative } = await load()
@@ -135,17 +136,31 @@ function bind(koffi: typeof import('koffi').default): Native {
     return Object.assign(new Error(`${code}, ${name}`), { code, errno: -errno, syscall: name })
   }
 
-  /** Runs a call on a thread; when it returns -1, throws an error as Node's own calls do. koffi keeps errno for the callback. */
-  const call = <Args extends unknown[]>(name: string, made: KoffiFunc<(...args: Args) => number>, ...args: Args) =>
-    turns(
-      () =>
-        new Promise<number>((resolve, reject) =>
-          made.async(...args, (failure: Error | null, result: number) => {
-            if (failure) return reject(failure)
-            if (result !== -1) return resolve(result)
-            reject(failed(name))
-          }),
-        ),
+  /**
+   * Runs a call about an open file, its first argument, on a thread; when it returns -1, throws an error as Node's own calls do. koffi keeps errno for
+   * the callback.
+   */
+  const call = <Args extends unknown[]>(
+    name: string,
+    made: KoffiFunc<(fd: number, ...args: Args) => number>,
+    fd: number,
+    ...args: Args
+  ) =>
+    new Promise<number>((resolve, reject) =>
+      beginThread(fd, () => {
+        const calling = turns(
+          () =>
+            new Promise<number>((done, fail) =>
+              made.async(fd, ...args, (failure: Error | null, result: number) => {
+                endThread(fd)
+                if (failure) return fail(failure)
+                if (result !== -1) return done(result)
+                fail(failed(name))
+              }),
+            ),
+        )
+        calling.then(resolve, reject)
+      }),
     )
 
   const seek = async (fd: number, offset: number, whence: number) => {
