@@ -288,11 +288,18 @@ export class Checkpoints {
       )
       const going = gone.map(({ name }) => ({ name, ...(heir && { heir: heir.name }) }))
       await this.#save(this.all, [...this.unfinished, ...going])
-      await this.#handOver(names, heir?.name, disk => broken.has(disk))
-      await this.#save(
-        this.#withParts(kept),
-        this.unfinished.filter(other => !names.includes(other.name)),
-      )
+      try {
+        await this.#handOver(names, heir?.name, disk => broken.has(disk))
+        await this.#save(
+          this.#withParts(kept),
+          this.unfinished.filter(other => !names.includes(other.name)),
+        )
+      } catch (error) {
+        // Once their marks are handed over they are gone; that this is not written down is seen to by the next start.
+        const parts = this.machine.disks.flatMap(disk => partsOf(disk.node))
+        if (!parts.some(({ checkpoint }) => names.includes(checkpoint))) this.all = this.#withParts(kept)
+        throw error
+      }
     }
     return names
   }

@@ -31,12 +31,24 @@ interface Image {
 }
 
 allOrNothing({
-  'disk-commit of the active image, and pivot': {
+  'disk-commit of the active image, and pivot, while guests write': {
+    guests: true,
     begin: overlays,
     act: daemon => committed(daemon, { active: true, pivot: true }),
     state: chain,
   },
+  'disk-commit of the active image, after one that was cancelled': {
+    steps: 1,
+    begin: overlays,
+    async act(daemon) {
+      await daemon.execute('disk-commit', { machine: 'db', disk: 'root', active: true, speed: 1 })
+      await daemon.execute('disk-abort', { machine: 'db', disk: 'root' })
+      await committed(daemon, { active: true, pivot: true })
+    },
+    state: chain,
+  },
   'disk-commit of an image in the middle': {
+    steps: 1,
     begin: overlays,
     act: daemon => committed(daemon, { top: `${daemon.folder}/middle.qcow2` }),
     state: chain,

@@ -63,6 +63,7 @@ const isReady = async (daemon: Daemon, id: string) => {
 
 allOrNothing({
   'a group snapshot, put together step by step': {
+    steps: 1,
     async act(daemon) {
       await daemon.execute('transaction-begin')
       try {
@@ -75,6 +76,7 @@ allOrNothing({
     },
   },
   'snapshots and a bitmap in one command': {
+    steps: 1,
     act: daemon =>
       daemon.execute('transaction', {
         actions: [
@@ -84,6 +86,7 @@ allOrNothing({
       }),
   },
   'bitmaps of two disks in one command': {
+    steps: 1,
     act: daemon =>
       daemon.execute('transaction', {
         actions: DISKS.map(disk => ({
@@ -126,6 +129,90 @@ allOrNothing({
           actions: DISKS.map(disk => ({ type: 'blockdev-snapshot', data: { node: `db.${disk}`, overlay: `${disk}-over` } })),
         }),
       )
+    },
+  },
+  'an image that is created, and put over a disk': {
+    steps: 1,
+    async act(daemon) {
+      const filename = `${daemon.folder}/made.qcow2`
+      const create = async (options: object) => {
+        await daemon.execute('blockdev-create', { 'job-id': 'create', options })
+        for (;;) {
+          const jobs = await daemon.execute<{ id: string; status: string; error?: string }[]>('query-jobs')
+          const job = jobs.find(({ id }) => id === 'create')
+          if (job?.status !== 'concluded') continue
+          await daemon.execute('job-dismiss', { id: 'create' })
+          if (job.error !== undefined) throw new Error(job.error)
+          return
+        }
+      }
+      await create({ driver: 'file', filename, size: 0 })
+      await create({ driver: 'qcow2', file: { driver: 'file', filename }, size: SIZE })
+      await withNodes(daemon, [{ name: 'made', driver: 'qcow2', file: 'made.qcow2' }], () =>
+        daemon.execute('blockdev-snapshot', { node: 'db.root', overlay: 'made' }),
+      )
+    },
+  },
+  'blockdev-reopen onto another image, and snapshots, at one instant': {
+    steps: 1,
+    async begin({ folder }) {
+      for (const name of ['one', 'other']) await qemuImg('create', '-q', '-f', 'raw', `${folder}/${name}.raw`, String(SIZE))
+    },
+    async act(daemon) {
+      const fileOf = async () => {
+        const nodes = await daemon.execute<{ 'node-name': string; file: string }[]>('query-named-block-nodes', { flat: true })
+        return nodes.find(node => node['node-name'] === 'lone')?.file.slice(daemon.folder.length + 1)
+      }
+      const other = { driver: 'file', 'node-name': 'other', filename: `${daemon.folder}/other.raw` }
+      await daemon.execute('blockdev-add', other)
+      try {
+        await withNodes(daemon, [{ name: 'lone', driver: 'raw', file: 'one.raw' }], async () => {
+          try {
+            await daemon.execute('transaction', {
+              actions: [
+                { type: 'blockdev-reopen', data: { options: [{ driver: 'raw', 'node-name': 'lone', file: 'other' }] } },
+                ...snapshots(daemon).map(data => ({ type: 'blockdev-snapshot-sync', data })),
+              ],
+            })
+          } finally {
+            // What fails behind the instant has happened all the same.
+            const [moved, [machine]] = [await fileOf(), await daemon.execute<{ disks: { image: string }[] }[]>('query-machines')]
+            const isSnapshot = machine!.disks.every(({ image }) => image.endsWith('-over.qcow2'))
+            if (moved !== (isSnapshot ? 'other.raw' : 'one.raw')) throw new Error(`the node is in ${moved}`)
+          }
+        })
+      } finally {
+        const nodes = await daemon.execute<{ 'node-name': string }[]>('query-named-block-nodes', { flat: true })
+        for (const name of ['lone', 'other'])
+          if (nodes.some(node => node['node-name'] === name)) await daemon.execute('blockdev-del', { 'node-name': name })
+      }
+    },
+  },
+  'blockdev-mirror of both disks from one instant, and both pivot, while guests write': {
+    steps: 1,
+    guests: true,
+    async begin({ folder }) {
+      for (const disk of DISKS) await qemuImg('create', '-q', '-f', 'qcow2', `${folder}/${disk}-copy.qcow2`, String(SIZE))
+    },
+    async act(daemon) {
+      const nodes = DISKS.map(disk => ({ name: `${disk}-copy`, driver: 'qcow2', file: `${disk}-copy.qcow2` }))
+      await withNodes(daemon, nodes, async () => {
+        try {
+          await daemon.execute('transaction', {
+            properties: { 'completion-mode': 'grouped' },
+            actions: DISKS.map(disk => ({
+              type: 'blockdev-mirror',
+              data: { 'job-id': `copy-${disk}`, device: `db.${disk}`, target: `${disk}-copy`, sync: 'full' },
+            })),
+          })
+          for (const disk of DISKS) await isReady(daemon, `copy-${disk}`)
+          for (const disk of DISKS) await daemon.execute('block-job-complete', { device: `copy-${disk}` })
+          for (const one of await Promise.allSettled(DISKS.map(disk => daemon.over(`copy-${disk}`))))
+            if (one.status === 'rejected') throw one.reason
+        } finally {
+          await allOver(daemon)
+        }
+      })
     },
   },
   'blockdev-mirror of both disks from one instant, left as copies': {

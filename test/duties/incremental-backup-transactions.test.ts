@@ -70,6 +70,18 @@ async function cancelled(daemon: Daemon) {
   await ended(daemon)
 }
 
+/** One of them may be over by then, because the other was cancelled. */
+async function allCancelled(daemon: Daemon) {
+  for (const disk of DISKS) {
+    try {
+      await daemon.execute('job-cancel', { id: `backup-${disk}` })
+    } catch (error) {
+      if (!/Job not found|cannot accept command verb/.test(String(error))) throw error
+    }
+  }
+  await ended(daemon)
+}
+
 async function wrong(daemon: Daemon) {
   const wrong: string[] = []
   for (const disk of DISKS) {
@@ -92,10 +104,11 @@ allOrNothing({
     act: daemon => backUp(daemon, () => together(daemon)),
     wrong,
   },
-  'the same, after a group that was cancelled while one of it waited for the other': {
+  'the same, after groups that were cancelled as a whole, and while one of it waited for the other': {
     steps: 1,
     begin,
     async act(daemon) {
+      await backUp(daemon, () => allCancelled(daemon), 1)
       await backUp(daemon, () => cancelled(daemon), 1)
       await backUp(daemon, () => together(daemon))
     },

@@ -1,5 +1,5 @@
-// Something that a daemon does with a machine's disks, stopped at each change of a file that it makes, by `kill -9` or by a disk that fails just
-// then: after a restart all of it is there or nothing, the disks read the same, and the checkpoints know of every change.
+// Something that a daemon does with machines' disks, stopped at each change of a file that it makes, by `kill -9` or by a disk that fails just
+// then: after a restart all of it is there or nothing, the disks read as they were written, and the checkpoints know of every change.
 
 import { watchFiles, systemError, type FileChange } from './file-changes.ts'
 import { cpSync, rmSync } from 'node:fs'
@@ -33,6 +33,10 @@ export interface Daemon extends AsyncDisposable {
 }
 
 export interface Duty {
+  /** Each disk is of a machine of its own, `db` and `web`, in the order of DISKS. */
+  readonly apart?: boolean
+  /** Guests write while it is done and the daemon is killed. */
+  readonly guests?: boolean
   /** Once: what is there before. By then each disk has two checkpoints, and changes since. */
   begin?(daemon: Daemon): Promise<unknown>
   /** So many steps of each kind; by default two. */
@@ -43,6 +47,8 @@ export interface Duty {
   again?(daemon: Daemon): Promise<void>
   /** Looked at beside the images of the disks: the same before, or the same as after. */
   state?(daemon: Daemon): Promise<unknown>
+  /** It mends what checkpoint-repair finds. */
+  readonly repairs?: boolean
   /** What must hold whichever it is; sentences. */
   wrong?(daemon: Daemon): Promise<readonly string[]>
 }
@@ -89,18 +95,73 @@ async function start(folder: string): Promise<Daemon> {
 
 type Content = ReadonlyMap<string, Buffer>
 
+const machinesOf = ({ apart = false }: Duty) => (apart ? ['db', 'web'] : ['db'])
+
+/** As exports are called. */
+const exportOf = (disk: (typeof DISKS)[number], duty: Duty) =>
+  `${duty.apart ? machinesOf(duty)[DISKS.indexOf(disk)] : 'db'}/${disk}`
+
 /** Of every disk. */
-async function read(daemon: Daemon): Promise<Content> {
+async function read(daemon: Daemon, duty: Duty): Promise<Content> {
   const content = new Map<string, Buffer>()
   for (const disk of DISKS) {
-    await using guest = await daemon.nbd(`db/${disk}`)
+    await using guest = await daemon.nbd(exportOf(disk, duty))
     content.set(disk, await guest.read(0, SIZE))
   }
   return content
 }
 
+interface Written {
+  readonly disk: string
+  readonly offset: number
+  readonly data: Buffer
+}
+
+/** They write one thing after the other, each of which is durable when it is answered. */
+class Guests {
+  /** All but the last of them answered, or all. */
+  readonly written: Written[] = []
+  answered = 0
+  #stopped = false
+  readonly #running: Promise<void>
+
+  constructor(
+    private readonly daemon: Daemon,
+    private readonly duty: Duty,
+  ) {
+    this.#running = this.#run()
+  }
+
+  async #run() {
+    const random = generator(seed ^ 0x9e57)
+    await using root = await this.daemon.nbd(exportOf('root', this.duty))
+    await using data = await this.daemon.nbd(exportOf('data', this.duty))
+    const disks = { root, data }
+    while (!this.#stopped) {
+      const disk = DISKS[random() % DISKS.length]!
+      const write = { disk, offset: 512 * (random() % (SIZE / 512)), data: randomBytes(512, random()) }
+      this.written.push(write)
+      await disks[disk].write(write.offset, write.data, { fua: true })
+      this.answered++
+      await sleep(3)
+    }
+  }
+
+  async stop() {
+    this.#stopped = true
+    await this.#running
+  }
+}
+
+function withWrites(content: Content, written: readonly Written[]): Content {
+  const after = new Map([...content].map(([disk, bytes]) => [disk, Buffer.from(bytes)]))
+  for (const { disk, offset, data } of written) data.copy(after.get(disk)!, offset)
+  return after
+}
+
 interface World {
   readonly folder: string
+  /** What the disks hold when it begins. */
   readonly now: Content
   readonly checkpoints: ReadonlyMap<string, Content>
 }
@@ -115,13 +176,15 @@ async function makeWorld(folder: string, seed: number, duty: Duty): Promise<Worl
     images.push(`${disk}: { image: ./${disk}.qcow2, format: qcow2 }`)
   }
   await rm(`${folder}/content`)
+  const names = machinesOf(duty)
+  const machines = names.map((name, at) => `${name}: { disks: { ${(duty.apart ? [images[at]] : images).join(', ')} } }`)
   await writeFile(
     `${folder}/stillpoint.yaml`,
     `state: ./state
 control: { socket: ./control.sock }
 nbd: [ { unix: ./nbd.sock } ]
 scratch: { path: ./state/scratch }
-machines: { db: { disks: { ${images.join(', ')} } } }
+machines: { ${machines.join(', ')} }
 `,
   )
   const random = generator(seed)
@@ -129,18 +192,18 @@ machines: { db: { disks: { ${images.join(', ')} } } }
   await using daemon = await start(folder)
   const writeSome = async () => {
     for (const disk of DISKS) {
-      await using guest = await daemon.nbd(`db/${disk}`)
+      await using guest = await daemon.nbd(exportOf(disk, duty))
       for (let count = 0; count < 3; count++) await guest.write((random() % GRANULES) * GRANULE, randomBytes(1024, random()))
     }
   }
   for (const name of ['one', 'two']) {
-    await daemon.execute('checkpoint-create', { machine: 'db', name })
-    checkpoints.set(name, await read(daemon))
+    for (const machine of names) await daemon.execute('checkpoint-create', { machine, name })
+    checkpoints.set(name, await read(daemon, duty))
     await writeSome()
   }
   await duty.begin?.(daemon)
   await writeSome()
-  const now = await read(daemon)
+  const now = await read(daemon, duty)
   await daemon.stop()
   await cp(folder, `${folder}.kept`, { recursive: true })
   return { folder, now, checkpoints }
@@ -168,44 +231,54 @@ async function putBack(folder: string, from: string) {
 }
 
 async function stateOf(daemon: Daemon, duty: Duty): Promise<string> {
-  const [machine] = await daemon.execute<{ disks: { name: string; image: string }[] }[]>('query-machines')
-  const images = machine!.disks.map(({ name, image }) => `${name}: ${image.slice(daemon.folder.length + 1)}`)
+  const machines = await daemon.execute<{ disks: { name: string; image: string }[] }[]>('query-machines')
+  const images = machines
+    .flatMap(({ disks }) => disks)
+    .map(({ name, image }) => `${name}: ${image.slice(daemon.folder.length + 1)}`)
   return JSON.stringify([...images, (await duty.state?.(daemon)) ?? ''])
 }
 
-/** Sentences; empty when all is well. */
-async function wrongWith(daemon: Daemon, { now, checkpoints }: World, duty: Duty): Promise<string[]> {
+/** Sentences; empty when all is well. `allowed`: what the disks may hold. */
+async function wrongWith(daemon: Daemon, { now, checkpoints }: World, duty: Duty, allowed = [now]): Promise<string[]> {
   const wrong: string[] = [...((await duty.wrong?.(daemon)) ?? [])]
-  const found = await read(daemon)
-  for (const disk of DISKS) if (!found.get(disk)!.equals(now.get(disk)!)) wrong.push(`disk ${disk} does not read as before`)
-  const { findings } = await daemon.execute<{ findings: object[] }>('checkpoint-repair', { machine: 'db' })
-  for (const finding of findings) wrong.push(`checkpoint-repair finds ${JSON.stringify(finding)}`)
-  for (const [name, copies] of checkpoints) {
-    const session = `since-${name}`
-    const begun = await daemon
-      .execute<{ disks: { disk: string; export: string; bitmap: string }[] }>('backup-begin', {
-        machine: 'db',
-        mode: 'pull',
-        name: session,
-        since: name,
-      })
-      .catch((error: unknown) => void wrong.push(`since checkpoint ${name} there is no backup: ${messageOf(error)}`))
-    if (!begun) continue
-    for (const { disk, export: path, bitmap } of begun.disks) {
-      const context = `qemu:dirty-bitmap:${bitmap}`
-      await using view = await daemon.nbd(path, [context])
-      const dirty = new Set<number>()
-      for await (const { offset, length, status } of view.extents({ contexts: [context] }))
-        if (status[context] === 1) for (let at = offset; at < offset + length; at += GRANULE) dirty.add(Math.floor(at / GRANULE))
-      const copy = copies.get(disk)!
-      for (let granule = 0; granule < GRANULES; granule++) {
-        const [from, to] = [granule * GRANULE, (granule + 1) * GRANULE]
-        if (!copy.subarray(from, to).equals(now.get(disk)!.subarray(from, to)) && !dirty.has(granule))
-          wrong.push(`granule ${granule} of ${disk} changed since ${name} and is not marked`)
-      }
-    }
-    await daemon.execute('backup-finish', { name: session })
+  const found = await read(daemon, duty)
+  for (const disk of DISKS)
+    if (!allowed.some(content => content.get(disk)!.equals(found.get(disk)!)))
+      wrong.push(`disk ${disk} does not read as it should`)
+  for (const machine of machinesOf(duty)) {
+    const { findings } = await daemon.execute<{ findings: object[] }>('checkpoint-repair', { machine })
+    if (!duty.repairs) for (const finding of findings) wrong.push(`checkpoint-repair finds ${JSON.stringify(finding)}`)
+    for (const [name, copies] of checkpoints) wrong.push(...(await notMarked(daemon, machine, name, copies, found)))
   }
+  return wrong
+}
+
+async function notMarked(daemon: Daemon, machine: string, name: string, copies: Content, now: Content): Promise<string[]> {
+  const wrong: string[] = []
+  const session = `since-${name}`
+  const begun = await daemon
+    .execute<{ disks: { disk: string; export: string; bitmap: string }[] }>('backup-begin', {
+      machine,
+      mode: 'pull',
+      name: session,
+      since: name,
+    })
+    .catch((error: unknown) => void wrong.push(`since checkpoint ${name} there is no backup: ${messageOf(error)}`))
+  if (!begun) return wrong
+  for (const { disk, export: path, bitmap } of begun.disks) {
+    const context = `qemu:dirty-bitmap:${bitmap}`
+    await using view = await daemon.nbd(path, [context])
+    const dirty = new Set<number>()
+    for await (const { offset, length, status } of view.extents({ contexts: [context] }))
+      if (status[context] === 1) for (let at = offset; at < offset + length; at += GRANULE) dirty.add(Math.floor(at / GRANULE))
+    const copy = copies.get(disk)!
+    for (let granule = 0; granule < GRANULES; granule++) {
+      const [from, to] = [granule * GRANULE, (granule + 1) * GRANULE]
+      if (!copy.subarray(from, to).equals(now.get(disk)!.subarray(from, to)) && !dirty.has(granule))
+        wrong.push(`granule ${granule} of ${disk} changed since ${name} and is not marked`)
+    }
+  }
+  await daemon.execute('backup-finish', { name: session })
   return wrong
 }
 
@@ -250,32 +323,45 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
     t.same(await wrongWith(daemon, world, duty), [], 'before')
     await daemon.stop()
   }
-  const keep = () => copyNow(folder, `${moments}/${changes.length}`)
+  /** By moment: what guests had been answered by then. */
+  const answered: number[] = []
+  let written: readonly Written[] = []
   await putBack(folder, kept)
   {
     await using daemon = await start(folder)
-    using _watching = watchFiles(folder, change => {
-      keep()
-      changes.push(change)
-    })
-    await duty.act(daemon)
-    keep() // answered: it must not be undone
+    const guests = duty.guests ? new Guests(daemon, duty) : undefined
+    const keep = () => {
+      answered[changes.length] = guests?.answered ?? 0
+      copyNow(folder, `${moments}/${changes.length}`)
+    }
+    {
+      using _watching = watchFiles(folder, change => {
+        keep()
+        changes.push(change)
+      })
+      await duty.act(daemon)
+      keep() // answered: it must not be undone
+    }
+    await guests?.stop()
+    written = guests?.written ?? []
   }
+  /** The last write may have been under way. */
+  const allowedAt = (moment: number) => [0, 1].map(more => withWrites(world.now, written.slice(0, answered[moment]! + more)))
   const after = await (async () => {
     await using daemon = await start(folder)
     const state = await stateOf(daemon, duty)
-    t.same(await wrongWith(daemon, world, duty), [], 'after')
+    t.same(await wrongWith(daemon, world, duty, [withWrites(world.now, written)]), [], 'after')
     return state
   })()
   t.ok(changes.length > 0, `${changes.length} changes of files`)
 
   const states = { [before]: 'nothing', [after]: 'all' }
-  const check = async (at: string, wanted?: string) => {
+  const check = async (at: string, { wanted, allowed }: { wanted?: string; allowed?: Content[] } = {}) => {
     await using daemon = await start(folder)
     const state = await stateOf(daemon, duty)
     if (states[state] === undefined) t.fail(`${at}: half of it: ${state}`, { before, after })
     else if (wanted !== undefined) t.equal(state, wanted, at)
-    t.same(await wrongWith(daemon, world, duty), [], at)
+    t.same(await wrongWith(daemon, world, duty, allowed), [], at)
     if (state === before && before !== after) {
       const repeated = await attempt(() => repeat(daemon, duty))
       t.equal(repeated, undefined, `${at}: it can be done again as it is`)
@@ -289,10 +375,10 @@ async function stepByStep(t: Test, folder: string, duty: Duty) {
   for (const moment of pick(changes.length, duty, random)) {
     const at = `killed before change ${moment}, ${describe(changes[moment]!)}`
     await putBack(folder, `${moments}/${moment}`)
-    await check(at)
+    await check(at, { allowed: allowedAt(moment) })
   }
   await putBack(folder, `${moments}/${changes.length}`)
-  await check('killed when it had been answered', after)
+  await check('killed when it had been answered', { wanted: after, allowed: allowedAt(changes.length) })
   await rm(moments, { recursive: true })
 
   for (const step of pick(changes.length, duty, random)) {

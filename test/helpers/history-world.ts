@@ -77,7 +77,7 @@ machines: { db: { disks: { root: { image: ./root.raw, format: raw }, data: { ima
 repositories: { local: { plugin: file, path: ./repository } }
 `,
     )
-    await run(process.execPath, [WHOLE, 'repo', 'init', 'local', '--config', `${folder}/s.yaml`])
+    await run(process.execPath, [WHOLE, 'repo', 'init', 'local', '--config', `${folder}/s.yaml`], { timeoutMs: 120_000 })
     await world.start()
     return world
   }
@@ -260,7 +260,9 @@ repositories: { local: { plugin: file, path: ./repository } }
     for (const disk of this.disks) {
       const file = this.file('restored')
       const point = session.point!
-      await run(process.execPath, [WHOLE, 'restore', 'local', point, disk, file, '--config', `${this.folder}/s.yaml`])
+      await run(process.execPath, [WHOLE, 'restore', 'local', point, disk, file, '--config', `${this.folder}/s.yaml`], {
+        timeoutMs: 120_000,
+      })
       if (!(await readFile(file)).equals(then.get(disk)!)) throw new Error(`${point}: ${disk} is not as it was at the instant`)
       await rm(file)
     }
