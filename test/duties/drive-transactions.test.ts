@@ -167,19 +167,19 @@ allOrNothing({
       await daemon.execute('blockdev-add', other)
       try {
         await withNodes(daemon, [{ name: 'lone', driver: 'raw', file: 'one.raw' }], async () => {
-          try {
-            await daemon.execute('transaction', {
+          const [done] = await Promise.allSettled([
+            daemon.execute('transaction', {
               actions: [
                 { type: 'blockdev-reopen', data: { options: [{ driver: 'raw', 'node-name': 'lone', file: 'other' }] } },
                 ...snapshots(daemon).map(data => ({ type: 'blockdev-snapshot-sync', data })),
               ],
-            })
-          } finally {
-            // What fails behind the instant has happened all the same.
-            const [moved, [machine]] = [await fileOf(), await daemon.execute<{ disks: { image: string }[] }[]>('query-machines')]
-            const isSnapshot = machine!.disks.every(({ image }) => image.endsWith('-over.qcow2'))
-            if (moved !== (isSnapshot ? 'other.raw' : 'one.raw')) throw new Error(`the node is in ${moved}`)
-          }
+            }),
+          ])
+          // What fails behind the instant has happened all the same.
+          const [moved, [machine]] = [await fileOf(), await daemon.execute<{ disks: { image: string }[] }[]>('query-machines')]
+          const isSnapshot = machine!.disks.every(({ image }) => image.endsWith('-over.qcow2'))
+          if (moved !== (isSnapshot ? 'other.raw' : 'one.raw')) throw new Error(`the node is in ${moved}`)
+          if (done.status === 'rejected') throw done.reason
         })
       } finally {
         const nodes = await daemon.execute<{ 'node-name': string }[]>('query-named-block-nodes', { flat: true })
