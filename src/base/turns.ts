@@ -9,9 +9,9 @@ import { Busy } from './errors.ts'
 import { within } from './time.ts'
 
 /** For so long somebody at the control socket waits for others. */
-const PATIENCE_MS = 60_000
+const PATIENCE_MS = 120_000
 /** After this it is told that others have to wait. */
-const LONG_MS = 20_000
+const LONG_MS = 30_000
 
 export interface TurnsOptions {
   readonly patienceMs?: number
