@@ -61,6 +61,9 @@ export const optionsOf = ({ options = [], namesDaemon = true }: Verb): readonly 
   ...(namesDaemon ? [socketOption()] : []),
 ]
 
+/** Those that help, reference and completion speak of. */
+export const shownOptionsOf = (definition: Verb): readonly Option[] => optionsOf(definition).filter(({ hidden }) => !hidden)
+
 /** The options that may stand before a command as well as after it. */
 export const commonOptions = (): readonly Option[] => [socketOption(), jsonOption()]
 

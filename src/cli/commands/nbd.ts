@@ -31,6 +31,7 @@ export interface NbdOptions {
   readonly format?: string
   readonly readOnly?: boolean
   readonly snapshot?: boolean
+  readonly nocache?: boolean
   readonly cache: 'writeback' | 'writethrough' | 'unsafe' | 'none' | 'directsync'
   readonly discard?: 'ignore' | 'unmap'
   readonly detectZeroes?: 'off' | 'on' | 'unmap'
@@ -38,7 +39,21 @@ export interface NbdOptions {
   readonly fork?: boolean
   readonly pidFile?: string
   readonly verbose?: boolean
+  readonly connect?: string
+  readonly disconnect?: string
+  readonly loadSnapshot?: string
+  readonly selinuxLabel?: string
 }
+
+/** Options of qemu-nbd's that are not ours, and what to do instead. */
+const foreign = {
+  connect: "-c: the kernel's own driver is connected by nbd-client: serve with -k or -p, then nbd-client -unix SOCKET DEVICE",
+  disconnect: '-d: a device is disconnected by nbd-client -d DEVICE',
+  loadSnapshot:
+    '-l: internal snapshots are not served; qemu-img convert -l SNAPSHOT copies one into an image of its own, which is',
+  selinuxLabel:
+    "--selinux-label: a socket has the label of the program that makes it; say it in the program's domain, or use chcon",
+} as const
 
 const whole = (least: number, most: number) => (text: string) => {
   const value = Number(text)
@@ -118,6 +133,9 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
     new Option('--pid-file <path>', 'write the process id there while it runs'),
     new Option('-v, --verbose', 'log what happens'),
     new Option('-T, --trace <options>', 'accepted, and does nothing: see -v'),
+    ...['-c, --connect <device>', '-d, --disconnect <device>', '-l, --load-snapshot <name>', '--selinux-label <label>'].map(
+      flags => new Option(flags).hideHelp(),
+    ),
   ],
   namesDaemon: false,
   examples: [
@@ -135,10 +153,14 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
     [`nbdsh -c 'h.connect_command(["stillpoint", "nbd", "--single", "-f", "raw", "disk.raw"])'`, 'for one client that starts it'],
   ],
   async run({ args: { files = [] }, options, json }) {
+    for (const [name, instead] of Object.entries(foreign))
+      if (options[name as keyof typeof foreign] !== undefined) throw new Misuse(instead)
     if (options.list) {
       const { listExports } = await import('../nbd/list-exports.ts')
       return listExports(files, options, json)
     }
+    if (options.imageOpts && options.format !== undefined) throw new Misuse('--image-opts says the format itself; leave out -f')
+    if (options.nocache && options.cache !== 'none') throw new Misuse('-n is --cache=none; choose one of them')
     if (files.length === 0) throw new Misuse('name the image to serve, or -L to list what a server exports')
     if (options.fork && Number(process.env['LISTEN_PID']) === process.pid)
       throw new Misuse('whoever hands over sockets (LISTEN_FDS) runs it in the background; leave out --fork')

@@ -1,6 +1,6 @@
 // Images over NBD without a daemon: opened, exported and served until they are no longer wanted.
 
-import { mkdtemp, rm } from 'node:fs/promises'
+import { access, constants, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join, resolve } from 'node:path'
 import { formatNbdUri, type NbdAddress } from 'nbd-client-ts'
@@ -167,7 +167,7 @@ async function openDisk(images: Images, file: string, index: number, options: Nb
 async function wantedOptions(file: string, { format, imageOpts, readOnly, snapshot, offset }: NbdOptions): Promise<NodeOptions> {
   const found = await optionsOf({ name: file, format, imageOpts })
   const guessed = format === undefined && !imageOpts && found.driver === 'raw' && typeof found['file'] === 'object'
-  if (guessed && !readOnly && !snapshot)
+  if (guessed && !readOnly && !snapshot && (await isReadable(file)))
     throw new Misuse(
       `'${file}' looks raw: say so with -f raw. A guest could write another format's header into it, and then what it looks like would be the guest's choice`,
     )
@@ -175,6 +175,13 @@ async function wantedOptions(file: string, { format, imageOpts, readOnly, snapsh
   const begin = { offset: sizeOf(offset, 'Offset') }
   return found.driver === 'raw' ? { ...found, ...begin } : { driver: 'raw', ...begin, file: found }
 }
+
+/** Of what cannot be read nothing was seen, and whoever opens it says why. */
+const isReadable = (file: string) =>
+  access(file, constants.R_OK).then(
+    () => true,
+    () => false,
+  )
 
 /** A temporary image that is gone with the program. */
 async function openOverlay(images: Images, base: GraphNode, name: string) {

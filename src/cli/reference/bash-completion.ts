@@ -1,6 +1,6 @@
 // The completion for bash, from the definitions of the commands. Names of machines, disks, checkpoints and sessions are asked of the daemon.
 
-import { commonOptions, optionsOf, type Noun, type Verb } from '../define.ts'
+import { commonOptions, shownOptionsOf, type Noun, type Verb } from '../define.ts'
 import { allVerbs } from './all-verbs.ts'
 import { asking, kindOfArgument, kindOfOption, shells } from './value-kinds.ts'
 
@@ -24,13 +24,13 @@ export function bashCompletion(commands: readonly (Noun | Verb)[]): string {
     ...commands.flatMap((command): [string, string[]][] =>
       'verbs' in command ? [[command.name, command.verbs.map(({ name }) => name)]] : [],
     ),
-    ...verbs.map(({ path, verb }): [string, string[]] => [path, [...optionsOf(verb).map(({ long }) => long!), '--help']]),
+    ...verbs.map(({ path, verb }): [string, string[]] => [path, [...shownOptionsOf(verb).map(({ long }) => long!), '--help']]),
   ]
   const positions = verbs.flatMap(({ path, verb }) =>
     Object.keys(verb.arguments ?? {}).map((flags, index): [string, string] => [`${path}:${index}`, argumentKind(path, flags)]),
   )
   const values = verbs.flatMap(({ path, verb }) =>
-    optionsOf(verb)
+    shownOptionsOf(verb)
       .filter(({ required }) => required)
       .map((option): [string, string] => [
         `${path} ${option.long}`,

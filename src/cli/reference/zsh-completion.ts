@@ -2,7 +2,7 @@
 // Names of machines, disks, checkpoints and sessions are asked of the daemon.
 
 import type { Option } from 'commander'
-import { commonOptions, optionsOf, type Noun, type Verb } from '../define.ts'
+import { commonOptions, shownOptionsOf, type Noun, type Verb } from '../define.ts'
 import { allVerbs } from './all-verbs.ts'
 import { asking, kindOfArgument, kindOfOption, shells, type Kind } from './value-kinds.ts'
 
@@ -43,7 +43,7 @@ const verbFunction = ({ path, verb }: { path: string; verb: Verb }) =>
   _arguments \\
     ${[
       ...Object.entries(verb.arguments ?? {}).map((argument, index) => argumentSpecs(path, argument, index)),
-      ...optionsOf(verb).flatMap(optionSpecs),
+      ...shownOptionsOf(verb).flatMap(optionSpecs),
       help,
     ].join(' \\\n    ')}
 }
