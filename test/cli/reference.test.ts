@@ -33,7 +33,7 @@ t.test('the page names every command with all of its options and arguments', asy
     const from = page.indexOf(`### ${path}\n`)
     t.ok(from > 0, path)
     const section = page.slice(from, page.indexOf('\n### ', from + 1) + 1 || undefined)
-    for (const { flags } of command.options)
+    for (const { flags } of command.options.filter(({ hidden }) => !hidden))
       t.ok(section.includes(`\`${flags}\``) || everywhere.includes(`\`${flags}\``), `${path} ${flags}`)
     for (const argument of command.registeredArguments)
       t.match(section, new RegExp(`[<[]${argument.name()}(\\.\\.\\.)?[>\\]]`), path)

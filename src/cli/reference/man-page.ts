@@ -48,9 +48,11 @@ function section({ usage, verb }: NamedVerb): string[] {
     text(sentence(summary)),
     ...(details ? [text(details)] : []),
     ...Object.entries(args).flatMap(([name, what]) => item(name, what)),
-    ...options.flatMap(({ flags, description, defaultValue }) =>
-      item(flags, typeof defaultValue === 'string' ? `${description} (default: ${defaultValue})` : description),
-    ),
+    ...options
+      .filter(({ hidden }) => !hidden)
+      .flatMap(({ flags, description, defaultValue }) =>
+        item(flags, typeof defaultValue === 'string' ? `${description} (default: ${defaultValue})` : description),
+      ),
     ...examples.flatMap(exampleLines),
   ]
 }

@@ -34,7 +34,7 @@ function section({ path, usage, verb }: NamedVerb): string {
   const { summary, details, arguments: args = {}, examples } = verb
   const rows = [
     ...Object.entries(args).map(([name, what]) => [`\`${name}\``, what]),
-    ...(verb.options ?? []).map(option => [`\`${option.flags}\``, withDefault(option)]),
+    ...(verb.options ?? []).filter(({ hidden }) => !hidden).map(option => [`\`${option.flags}\``, withDefault(option)]),
   ]
   const commands = examples.map(([command, what]) => `# ${what}\n${command}\n`).join('')
   const parts = [
