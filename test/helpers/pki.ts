@@ -1,6 +1,6 @@
 // Certificates for tests, made by openssl, in folders laid out as QEMU's.
 
-import { mkdir, copyFile, writeFile } from 'node:fs/promises'
+import { appendFile, copyFile, mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { run } from './tools.ts'
 
@@ -51,4 +51,15 @@ export async function stranger(folder: string, trusted: string) {
   await makePki(folder)
   await copyFile(join(trusted, 'ca-cert.pem'), join(folder, 'ca-cert.pem'))
   return folder
+}
+
+/** Writes `ca-crl.pem` there anew: the folder's authority takes back the certificates of those names, and of all named before. */
+export async function revoke(folder: string, ...names: readonly string[]) {
+  const at = (name: string) => join(folder, name)
+  const settings = ['[ca]', 'default_ca=it', '[it]', `database=${at('index')}`, 'default_md=sha256', 'default_crl_days=2']
+  await writeFile(at('ca.conf'), settings.join('\n'))
+  await appendFile(at('index'), '') // so that it is there
+  const ca = ['ca', '-config', at('ca.conf'), '-cert', at('ca-cert.pem'), '-keyfile', at('ca-key.pem')]
+  for (const name of names) await openssl(...ca, '-revoke', at(`${name}-cert.pem`))
+  await openssl(...ca, '-gencrl', '-out', at('ca-crl.pem'))
 }

@@ -1,7 +1,9 @@
 // What a client is told when the disk fails: for every command and every error, with text where there is room for it.
 
-import { Command, CommandFlag, Option } from 'nbd-client-ts/protocol'
+import { constants } from 'node:os'
+import { Command, CommandFlag, nbdErrors, Option } from 'nbd-client-ts/protocol'
 import t from 'tap'
+import { nbdErrorOf } from '../../src/base/errors.ts'
 import { baseAllocation } from '../../src/nbd-server/context.ts'
 import { injectError } from '../../src/filters/inject-error.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
@@ -97,6 +99,14 @@ t.test('every failing command is told by an error that is allowed for it, and th
       t.same(served.lines, [])
     }
   }
+})
+
+t.test('of all that a system says only eight errors travel, each the nearest', async t => {
+  const numbers = Object.keys(constants.errno).map(code => nbdErrors[nbdErrorOf(Object.assign(new Error(code), { code }))])
+  const allowed = new Set([1, 5, 12, 22, 28, 75, 95, 108])
+  t.ok(numbers.length > 50 && numbers.every(number => allowed.has(number)))
+  const nearest = { EROFS: 'EPERM', EACCES: 'EPERM', EDQUOT: 'ENOSPC', EFBIG: 'ENOSPC', EOPNOTSUPP: 'ENOTSUP', ENXIO: 'EIO' }
+  for (const [code, told] of Object.entries(nearest)) t.equal(nbdErrorOf(Object.assign(new Error(code), { code })), told)
 })
 
 t.test('a bug is told as EIO without its details, which are in the log', async t => {

@@ -11,7 +11,7 @@ import type { Export } from '../../src/nbd-server/export.ts'
 import type { Peer } from '../../src/nbd-server/link.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
 import { converse, flags, go, goData, option, queries, RawPeer, Reader, request } from '../helpers/nbd-wire.ts'
-import { makePki, stranger } from '../helpers/pki.ts'
+import { makePki, revoke, stranger } from '../helpers/pki.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
 import { exportOf, quiet, serve } from '../helpers/served.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
@@ -200,6 +200,48 @@ t.test('a client whose certificate another authority has signed, or that has non
   })
   await using other = await RawPeer.connect(open.socket)
   t.ok((await (await secured(other, { credentials: strange }))(LIST)).left > 0, 'but is where nobody asks for one')
+})
+
+t.test('a certificate that was taken back does not let in any more, and who is connected stays', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const folder = await makePki(join(t.testdir(), 'taken-back'))
+  const credentials = await TlsCredentials.x509(folder)
+  const served = await serve(exportsOf(), stack, { tls: { mode: 'forced', credentials } })
+  const connected = async () => secured(stack.use(await RawPeer.connect(served.socket)), { credentials: folder })
+  const before = await connected()
+  await revoke(folder, 'server') // some certificate, and not this client's
+  await credentials.reload()
+  t.ok((await (await connected())(LIST)).left > 0, 'another one is none of its business')
+  await revoke(folder, 'client')
+  t.ok((await (await connected())(LIST)).left > 0, 'until it is read again')
+  await credentials.reload()
+  t.equal((await (await connected())(LIST)).left, 0)
+  t.ok((await before(LIST)).left > 0, 'who is connected stays')
+  await quiet(served)
+  t.same(served.lines, [])
+})
+
+t.test('TLS 1.0 and 1.1 are refused, and the server says so', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const served = await serve(exportsOf(), stack, { tls: { mode: 'forced', credentials: await TlsCredentials.x509(pki) } })
+  const read = (name: string) => readFile(join(pki, name))
+  const [ca, cert, key] = await Promise.all(['ca-cert.pem', 'client-cert.pem', 'client-key.pem'].map(read))
+  for (const version of ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const) {
+    await using peer = await RawPeer.connect(served.socket)
+    await peer.send(FIXED, STARTTLS)
+    await peer.upTo(18 + 20)
+    peer.socket.removeAllListeners('data')
+    const old = { minVersion: version, maxVersion: version, ciphers: 'ALL:@SECLEVEL=0' } // which clients of today have to be told
+    const socket = tls.connect({ socket: peer.socket, ca, cert, key, servername: 'localhost', ...old })
+    const outcome = await new Promise<string>(resolve => {
+      socket.once('secureConnect', () => resolve(`${socket.getProtocol()}`))
+      socket.once('error', (error: NodeJS.ErrnoException) => resolve(`${error.code}`))
+    })
+    const isOld = version === 'TLSv1' || version === 'TLSv1.1'
+    t.equal(outcome, isOld ? 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION' : version, version)
+    socket.destroy()
+  }
+  await quiet(served)
 })
 
 t.test('who a client is decides what it sees', { skip }, async t => {
