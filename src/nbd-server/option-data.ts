@@ -61,6 +61,7 @@ export class OptionData {
 export function decodeName(bytes: Buffer) {
   if (bytes.length > MAX_STRING)
     throw new OptionRefused(OptionReply.ERR_TOO_BIG, `the export name is longer than ${MAX_STRING} bytes`)
+  if (bytes.includes(0)) throw new OptionRefused(OptionReply.ERR_INVALID, 'the export name has a NUL in it')
   try {
     return utf8.decode(bytes)
   } catch (error) {

@@ -142,8 +142,8 @@ const goesOn: Rule[] = [
   { rule: 'an unknown export is unknown, to GO', sent: [go('none')], answered: [refused('GO', 'ERR_UNKNOWN')] },
   {
     rule: 'a NUL in a name does not end it, nor is it said back',
-    sent: [go('disk\0')],
-    answered: [refused('GO', 'ERR_UNKNOWN', /'disk\?'/)],
+    sent: [go('disk\0'), option(Option.INFO, goData('\0'))],
+    answered: [refused('GO', 'ERR_INVALID', /^[^\0]*has a NUL in it$/), refused('INFO', 'ERR_INVALID')],
   },
   {
     rule: 'a name that is not UTF-8 is invalid',
