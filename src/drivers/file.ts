@@ -87,14 +87,27 @@ const openOr = async <T>(filename: string, attempt: () => Promise<T>) => {
 const ZEROES = Buffer.alloc(1 << 20)
 const datasync = promisify(fs.fdatasync)
 
-/** The largest read that is tried without a thread, and how many are in a turn of the event loop. */
-const CACHED_MOST = 32 << 10
+/** The largest of those that are asked for together and done at once. */
+const READY_MOST = 32 << 10
+/** The largest read that is tried without a thread, and how many there are in a turn of the event loop, and bytes of them. */
+const CACHED_MOST = 256 << 10
 const CACHED_AT_ONCE = 64
+const CACHED_BYTES_AT_ONCE = 1 << 20
 let cachedReads = 0
+let cachedBytes = 0
+
+let waiting: (() => void)[] = []
 
 const endTurn = () => {
   cachedReads = 0
+  cachedBytes = 0
+  const next = waiting
+  waiting = []
+  for (const goOn of next) goOn()
 }
+
+const isTurnFull = () => cachedReads >= CACHED_AT_ONCE || cachedBytes >= CACHED_BYTES_AT_ONCE
+const nextTurn = () => new Promise<void>(resolve => waiting.push(resolve))
 
 export class FileNode implements BlockNode {
   #fd: number
@@ -138,7 +151,8 @@ export class FileNode implements BlockNode {
   }
 
   async read(offset: number, into: Buffer) {
-    const cached = this.#readCached(offset, into)
+    while (this.#mayBeCached(into) && isTurnFull()) await nextTurn()
+    const cached = this.#mayBeCached(into) ? this.#readCached(offset, into) : 0
     if (cached === into.length) return
     const count = cached + (await this.#named(readUpTo(this.#fd, offset + cached, into.subarray(cached))))
     if (count < into.length)
@@ -147,7 +161,7 @@ export class FileNode implements BlockNode {
 
   readReady(reads: readonly ReadyRead[]) {
     if (!this.native || !this.#able.cached) return
-    const small = reads.filter(({ bytes }) => bytes.length <= CACHED_MOST)
+    const small = reads.filter(({ bytes }) => bytes.length <= READY_MOST)
     for (let from = 0; from < small.length; from += MOST_PARTS) this.#readReady(this.native, small.slice(from, from + MOST_PARTS))
   }
 
@@ -251,16 +265,20 @@ export class FileNode implements BlockNode {
   }
 
   /**
-   * A thread costs several times what it takes to copy a few KiB from the page cache. So that nobody who reads in a loop keeps everybody
-   * else waiting, there are so many such reads in a turn of the event loop; then the next one is read by a thread.
+   * A thread costs several times what it takes to copy a few KiB from the page cache, and as much as 256 KiB. So that nobody who reads in a
+   * loop keeps everybody else waiting, there are so many such reads in a turn of the event loop; the next one waits for its own.
    */
   #readCached(offset: number, into: Buffer): number {
-    if (!this.native || !this.#able.cached || into.length > CACHED_MOST || cachedReads >= CACHED_AT_ONCE) return 0
     if (cachedReads++ === 0) setImmediate(endTurn)
-    const count = this.native.readCached(this.#fd, offset, into)
+    cachedBytes += into.length
+    const count = this.native?.readCached(this.#fd, offset, into)
     if (count !== undefined) return count
     this.#able.cached = false
     return 0
+  }
+
+  #mayBeCached(into: Buffer) {
+    return this.native !== undefined && this.#able.cached && into.length <= CACHED_MOST
   }
 
   /** One by one where there is one, and where it cannot be done together. */

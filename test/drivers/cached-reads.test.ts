@@ -43,7 +43,7 @@ t.test('whatever part the page cache has, the whole is read', { skip }, async t 
     })
     for (let at = 0; at < 20; at++) t.ok(await isRight(file, at * 5000 + 3, 4096 + at), what)
     t.equal(asked, what === 'nobody can tell' ? 1 : 20, `${what}: asked`)
-    t.ok(await isRight(file, 1000, 200_000), 'a large one goes to a thread')
+    t.ok(await isRight(file, 1000, 300_000), 'a large one goes to a thread')
     t.equal(asked, what === 'nobody can tell' ? 1 : 20)
   }
 })
@@ -62,6 +62,30 @@ t.test('the system does so', { skip }, async t => {
   t.comment(`${held} bytes were in the page cache`)
   const last = Buffer.alloc(100)
   await t.rejects(file.read(SIZE - 50, last), { message: /ends at 1048576/ }, 'what is not there is not there')
+})
+
+t.test('more than a turn of the event loop takes is read in those that follow, and without a thread', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const LARGE = 256 << 10
+  let [asked, inTurn, most, over] = [0, 0, 0, false]
+  const file = await openFile(t.testdir(), stack, {
+    readCached(_fd, offset, into) {
+      asked++
+      inTurn += into.length
+      most = Math.max(most, inTurn)
+      return content.copy(into, 0, offset, offset + into.length)
+    },
+  })
+  const endTurn = () => {
+    inTurn = 0
+    if (!over) setImmediate(endTurn)
+  }
+  endTurn()
+  const reads = Array.from({ length: 300 }, (_, at) => isRight(file, (at * 77_777) % (SIZE - LARGE), at % 3 === 0 ? LARGE : 4096))
+  t.ok((await Promise.all(reads)).every(right => right))
+  over = true
+  t.equal(asked, 300)
+  t.ok(most <= 2 * ((1 << 20) + LARGE), `${most} bytes in a turn`) // whose ends, the file's and ours, fall together or side by side
 })
 
 t.test('of reads that are asked for together, those that are ready are right and the others are not begun', { skip }, async t => {
