@@ -35,14 +35,24 @@ const OURS = new Set(['file', 's3'])
 
 /** `where` is how messages name the settings: "repositories.offsite". */
 export async function openTarget(settings: TargetSettings, context: TargetContext, where = 'the repository'): Promise<Target> {
-  const { plugin: name, ...options } = settings
+  const { plugin, options } = await readTarget(settings, where)
+  return plugin.open(options, context)
+}
+
+/** What the plugin makes of the options, without connecting to anything. @throws BadSettings */
+export async function readTarget({ plugin: name, ...options }: TargetSettings, where: string) {
   const plugin = await loadPlugin(name, where)
   const parsed = plugin.options.safeParse(options)
-  if (!parsed.success) {
-    const problems = parsed.error.issues.map(({ path, message }) => `${path.length > 0 ? `${path.join('.')}: ` : ''}${message}`)
-    throw new BadSettings(`${where}: the options of plugin '${name}' are wrong: ${problems.join('; ')}`)
-  }
-  return plugin.open(parsed.data, context)
+  if (parsed.success) return { plugin, options: parsed.data }
+  const problems = parsed.error.issues.map(({ path, message, code, ...issue }) => {
+    if (path.length === 0) return message
+    // What a schema says of a key that is not there.
+    const isMissing = code === 'invalid_type' && !Object.hasOwn(options, path[0] ?? '')
+    return isMissing
+      ? `it lacks "${path.join('.')}"`
+      : `${path.join('.')}: ${'expected' in issue ? message.replace(/^Invalid input: /, '') : message}`
+  })
+  throw new BadSettings(`${where}: the options of plugin '${name}' are wrong: ${problems.join('; ')}`)
 }
 
 /** A name of ours, the name of a package that Node finds from here, or an absolute path. */

@@ -98,7 +98,9 @@ function dataOf(source: Sources, file: string): unknown {
     return source.data
   } catch (error) {
     if (error instanceof ReferenceError)
-      throw new BadSettings(`${file}: ${error.message}; write out what the aliases stand for`, { cause: error })
+      throw new BadSettings(`${file}: ${error.message.replace(/\.$/, '')}; write out what the aliases stand for`, {
+        cause: error,
+      })
     throw error
   }
 }

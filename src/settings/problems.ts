@@ -32,7 +32,14 @@ function sentenceOf(source: Sources, { code, path, message, ...issue }: Issue): 
     code === 'invalid_type' && 'expected' in issue
       ? `must be ${wantedNames[issue.expected as string] ?? String(issue.expected)}`
       : message
-  return `${where}${wanted}, and is ${kind}`
+  return `${where}${wanted}, and is ${kind}${adviceOf(wanted, kind)}`
+}
+
+/** How what was meant is written, where that is plain. */
+function adviceOf(wanted: string, kind: string) {
+  if (wanted === 'must be text' && kind.startsWith('the number ')) return ': write it in quotes'
+  if (wanted !== 'must be a list') return ''
+  return kind === 'a map' ? ': write "- " before it' : ': write [ ] around it'
 }
 
 const wantedNames: Record<string, string> = {
@@ -41,6 +48,8 @@ const wantedNames: Record<string, string> = {
   record: 'a map',
   array: 'a list',
   boolean: 'true or false',
+  number: 'a number',
+  int: 'a whole number',
 }
 
 function unknownKey(path: Path, key: string): string {

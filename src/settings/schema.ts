@@ -14,7 +14,10 @@ const MAX_NODE_NAME = 31
 /** Node's timers hold no more than 2^31 - 1 milliseconds. */
 const MAX_EXPIRE = '24d'
 
-const path = z.string().min(1, 'a path must not be empty')
+const path = z
+  .string()
+  .min(1, 'a path must not be empty')
+  .refine(text => !text.startsWith('~/') && text !== '~', 'must be written out: "~" is nobody’s home folder here')
 
 const name = z
   .string()
@@ -257,7 +260,7 @@ const expression = z.string().superRefine((text, context) => {
   const calendar = parseCalendar(text)
   const message =
     typeof calendar === 'string'
-      ? `is no time of systemd (OnCalendar) or cron: ${calendar}`
+      ? `is no time of systemd (OnCalendar) or cron, such as "*-*-* 02:00", "Mon..Fri 22:30" or "0 2 * * 1-5": ${calendar}`
       : calendar.next(0) === undefined
         ? 'never comes: there is no such date'
         : undefined

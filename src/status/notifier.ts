@@ -43,10 +43,11 @@ export interface NotifierContext {
   readonly now: () => number
   /** Whom to tell, as the configuration has it now. */
   readonly settings: () => readonly NotifySettings[]
+  /** Each time after so long it is tried again; then it is given up, and the log says so. Default: after 5 s and after a minute. */
+  readonly retriesMs?: readonly number[]
   readonly schedules: () => readonly { readonly settings: ScheduleSettings; readonly good: Readonly<Record<string, string>> }[]
 }
 
-/** Each time after so long; then it is given up, and the log says so. */
 const RETRIES_MS = [5000, 60_000]
 const CHECK_MS = 60_000
 
@@ -153,13 +154,13 @@ export class Notifier implements AsyncDisposable {
 
   /** Never rejects. */
   async #deliver(notice: Notice, to: NotifySettings) {
-    const { log, courier } = this.context
+    const { log, courier, retriesMs = RETRIES_MS } = this.context
     for (let attempt = 0; ; attempt++) {
       try {
         return await courier.deliver(notice, to)
       } catch (error) {
         const fields = { event: notice.event, schedule: notice.schedule, err: error }
-        const pause = RETRIES_MS[attempt]
+        const pause = retriesMs[attempt]
         if (pause === undefined || this.#stop.signal.aborted || error instanceof BadSettings) {
           this.failed++
           return log.error('nobody could be told of what has become of a schedule', fields)

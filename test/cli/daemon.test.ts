@@ -2,7 +2,7 @@
 
 import { writeFileSync } from 'node:fs'
 import t from 'tap'
-import { stillpoint } from '../helpers/stillpoint.ts'
+import { stillpoint, stillpointInThread } from '../helpers/stillpoint.ts'
 
 const good = 'nbd: [{ tcp: 127.0.0.1 }]\nmachines:\n  db:\n    disks:\n      root: { image: ./root.raw }\n'
 
@@ -39,4 +39,16 @@ t.test('the daemon runs with the settings and the log level', async t => {
   t.match(JSON.parse(stdout), { settings: { file, machines: { db: {} } }, options: { logLevel: 'warn' } })
   const odd = await stillpoint(['daemon', '--config', file, '--log-level', 'loud'])
   t.match(odd, { code: 2, stderr: /Allowed choices are debug, info, warn, error, silent/ })
+})
+
+t.test('--check looks at what the plugins of repositories are told, too', async t => {
+  const file = `${t.testdir()}/bad.yaml`
+  for (const [repository, told] of [
+    ['{ plugin: file }', /repositories\.r: the options of plugin 'file' are wrong: it lacks "path"\n$/],
+    ['{ plugin: s3, bucket: bucket, endpoint: s3.example, profile: p }', /: endpoint: must be an address such as https:/],
+    ['{ plugin: files, path: /x }', /: the plugin 'files' does not load: .* Ours are file and s3; others are npm packages\.\n$/],
+  ] as const) {
+    writeFileSync(file, `${good}repositories: { r: ${repository} }\n`)
+    t.match(await stillpointInThread(['daemon', '--config', file, '--check']), { code: 2, stdout: '', stderr: told })
+  }
 })

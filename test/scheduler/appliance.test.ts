@@ -130,7 +130,7 @@ void within(t, 'a schedule pushes its machines, and what no rule keeps is forgot
 
 void within(t, 'a program pulls what a schedule holds ready, an increment the second time', async (t, stack) => {
   if (missing('nbdinfo')) return void t.pass(String(missing('nbdinfo')))
-  const { daemon, info, ended, folder, restart } = await start(stack)
+  const { daemon, info, ended, folder, restart, write } = await start(stack)
   const open = async () => {
     const { id } = await daemon.execute<Run>('schedule-run', { name: 'reader' })
     while ((await daemon.execute<unknown[]>('query-backups')).length === 0) await sleep(20)
@@ -148,6 +148,12 @@ void within(t, 'a program pulls what a schedule holds ready, an increment the se
   await sleep(1100) // names of checkpoints are to the second
   const two = await open()
   t.equal(two.session.since, one.session.checkpoint)
+  t.match(await run('nbdinfo', ['--map=qemu:dirty-bitmap:backup-root', uri]), /^ +0 +1048576 +0/m)
+  // Whoever reloads meanwhile, other schedules come and go, and what is under way goes on.
+  write(SCHEDULES.replace('window: 1h', 'window: 2h').replace(/\n {2}nowhere.*/, ''))
+  const { changes } = await daemon.execute<{ changes: string[] }>('config-reload')
+  t.same(changes.sort(), ['changed schedules.nowhere', 'changed schedules.reader.windowMs'])
+  t.equal((await info('reader')).running?.id, two.id)
   t.match(await run('nbdinfo', ['--map=qemu:dirty-bitmap:backup-root', uri]), /^ +0 +1048576 +0/m)
   await daemon.execute('backup-abort', { name: 'reader-db' })
   await ended(two.id)

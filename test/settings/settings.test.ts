@@ -199,6 +199,17 @@ t.test('each mistake is told in one sentence, with its place', async t => {
       'machines:\n  db:\n    disks: { r: { image: /a } }\n    hooks: { before: [] }',
       '4:22: "machines.db.hooks.before" must be a command: a text for the shell, or a list of the program and its arguments',
     ],
+    [
+      disk('format: raw').replace('/a', '~/a'),
+      '4:22: "machines.db.disks.root.image" must be written out: "~" is nobody’s home folder here',
+    ],
+    ['nbd: { unix: a }', '1:6: "nbd" must be a list, and is a map: write "- " before it'],
+    [
+      'notify: [{ exec: x, when: failed }]',
+      '1:27: "notify[1].when" must be a list, and is the text "failed": write [ ] around it',
+    ],
+    [`${scheduled}retries: three } }`, '3:59: "schedules.s.retries" must be a number, and is the text "three"'],
+    [`${scheduled}keep: { daily: 1.5 } } }`, '3:65: "schedules.s.keep.daily" must be a whole number, and is the number 1.5'],
     // types
     ['- a', '1:1: the file must be a map, and is a list'],
     ['hello', '1:1: the file must be a map, and is the text "hello"'],
@@ -209,7 +220,7 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ['machines:\n  db:\n    disks:\n      root: {}', '4:13: "machines.db.disks.root" lacks "image"'],
     [
       'machines:\n  db:\n    disks:\n      root: { image: 7 }',
-      '4:22: "machines.db.disks.root.image" must be text, and is the number 7',
+      '4:22: "machines.db.disks.root.image" must be text, and is the number 7: write it in quotes',
     ],
     ['scratch:', '1:9: "scratch" is empty: give it a value, or leave the key out'],
     ['state:', '1:7: "state" is empty: give it a value, or leave the key out'],
@@ -244,7 +255,7 @@ t.test('each mistake is told in one sentence, with its place', async t => {
       '2:37: "nbd[1].in-the-clear" needs tls: { certificates: FOLDER } or { psk: FILE }',
     ],
     ['nbd:\n  - { unix: "@a", mode: "600" }', '2:25: "nbd[1].mode" is for the path of a unix socket'],
-    ['nbd:\n  - { unix: /a, mode: 660 }', '2:23: "nbd[1].mode" must be text, and is the number 660'],
+    ['nbd:\n  - { unix: /a, mode: 660 }', '2:23: "nbd[1].mode" must be text, and is the number 660: write it in quotes'],
     [
       'nbd:\n  - { tcp: 192.0.2.1, tls: yes }',
       '2:28: "nbd[1].tls" must be "none", or have "certificates: FOLDER" or "psk: FILE", and is the text "yes"',
@@ -299,7 +310,7 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     // schedules
     [
       `${scheduled}at: 25:00 } }`,
-      '3:54: "schedules.s.at" is no time of systemd (OnCalendar) or cron: an hour is from 0 to 23, and not "25"',
+      '3:54: "schedules.s.at" is no time of systemd (OnCalendar) or cron, such as "*-*-* 02:00", "Mon..Fri 22:30" or "0 2 * * 1-5": an hour is from 0 to 23, and not "25"',
     ],
     [`${scheduled}at: "*-2-30" } }`, '3:54: "schedules.s.at" never comes: there is no such date'],
     [`${scheduled}time-zone: Mars } }`, '3:61: "schedules.s.time-zone" names no time zone such as Europe/Berlin or UTC: "Mars"'],

@@ -5,12 +5,13 @@ import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import t from 'tap'
+import { setImmediate as turn } from 'node:timers/promises'
+import t, { type Test } from 'tap'
 import { createLog } from '../../src/base/log.ts'
 import type { Run } from '../../src/scheduler/schedule-state.ts'
 import type { NotifySettings, ScheduleSettings } from '../../src/settings/settings.ts'
 import { courier } from '../../src/status/courier.ts'
-import { Notifier, noticesSchema, type Notice } from '../../src/status/notifier.ts'
+import { Notifier, noticesSchema, type Notice, type NotifierContext } from '../../src/status/notifier.ts'
 
 const HOUR = 3_600_000
 const START = Date.parse('2026-11-20T12:00:00Z')
@@ -31,7 +32,7 @@ const schedule = (more: Partial<ScheduleSettings> = {}): ScheduleSettings => ({
 const everything: NotifySettings = { when: ['failed', 'warning', 'stale', 'recovered'], timeoutMs: 10_000 }
 
 /** A daemon that forgets all but what it has written. */
-function world(settings: readonly NotifySettings[] = [everything]) {
+function world(settings: readonly NotifySettings[] = [everything], more: Partial<NotifierContext> = {}) {
   const arrived: string[] = []
   const notices: Notice[] = []
   let disk: string | undefined
@@ -60,6 +61,7 @@ function world(settings: readonly NotifySettings[] = [everything]) {
         now: () => self.now,
         settings: () => settings,
         schedules: () => self.schedules.map(settings => ({ settings, good: self.good })),
+        ...more,
       })
     },
     async ended(outcome: NonNullable<Run['outcome']>, reason?: string) {
@@ -216,4 +218,47 @@ t.test('a web server is told by a request, and its address, which may be a secre
   server.close()
   server.closeAllConnections()
   await t.rejects(courier.deliver(notice, { ...everything, webhook: url }), /^(?!.*hush).*cannot be reached: \w+$/)
+})
+
+/** A web server that answers what it is told to, one after the other, and then the last. */
+async function answering(t: Test, statuses: number[]) {
+  const bodies: string[] = []
+  const server = createServer((request, response) => {
+    let body = ''
+    request.setEncoding('utf8').on('data', (data: string) => (body += data))
+    request.on('end', () => {
+      bodies.push(body)
+      response.writeHead(statuses.length > 1 ? statuses.shift()! : statuses[0]!).end()
+    })
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  return { bodies, settings: { ...everything, webhook: `http://127.0.0.1:${(server.address() as AddressInfo).port}/hook` } }
+}
+
+t.test('a web server that refuses is told again, and what it never took is counted', async t => {
+  const mended = await answering(t, [503, 500, 204])
+  const broken = await answering(t, [500])
+  const daemon = world([mended.settings, broken.settings], { courier, retriesMs: [1, 1] })
+  await daemon.start()
+  await daemon.ended('failed', 'db: on fire')
+  while (mended.bodies.length < 3 || daemon.notifier!.failed === 0) await turn()
+  await daemon.notifier![Symbol.asyncDispose]()
+  t.equal(mended.bodies.length, 3)
+  t.same(new Set(mended.bodies).size, 1, 'with the same each time')
+  t.match(JSON.parse(mended.bodies[2]!), { event: 'failed', message: 'db: on fire' })
+  t.equal(daemon.notifier!.failed, 1)
+})
+
+t.test('a daemon that stops tries what has not arrived once more, and does not wait for the next time', async t => {
+  const { bodies, settings } = await answering(t, [503, 204])
+  const lines: string[] = []
+  const log = createLog('warn', { write: line => lines.push(line) })
+  const daemon = world([settings], { courier, log, retriesMs: [86_400_000] })
+  await daemon.start()
+  await daemon.ended('failed', 'db: on fire')
+  while (!lines.some(line => line.includes('is tried again'))) await turn()
+  await daemon.notifier![Symbol.asyncDispose]()
+  t.equal(bodies.length, 2)
+  t.equal(daemon.notifier!.failed, 0)
 })

@@ -37,7 +37,8 @@ const init = verb<Named, ConfigOption & { chunkSize?: string }>({
   examples: [['stillpoint repo init offsite', 'once, before the first backup']],
   async run({ args: { repository: name }, options: { chunkSize: text, ...options }, json }) {
     const chunkSize = parseSize(text!)
-    if (chunkSize === undefined) throw new Misuse(`--chunk-size must be a size such as 256K, not '${text}'`)
+    if (chunkSize === undefined || chunkSize < 65_536 || chunkSize > 4 << 20 || !Number.isInteger(Math.log2(chunkSize)))
+      throw new Misuse(`--chunk-size must be a power of two from 64K to 4M, such as 256K, not '${text}'`)
     await using place = await openPlace(name, options)
     const { initRepository } = await import('../../repository/repository-file.ts')
     const file = await initRepository(place.target, { passphrase: place.passphrase, chunkSize })

@@ -151,7 +151,10 @@ const next = verb<{ schedule?: string }, { count?: number; at?: string; timeZone
 async function timesOf(at: string, timeZone: string | undefined, times: number): Promise<string[]> {
   const { parseCalendar } = await import('../../calendar/calendar.ts')
   const calendar = parseCalendar(at, timeZone)
-  if (typeof calendar === 'string') throw new Misuse(`${at}: ${calendar}`)
+  if (typeof calendar === 'string')
+    throw new Misuse(
+      `--at must be a time of systemd (OnCalendar) or cron, such as "*-*-* 02:00" or "0 2 * * 1-5", not '${at}': ${calendar}`,
+    )
   const found: string[] = []
   for (let time = calendar.next(Date.now()); time !== undefined && found.length < times; time = calendar.next(time))
     found.push(new Date(time).toISOString())
