@@ -15,6 +15,7 @@ import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { WriteBatches } from '../base/write-batches.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
+import { within } from '../base/time.ts'
 import type { BlockDriver, BlockNode, Extent, OpenContext, ReadyRead, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
@@ -63,6 +64,13 @@ export const hostDevice: BlockDriver<FileOptions> = {
 
 type FileContext = Pick<OpenContext, 'readOnly' | 'unmap' | 'cache'>
 
+interface OpenSettings {
+  readonly locks?: boolean
+  /** Throws where it is no file that may be opened. */
+  readonly check?: (stats: Stats) => void
+  readonly patienceMs?: number
+}
+
 async function openImage(
   { filename, locking = 'auto' }: FileOptions,
   context: FileContext,
@@ -72,9 +80,11 @@ async function openImage(
     throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
   if (locking === 'on' && !native)
     throw new NotSupported(`${filename}: files cannot be locked here (${whyNotNative}); 'stillpoint doctor' says what mends it`)
-  check(await openOr(filename, () => stat(filename))) // before opening: to open a fifo would wait for its other end
-  return FileNode.open(filename, context, native, { locks: locking !== 'off' })
+  return FileNode.open(filename, context, native, { locks: locking !== 'off', check })
 }
+
+/** For so long a file that is looked at and opened is waited for: commands wait with whoever opens it. What a disk needs to wake up is less. */
+const PATIENCE_MS = 30_000
 
 const openOr = async <T>(filename: string, attempt: () => Promise<T>) => {
   try {
@@ -137,16 +147,29 @@ export class FileNode implements BlockNode {
     return this.bytes
   }
 
-  static async open(filename: string, context: FileContext, native: Native | undefined, { locks = true } = {}) {
-    return openOr(filename, async () => {
+  /** @throws Fault, also where the file is on a disk that hangs: should it be open later it is closed again */
+  static async open(
+    filename: string,
+    context: FileContext,
+    native: Native | undefined,
+    { locks = true, check, patienceMs = PATIENCE_MS }: OpenSettings = {},
+  ) {
+    let late = false
+    const open = async () => {
+      if (check) check(await stat(filename)) // before opening: to open a fifo would wait for its other end
       const handle = await openFile(filename, context.readOnly ? 'r' : 'r+')
       try {
         const { size, granule } = await measure(await handle.stat())
+        if (late) throw new IoError('it has come too late')
         return new FileNode(handle, filename, size, granule, context, native, locks)
       } catch (error) {
         await handle.close()
         throw error
       }
+    }
+    return within(patienceMs, openOr(filename, open), () => {
+      late = true
+      return new IoError(`'${filename}' has not answered for ${patienceMs / 1000} s; look at the disk that it is on`)
     })
   }
 

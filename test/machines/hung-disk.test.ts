@@ -2,11 +2,16 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readdirSync, readlinkSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { NbdClient } from 'nbd-client-ts'
+import { native } from '../../src/base/native.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
+import { FileNode } from '../../src/drivers/file.ts'
 import { hangingFile, hangingFileMissing } from '../helpers/hanging-file.ts'
+import { openContext } from '../helpers/open-context.ts'
 import { scratchFolder } from '../helpers/qemu.ts'
 import { diskContent } from '../helpers/random-bytes.ts'
 import { environment, WHOLE } from '../helpers/stillpoint.ts'
@@ -85,3 +90,33 @@ machines: { ${machine('well')}, ${machine('hung')} }
     t.ok((await hung.read(0, PIECE)).equals(Buffer.alloc(PIECE, 'hangs')))
   },
 )
+
+t.test(
+  'a file that hangs is waited for so long when it is opened, and when it answers later nothing has it open',
+  { skip: hangingFileMissing },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const path = `${await scratchFolder(stack)}/hung.raw`
+    const file = await hangingFile(stack, path, SIZE)
+    file.hang()
+    const opening = FileNode.open(path, openContext(), native, { patienceMs: 500 })
+    await t.rejects(opening, { name: 'IoError', message: /hung.raw' has not answered for 0.5 s; look at the disk/ })
+    file.goOn()
+    const isOpen = () => readdirSync('/proc/self/fd').some(fd => targetOf(`/proc/self/fd/${fd}`) === path)
+    // The file can be opened by us again, and what was given up has been answered before that.
+    await using node = await FileNode.open(path, openContext(), native)
+    t.equal(node.size, SIZE)
+    await node[Symbol.asyncDispose]()
+    while (isOpen()) await sleep(10)
+  },
+)
+
+/** Undefined for one that is closed meanwhile, such as that of the list itself. */
+function targetOf(link: string) {
+  try {
+    return readlinkSync(link)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    return undefined
+  }
+}
