@@ -91,11 +91,11 @@ t.test(
       await state.write('one', { value: 'before' })
     }
     const hung = await hangingFile(stack, `${folder}/one.json.new`, 4096)
-    const state = stack.use(await StateFolder.open(folder, 3000))
+    const state = stack.use(await StateFolder.open(folder, 5000))
     hung.hang()
     await t.rejects(state.write('one', { value: 'never' }), {
       name: 'IoError',
-      message: /has not answered for 3 s; look at the disk that it is on/,
+      message: /has not answered for 5 s; look at the disk that it is on/,
     })
     await t.rejects(state.write('two', { value: 'other' }), { name: 'IoError', message: /hangs/ })
     await t.rejects(state.read('one', z.json()), { name: 'IoError', message: /hangs/ })
