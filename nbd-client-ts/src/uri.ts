@@ -37,12 +37,22 @@ const SCHEMES: Readonly<Record<string, { tls: boolean; unix: boolean }>> = {
 const PARTS = /^([A-Za-z][A-Za-z0-9+.-]*):(?:\/\/([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?$/s
 const AUTHORITY = /^(?:(.*)@)?(\[[^\]]*\]|[^:[\]]*)(?::(\d*))?$/s
 
+/** Schemes of libnbd's: Node.js has no such sockets, and other programs bring them here. */
+const INSTEAD = {
+  vsock: "'socat UNIX-LISTEN:PATH,fork VSOCK-CONNECT:CID:PORT' makes a unix socket of it",
+  ssh: "'ssh -N -L PATH:REMOTE-SOCKET HOST' makes a unix socket of it",
+} as const
+
 /** Throws NbdUriError, which says what is wrong with it. */
 export function parseNbdUri(uri: string): NbdUri {
   const [, name = '', authority = '', path = '', query = '', fragment] = PARTS.exec(uri) ?? []
   if (!name) throw new NbdUriError(`'${uri}' is no URI; one looks like nbd://host/export`)
   const scheme = Object.hasOwn(SCHEMES, name.toLowerCase()) ? SCHEMES[name.toLowerCase()] : undefined
-  if (!scheme) throw new NbdUriError(`'${name}' is none of the schemes nbd, nbds, nbd+unix and nbds+unix`)
+  if (!scheme) {
+    const none = `'${name}' is none of the schemes nbd, nbds, nbd+unix and nbds+unix`
+    const instead = /\+(vsock|ssh)$/i.exec(name)?.[1]?.toLowerCase() as keyof typeof INSTEAD | undefined
+    throw new NbdUriError(instead ? `${none}; ${INSTEAD[instead]}, and nbd+unix:///?socket=PATH connects there` : none)
+  }
   if (fragment !== undefined) throw new NbdUriError(`an NBD URI has no fragment (write '#' as %23): '${uri}'`)
   const parameters = parseQuery(query)
   const [, user, host = '', port] = AUTHORITY.exec(authority) ?? []

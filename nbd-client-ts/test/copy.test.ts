@@ -46,6 +46,25 @@ t.test('a qcow2 is copied to a file, holes as holes', { skip: noQemu }, async t 
   t.ok(statSync(target).blocks * 512 < 4 * MiB, 'what is zero takes no space')
 })
 
+t.test('a sparse disk goes over several connections, and stays sparse', { skip: noQemu || noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const image = join(folder(stack), 'image.qcow2')
+  run('qemu-img', 'create', '-q', '-f', 'qcow2', image, '100M')
+  const from = await nbdkit(stack, 'sparse-random', 'size=100M', 'seed=3', 'percent=10', 'runlength=262144')
+  {
+    await using inner = new AsyncDisposableStack()
+    const to = await qemuNbd(inner, '--format=qcow2', '--shared=0', image)
+    await using source = await NbdClient.connect(from.uri(), { contexts: [BASE], connections: 4 })
+    await using copy = await NbdClient.connect(to.uri(), { connections: 4 })
+    t.ok(source.offers('CAN_MULTI_CONN') && copy.offers('CAN_MULTI_CONN'))
+    await source.copyTo(copy)
+  }
+  t.match(run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', from.uri(), image), /identical/)
+  const map = JSON.parse(run('qemu-img', 'map', '-f', 'qcow2', '--output=json', image)) as { length: number; data: boolean }[]
+  const data = map.filter(one => one.data).reduce((sum, { length }) => sum + length, 0)
+  t.ok(data >= 7 * MiB && data < 20 * MiB, `${data} bytes of data`)
+})
+
 t.test('what the target held is gone, where the source has nothing', { skip: noQemu || noNbdkit }, async t => {
   await using stack = new AsyncDisposableStack()
   const dir = folder(stack)
