@@ -6,7 +6,7 @@ export interface Group {
   readonly bars: readonly ({ readonly value: number; readonly least: number; readonly most: number } | undefined)[]
 }
 
-const COLOURS = ['#0b7285', '#66d9e8', '#868e96', '#e8590c', '#f2b134', '#5c940d']
+const COLOURS = ['#0b7285', '#66d9e8', '#868e96', '#e8590c', '#f2b134', '#5c940d', '#862e9c', '#212529']
 const [LEFT, RIGHT, TOP, BAR, GAP, WIDTH] = [250, 60, 60, 14, 18, 900] as const
 
 const escape = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;')

@@ -1,6 +1,7 @@
-// Raw images over NBD: our daemon with a dirty bitmap that records, against other people's servers, each with the same load in turns.
+// Raw images over NBD: our daemon with a dirty bitmap that records, and with a pull backup open as well, against other people's servers,
+// each with the same load in turns.
 
-import { readFile, rm, writeFile } from 'node:fs/promises'
+import { readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { randomFillSync } from 'node:crypto'
 import { join } from 'node:path'
 import { QmpClient } from '../../src/control/qmp-client.ts'
@@ -19,6 +20,8 @@ const TICKS = 100
 const OURS = 'stillpoint'
 const PLAIN = 'stillpoint without native help'
 const QSD = 'qemu-storage-daemon'
+const PULLED = 'stillpoint, pulled from'
+const QSD_PULLED = 'qemu-storage-daemon, pulled from'
 
 interface Served {
   readonly pid: number
@@ -27,18 +30,45 @@ interface Served {
 
 type Start = (stack: AsyncDisposableStack, folder: string, image: string) => Promise<Served>
 
+const raw = (node: string, path: string) =>
+  `driver=raw,node-name=${node},file.driver=file,file.filename=${path},discard=unmap,file.discard=unmap`
+
+interface DaemonState {
+  readonly env?: Readonly<Record<string, string>>
+  /** The disk's clients write through a copy-before-write filter, and what it keeps is exported. */
+  readonly pulled?: boolean
+}
+
 /** A daemon, with a bitmap on the disk that records. */
 const daemon =
-  (name: keyof typeof servers, env: Readonly<Record<string, string>> = {}): Start =>
+  (name: keyof typeof servers, { env, pulled = false }: DaemonState = {}): Start =>
   async (stack, folder, image) => {
     const [socket, control] = [join(folder, 'nbd.sock'), join(folder, 'qmp.sock')]
-    const nodes = [`driver=raw,node-name=disk,file.driver=file,file.filename=${image},discard=unmap,file.discard=unmap`]
+    const nodes = pulled ? pulledNodes(image, await scratchFor(stack, folder)) : [raw('disk', image)]
     const monitor = ['--chardev', `socket,id=c,path=${control},server=on,wait=off`, '--monitor', 'chardev=c']
-    const pid = await startProgram(stack, [...servers[name], ...daemonOptions(socket, nodes), ...monitor], control, env)
+    const view = pulled ? ['--export', 'type=nbd,id=view,node-name=view,name=view'] : []
+    const options = [...daemonOptions(socket, nodes), ...view, ...monitor]
+    const pid = await startProgram(stack, [...servers[name], ...options], control, env)
     await using qmp = await QmpClient.connect(control)
-    await qmp.execute('block-dirty-bitmap-add', { node: 'disk', name: 'b', granularity: 64 * KiB })
+    await qmp.execute('block-dirty-bitmap-add', { node: pulled ? 'image' : 'disk', name: 'b', granularity: 64 * KiB })
     return { pid, uri: `nbd+unix:///disk?socket=${socket}` }
   }
+
+/** As a pull backup has them: the filter over the disk, and the view that clients read. */
+const pulledNodes = (image: string, scratch: string) => [
+  raw('image', image),
+  raw('scratch', scratch),
+  'driver=copy-before-write,node-name=disk,file=image,target=scratch',
+  'driver=snapshot-access,node-name=view,file=disk',
+]
+
+async function scratchFor(stack: AsyncDisposableStack, folder: string) {
+  const scratch = join(folder, 'scratch.raw')
+  await writeFile(scratch, '')
+  await truncate(scratch, SIZE)
+  stack.defer(() => rm(scratch))
+  return scratch
+}
 
 const program =
   (command: (socket: string, image: string) => readonly string[]): Start =>
@@ -49,9 +79,11 @@ const program =
 
 const contenders: Readonly<Record<string, Start>> = {
   [OURS]: daemon('stillpoint'),
-  [PLAIN]: daemon('stillpoint', { STILLPOINT_NATIVE: 'off' }),
+  [PLAIN]: daemon('stillpoint', { env: { STILLPOINT_NATIVE: 'off' } }),
   'qemu-nbd': program((socket, image) => ['qemu-nbd', '-f', 'raw', '-t', '-e', '0', '-k', socket, image]),
+  [PULLED]: daemon('stillpoint', { pulled: true }),
   [QSD]: daemon(QSD),
+  [QSD_PULLED]: daemon(QSD, { pulled: true }),
   nbdkit: program((socket, image) => ['nbdkit', '-f', '-U', socket, 'file', image]),
 }
 const NAMES = Object.keys(contenders)
@@ -142,15 +174,18 @@ export const nbd: Part = {
 
 const bar = (values: readonly number[]) => ({ value: median(values), least: Math.min(...values), most: Math.max(...values) })
 
+const SHORT = { [OURS]: 'ours', [PULLED]: 'ours, pulled from', [PLAIN]: 'ours without help' } as const
+
 function judge(report: Report, { title, overNbdkit }: Workload, ratios: (name: string, base: string) => number[]) {
   for (const [name, base, least] of [
     [OURS, 'nbdkit', overNbdkit],
     [OURS, QSD, 1.5],
+    [PULLED, QSD_PULLED, 1.5],
     [PLAIN, 'qemu-nbd', 1],
   ] as const) {
     const values = ratios(name, base)
     report.add({
-      what: `${title}: ${name === OURS ? 'ours' : 'ours without help'} / ${base}`,
+      what: `${title}: ${SHORT[name]} / ${base}`,
       value: spread(values),
       goal: `>= ${least}`,
       reached: median(values) >= least,
