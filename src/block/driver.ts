@@ -168,6 +168,8 @@ export interface OpenContext {
   readonly find: (nodeName: string) => NodeView | undefined
   /** What `object-add` made, by id: throttle groups, quotas. */
   readonly object: (id: string) => unknown
+  /** The same, of what is needed only while it is being opened: passwords. */
+  readonly lookUp: (id: string) => unknown
   /** The same dirty bitmap that QMP would find: by node and name. */
   readonly bitmap: (node: string, name: string) => BitmapReader
   /** Tell whoever watches the node something that no request is there to hear. */
@@ -207,6 +209,7 @@ export interface ImageCreation<Options = never> {
     options: Options,
     files: Readonly<Record<string, BlockIo>>,
     filenames: Readonly<Record<string, string | undefined>>,
+    lookUp: OpenContext['lookUp'],
   ): Promise<void>
 }
 

@@ -155,6 +155,7 @@ export class NodeOpener {
           uses.use(this.objects.use(id, name))
           return this.objects.find(id)
         },
+        lookUp: id => this.objects.find(id),
         bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
         report,
       }
@@ -183,6 +184,7 @@ export class NodeOpener {
       below: childName => node.children.get(childName)!.node,
       find: nodeName => this.nodes.get(nodeName),
       object: id => this.objects.find(id),
+      lookUp: id => this.objects.find(id),
       bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
       report: event => {
         node.report(event)

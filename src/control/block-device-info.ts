@@ -2,6 +2,7 @@
 
 import { z } from 'zod'
 import type { GraphNode } from '../block/graph-node.ts'
+import { ciphers, hashes, ivs } from '../drivers/luks/algorithms.ts'
 import { backingPath, filenameOf } from './node-filename.ts'
 import { int64, uint32 } from './qapi-type.ts'
 
@@ -21,6 +22,22 @@ const formatSpecific = z.discriminatedUnion('type', [
         .array(z.strictObject({ name: z.string(), granularity: uint32, flags: z.array(z.enum(['in-use', 'auto'])) }))
         .optional(),
       'compression-type': z.enum(['zlib', 'zstd']),
+    }),
+  }),
+  z.strictObject({
+    type: z.literal('luks'),
+    data: z.strictObject({
+      'cipher-alg': z.enum(['aes-128', 'aes-192', 'aes-256']),
+      'cipher-mode': z.enum(ciphers),
+      'ivgen-alg': z.enum(ivs),
+      'ivgen-hash-alg': z.enum(hashes).optional(),
+      'hash-alg': z.enum(hashes),
+      'payload-offset': int64,
+      'master-key-iters': int64,
+      uuid: z.string(),
+      slots: z.array(
+        z.strictObject({ active: z.boolean(), iters: int64.optional(), stripes: int64.optional(), 'key-offset': int64 }),
+      ),
     }),
   }),
 ])
@@ -98,6 +115,7 @@ export async function describeNode(
   { flat = false }: { readonly flat?: boolean | undefined } = {},
 ): Promise<z.input<typeof blockDeviceInfo>> {
   const behind = node.children.get('backing')?.node
+  const image = await describeImage(node, flat)
   const bitmaps = Array.from(node.bitmaps, bitmap => bitmap.info())
   return {
     file: await filenameOf(node),
@@ -107,10 +125,10 @@ export async function describeNode(
     backing_file: behind && (await filenameOf(behind)),
     backing_file_depth: flat ? 0 : depthOf(node),
     active: true,
-    encrypted: false,
+    encrypted: image.encrypted === true,
     detect_zeroes: node.generic['detect-zeroes'],
     ...UNLIMITED,
-    image: await describeImage(node, flat),
+    image,
     cache: { writeback: true, direct: node.generic.cache.direct, 'no-flush': node.generic.cache['no-flush'] },
     write_threshold: node.writeThreshold,
     'dirty-bitmaps': bitmaps.length > 0 ? bitmaps : undefined,

@@ -42,7 +42,7 @@ class Create implements JobWork {
       for (const [name, given] of Object.entries(rest).filter(isFile))
         files[name] = await this.turns.take(() => this.#openFile(given as string | NodeOptions))
       const filenames = Object.fromEntries(Object.entries(files).map(([name, edge]) => [name, edge.node.filename]))
-      await creation.create(own, files, filenames)
+      await creation.create(own, files, filenames, id => this.graph.objects.find(id))
     } finally {
       job.progress = { current: 1, total: 1 }
     }

@@ -24,6 +24,7 @@ export function openContext(said: Partial<OpenContext> = {}) {
     object: id => {
       throw new Error(`no object '${id}' in this test`)
     },
+    lookUp: () => undefined,
     bitmap: (node, name) => {
       throw new Error(`no bitmap '${name}' of '${node}' in this test`)
     },

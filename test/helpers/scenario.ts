@@ -4,10 +4,10 @@
 
 /** How an image is made before the daemon starts. */
 export interface ImageSpec {
-  /** Bytes, or as qemu-img says them: `4M`. */
+  /** Bytes, or as qemu-img says them: `4M`. An encrypted volume has 1 MiB, and `a password`. */
   readonly size: string
   /** Default: raw. */
-  readonly format?: 'raw' | 'qcow2'
+  readonly format?: 'raw' | 'qcow2' | 'luks'
   /** Content of the disk from this seed; default: zeroes. */
   readonly seed?: number
   /** Another image of the scenario, behind this one. */

@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { RawClient, type Message } from './control.ts'
+import { encryptedVolume } from './encrypted-volume.ts'
 import { diskContent } from './random-bytes.ts'
 import type { ImageSpec, Step } from './scenario.ts'
 import { attempt, run } from './tools.ts'
@@ -115,6 +116,10 @@ export class Side implements AsyncDisposable {
   private async makeImages(images: Readonly<Record<string, ImageSpec>>) {
     for (const [name, { size, format = 'raw', seed, backing, options, damage }] of Object.entries(images)) {
       const path = join(this.folder, name)
+      if (format === 'luks') {
+        await writeFile(path, await encryptedVolume())
+        continue
+      }
       const behind = backing === undefined ? [] : ['-b', backing, '-F', backing.endsWith('.qcow2') ? 'qcow2' : 'raw']
       await run('qemu-img', ['create', '-q', '-f', format, ...(options ? ['-o', options] : []), ...behind, path, size])
       if (damage) {

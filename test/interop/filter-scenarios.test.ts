@@ -1,4 +1,4 @@
-// The filters that QEMU has, beside qemu-storage-daemon's.
+// The filters that QEMU has, and its encrypted volumes, beside qemu-storage-daemon's.
 
 import { compareAll } from '../helpers/compare-daemons.ts'
 import { filterScenarios } from './scenarios/index.ts'

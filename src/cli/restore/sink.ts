@@ -95,7 +95,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
   }
   try {
     if (format === 'qcow2') await makeImage(images, { path: partial, format, options: [], size: Math.ceil(size / 512) * 512 })
-    else await fileCreation.create({ filename: partial, size, preallocation: 'off' }, {}, {})
+    else await fileCreation.create({ filename: partial, size, preallocation: 'off' }, {}, {}, () => undefined)
     const node = await images.openWritable({ name: partial, format })
     const io = images.writer(node)
     return {

@@ -4,24 +4,12 @@ import { createDecipheriv } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
 import { InvalidParameter, strerror } from '../../base/errors.ts'
+import { Secret } from '../../base/secret.ts'
 import type { Objects } from '../../block/objects.ts'
 import { objectType } from './object-type.ts'
 
 /** A mistake in the file's name must not make us read a disk. */
 const MOST_BYTES = 1 << 20
-
-/** The bytes are nobody's to see by accident: not in a log, and not in an answer. */
-export class Secret {
-  readonly #bytes: Buffer
-
-  constructor(bytes: Buffer) {
-    this.#bytes = bytes
-  }
-
-  get bytes() {
-    return this.#bytes
-  }
-}
 
 export const secretObject = objectType({
   name: 'secret',

@@ -8,7 +8,7 @@ import { TlsCredentials } from '../../base/tls-credentials.ts'
 import type { Objects } from '../../block/objects.ts'
 import { tlsCredentials } from '../../drivers/nbd-tls.ts'
 import { objectType } from './object-type.ts'
-import { Secret } from './secret.ts'
+import { Secret } from '../../base/secret.ts'
 
 const common = {
   dir: z.string().optional().describe('The folder that they are in'),

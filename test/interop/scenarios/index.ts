@@ -10,6 +10,7 @@ import { drives } from './drives.ts'
 import { exports } from './exports.ts'
 import { filters } from './filters.ts'
 import { fleecing } from './fleecing.ts'
+import { luks } from './luks.ts'
 import { managers } from './managers.ts'
 import { mirrors } from './mirror.ts'
 import { nodes } from './nodes.ts'
@@ -45,5 +46,5 @@ export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 /** Odd cases: likewise. */
 export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, managers }
 
-/** Filters: likewise. */
-export const filterScenarios: Readonly<Record<string, readonly Scenario[]>> = { filters }
+/** Filters and encryption: likewise. */
+export const filterScenarios: Readonly<Record<string, readonly Scenario[]>> = { filters, luks }
