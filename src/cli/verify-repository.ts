@@ -43,8 +43,8 @@ export async function checkRepository(
   let step = await work.next()
   while (!step.done) step = await work.next()
   const verified = step.value
-  const { packs, bytes, complete, damagedPacks, damagedPoints } = verified
-  const damaged = damagedPacks.length + damagedPoints.length > 0
+  const { packs, bytes, complete, damagedPacks, damagedPoints, damagedSessions } = verified
+  const damaged = damagedPacks.length + damagedPoints.length + damagedSessions.length > 0
   // One point is not the repository.
   if (!points) await tellOthers(() => recordCheck(repository.target, level, verified))
   if (json)
@@ -54,10 +54,11 @@ export async function checkRepository(
       bytes,
       complete,
       'damaged-packs': damagedPacks,
+      'damaged-sessions': damagedSessions,
       'damaged-points': damagedPoints.map(({ key, ...rest }) => ({ point: shortPoint(key), ...rest })),
     })
   else {
-    for (const { key, what } of damagedPacks) print(`damaged: ${key}: ${clean(what)}\n`)
+    for (const { key, what } of [...damagedPacks, ...damagedSessions]) print(`damaged: ${key}: ${clean(what)}\n`)
     for (const { key, disk, what, ranges } of damagedPoints) {
       const lost = ranges.reduce((sum, { length }) => sum + length, 0)
       print(

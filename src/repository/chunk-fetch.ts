@@ -145,17 +145,23 @@ export class ChunkFetch {
     }
   }
 
-  async #fetch({ pack, offset, end, members }: Pick<Group, 'pack' | 'offset' | 'end' | 'members'>, tray: Tray): Promise<void> {
+  /** `fresh`: past a cache, what of it came damaged from there. */
+  async #fetch(
+    { pack, offset, end, members }: Pick<Group, 'pack' | 'offset' | 'end' | 'members'>,
+    tray: Tray,
+    fresh = false,
+  ): Promise<void> {
     const { target, keys, sessions, index } = this.options
     const key = packKey(pack.kind, pack.name)
     let sealKey: Uint8Array | undefined
     try {
-      sealKey = keys.ofSession(await sessions.of(pack))
+      sealKey = keys.ofSession(await sessions.of(pack, fresh))
       const into = tray.input.subarray(0, end - offset)
-      const bytes = await readPack(target, key, { offset, length: end - offset }, { signal: this.#signal, into })
+      const bytes = await readPack(target, key, { offset, length: end - offset }, { signal: this.#signal, into, fresh })
       if (bytes.buffer !== into.buffer || bytes.byteOffset !== into.byteOffset) copyBytes(bytes, into)
     } catch (error) {
       if (!(error instanceof Damaged)) throw error
+      if (target.isCached && !fresh) return await this.#fetch({ pack, offset, end, members }, tray, true)
       if (await index.moved(pack, error)) return await this.#fetchElsewhere(pack, members, error, tray)
       if (members.length === 1) return this.#lost(members[0]!.wanted, error)
       // What is cut short may have some of them.
@@ -170,8 +176,14 @@ export class ChunkFetch {
     })
     const wrong = await tray.unpack(parts, { type: BlobType.data, key: sealKey, idKey: keys.idKey })
     const runs: { readonly chunks: WantedChunk[]; readonly from: number; to: number }[] = []
-    for (const [number, { wanted }] of members.entries()) {
+    const again: Member[] = []
+    for (const [number, member] of members.entries()) {
+      const { wanted } = member
       const error = wrong[number]
+      if (error && target.isCached && !fresh) {
+        again.push(member)
+        continue
+      }
       if (error) {
         await this.#lost(wanted, new Damaged(`${key}: ${error.message}`, { cause: error }))
         continue
@@ -186,10 +198,11 @@ export class ChunkFetch {
     // All of them end before the tray is another's.
     const uses = await Promise.allSettled(runs.map(({ chunks, from, to }) => this.use(chunks, tray.output.subarray(from, to))))
     for (const use of uses) if (use.status === 'rejected') throw use.reason
+    for (const member of again) await this.#fetchOne(member, tray, true)
   }
 
-  #fetchOne({ wanted, at }: Member, tray: Tray) {
-    return this.#fetch({ pack: at.pack, offset: at.offset, end: at.offset + at.length, members: [{ wanted, at }] }, tray)
+  #fetchOne({ wanted, at }: Member, tray: Tray, fresh = false) {
+    return this.#fetch({ pack: at.pack, offset: at.offset, end: at.offset + at.length, members: [{ wanted, at }] }, tray, fresh)
   }
 
   /** The pack is gone: was it rewritten? */

@@ -34,10 +34,11 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Busy } from '../base/errors.ts'
-import { finishCommit, listSessions } from './commit.ts'
+import { finishCommit, listSessions, type DamagedSession } from './commit.ts'
 import { find, putIf } from './conditional.ts'
+import { Damaged } from './faults.ts'
 import { needOwner } from './owner.ts'
-import { GC_STATE, readPlan, readState, swapState, writePlan, type GcState } from './gc-state.ts'
+import { findPlan, GC_STATE, readPlan, readState, swapState, writePlan, type GcState } from './gc-state.ts'
 import { encodeIndex, indexedLength, type IndexedPack } from './index-delta.ts'
 import { Marker } from './mark.ts'
 import { isTombstone, POINTS, timeOfKey, type Manifest } from './manifest.ts'
@@ -91,6 +92,9 @@ export async function collect(repository: Repository, options: CollectOptions = 
   }
 }
 
+/** Of what it reads, and of what it has committed. */
+const manifestsOf = ({ pins = [], point }: SessionRecord) => [...pins, ...(point ? [point] : [])]
+
 class Collector {
   readonly #id = randomUUID()
   readonly #target
@@ -106,7 +110,10 @@ class Collector {
 
   async run(): Promise<Collected> {
     await needOwner(this.repository, this.options.signal)
+    await this.#removeDamagedSessions()
     let held = await this.#change(await readState(this.#target, this.options.signal), {})
+    // A plan that nobody can read is given up: what it was about is condemned anew, and nothing was lost.
+    if (!(await findPlan(this.#target, held.state, this.options.signal))) held = await this.#change(held, { plan: null })
     if (!held.state.plan) {
       const condemned = await this.#condemn(held)
       if (!condemned) return { packs: 0, bytes: 0, state: 'nothing' }
@@ -114,6 +121,33 @@ class Collector {
     }
     if (held.state.plan!.phase === 'condemned') held = await this.#finalise(held)
     return this.#remove(held)
+  }
+
+  /**
+   * Nobody can tell what such a session needs, so nothing is collected while it may be at work. Then it goes, which is as good as swapping
+   * it to `expired`: it can change no record that is not there.
+   */
+  async #removeDamagedSessions() {
+    const { staleMs = STALE_MS, signal } = this.options
+    const damaged: DamagedSession[] = []
+    for await (const { record, modified } of listSessions(this.#target, signal, session => damaged.push(session))) {
+      if (record.state === 'expired') continue
+      const key = sessionKey(record.id)
+      try {
+        for (const { manifest } of manifestsOf(record)) this.repository.decode(Buffer.from(manifest, 'base64'), key)
+      } catch (error) {
+        if (!(error instanceof Damaged)) throw error
+        damaged.push({ key, modified, error: new Damaged(`${key} names a restore point that cannot be read`, { cause: error }) })
+      }
+    }
+    if (damaged.length === 0) return
+    const now = Date.parse(await this.#now())
+    const young = damaged.find(({ modified }) => now - modified.getTime() < staleMs)
+    if (young)
+      throw new Damaged(
+        `${this.#target.location}: ${young.error.message}; whoever wrote it may be at work, so nothing is collected: collect again in ${Math.ceil(staleMs / 60_000)} minutes, which removes it`,
+      )
+    await this.#delete(damaged.map(({ key }) => key))
   }
 
   // Phase 1: nothing new may rely on what nobody needs now.
@@ -184,7 +218,7 @@ class Collector {
     const sessions = async () => {
       for await (const { record } of listSessions(target, signal)) {
         if (record.state === 'expired' || this.#without.has('pins')) continue
-        for (const { key, manifest } of [...(record.pins ?? []), ...(record.point ? [record.point] : [])])
+        for (const { key, manifest } of manifestsOf(record))
           needed.push({ key, manifest: this.repository.decode(Buffer.from(manifest, 'base64'), key) })
       }
     }

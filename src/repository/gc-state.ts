@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import { canonicalJson, parseJson } from './canonical-json.ts'
 import { putIf } from './conditional.ts'
-import { NoRepository } from './faults.ts'
+import { Damaged, NoRepository } from './faults.ts'
 import { NotThere, type Target } from './target.ts'
 
 export const GC_STATE = 'gc/state'
@@ -69,6 +69,21 @@ export async function swapState(
 
 export async function readPlan(target: Target, key: string, signal?: AbortSignal): Promise<GcPlan> {
   return parseJson((await target.get(key, { signal })).body, plan, key)
+}
+
+/** The plan in force. One without packs where there is none; undefined where it is lost or damaged, of which no data are the worse. */
+export async function findPlan(
+  target: Target,
+  { plan: named }: GcState,
+  signal?: AbortSignal,
+): Promise<Pick<GcPlan, 'packs'> | undefined> {
+  if (!named) return { packs: [] }
+  try {
+    return await readPlan(target, named.key, signal)
+  } catch (error) {
+    if (error instanceof NotThere || error instanceof Damaged) return undefined
+    throw error
+  }
 }
 
 export async function writePlan(target: Target, value: GcPlan, signal?: AbortSignal) {

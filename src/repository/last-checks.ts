@@ -15,7 +15,7 @@ const record = z.object({
   time: z.iso.datetime(),
   /** False: a budget let it see a part. */
   complete: z.boolean(),
-  /** Packs and restore points. */
+  /** Packs, restore points and sessions. */
   damaged: z.number().int().min(0),
 })
 
@@ -28,8 +28,8 @@ export interface LastCheck {
 
 /** @throws Fault where nothing may be written there */
 export async function recordCheck(target: Target, level: VerifyLevel, verified: Verified, time = new Date()) {
-  const { complete, damagedPacks, damagedPoints } = verified
-  const damaged = damagedPacks.length + damagedPoints.length
+  const { complete, damagedPacks, damagedPoints, damagedSessions } = verified
+  const damaged = damagedPacks.length + damagedPoints.length + damagedSessions.length
   await target.put(keyOf(level), canonicalJson({ version: 1, time: time.toISOString(), complete, damaged }))
 }
 

@@ -122,4 +122,6 @@ export function timeOfKey(key: string): Date | undefined {
 /** What stands in place of a restore point that was forgotten, so that no late copy of its manifest brings it back. */
 export const tombstone = (time: Date) => canonicalJson({ forgotten: time.toISOString() })
 
-export const isTombstone = (body: Uint8Array) => body[0] === '{'.charCodeAt(0)
+/** To the byte: anything else in place of a manifest is damage, and keeps the collector from taking what it needs. */
+export const isTombstone = (body: Uint8Array) =>
+  body.length < 100 && /^\{"forgotten":"\d{4}-\d\d-\d\dT[\d:.]+Z"\}$/.test(Buffer.from(body).toString('latin1'))

@@ -48,6 +48,10 @@ export class NodeReader {
       return await this.#read(place, id, type)
     } catch (error) {
       if (!(error instanceof Damaged)) throw error
+      if (this.target.isCached) {
+        const again = await this.#readFresh(place, id, type)
+        if (again) return again
+      }
       if (await this.index.moved(place.pack, error)) {
         const elsewhere = this.index.meta.find(id)
         if (elsewhere && elsewhere.pack.name !== place.pack.name) return await this.#read(elsewhere, id, type)
@@ -62,6 +66,20 @@ export class NodeReader {
     const session = await this.sessions.of(pack)
     const blob = await this.#bytes(pack, offset, length)
     return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+  }
+
+  /** Past a cache, for what came damaged from it; undefined where it is so in the store. */
+  async #readFresh({ pack, offset, length }: Location, id: Buffer, type: BlobType) {
+    this.#windows = this.#windows.filter(window => window.pack !== pack)
+    try {
+      const session = await this.sessions.of(pack, true)
+      const options = { signal: this.signal, fresh: true }
+      const blob = await readPack(this.target, packKey(pack.kind, pack.name), { offset, length }, options)
+      return openBlob(blob, { type, id, key: this.keys.ofSession(session), idOf: this.keys.idOf })
+    } catch (error) {
+      if (error instanceof Damaged) return undefined
+      throw error
+    }
   }
 
   async #bytes(pack: PackRecord, offset: number, length: number) {
@@ -97,19 +115,21 @@ export class PackSessions {
     private readonly signal?: AbortSignal | undefined,
   ) {}
 
-  async of(pack: PackRecord): Promise<string> {
+  /** `fresh`: as the store itself says. */
+  async of(pack: PackRecord, fresh = false): Promise<string> {
     if (!this.keys.idKey) return '' // nothing is encrypted
-    let session = this.#known.get(pack)
+    let session = fresh ? undefined : this.#known.get(pack)
     if (!session) {
-      this.#known.set(pack, (session = this.#read(pack)))
+      this.#known.set(pack, (session = this.#read(pack, fresh)))
       forget(session, () => this.#known.delete(pack))
     }
     return session
   }
 
-  async #read(pack: PackRecord) {
+  async #read(pack: PackRecord, fresh: boolean) {
     const key = packKey(pack.kind, pack.name)
-    const header = decodePackHeader(await readPack(this.target, key, { offset: 0, length: PACK_HEADER }, { signal: this.signal }))
+    const range = { offset: 0, length: PACK_HEADER }
+    const header = decodePackHeader(await readPack(this.target, key, range, { signal: this.signal, fresh }))
     if (header.repository !== this.repository || header.kind !== pack.kind)
       throw new Damaged(`${key} is not the pack that it should be`)
     return header.session

@@ -13,7 +13,7 @@ import { Busy, InvalidParameter } from '../base/errors.ts'
 import { canonicalJson, parseJson } from './canonical-json.ts'
 import { listSessions } from './commit.ts'
 import { find, putIf } from './conditional.ts'
-import { NotOwner } from './faults.ts'
+import { Damaged, NotOwner } from './faults.ts'
 import { encodeSession, sessionKey } from './session-record.ts'
 import { BEAT_MS } from './session.ts'
 import { PreconditionFailed, type Target } from './target.ts'
@@ -58,7 +58,12 @@ export interface Owned {
 /** Undefined where any host may write, or nobody has yet. */
 export async function ownerOf({ target, cas }: Owned, signal?: AbortSignal): Promise<Owner | undefined> {
   const found = cas ? undefined : await find(target, OWNER, signal)
-  return found && parseJson(found.body, owner, `${target.location}: ${OWNER}`)
+  try {
+    return found && parseJson(found.body, owner, `${target.location}: ${OWNER}`)
+  } catch (error) {
+    if (!(error instanceof Damaged)) throw error
+    throw new Damaged(`${error.message}; "stillpoint repo take-over" makes this host the one that writes`, { cause: error })
+  }
 }
 
 /** Who comes first owns it. */
@@ -71,6 +76,12 @@ export async function needOwner(repository: Owned, signal?: AbortSignal): Promis
     throw new NotOwner(
       `${target.location}: its store cannot compare and swap, so one host writes to it, and that has been ${there.host} since ${there.since}; when ${there.host} writes no more, "stillpoint repo take-over" makes it this host`,
     )
+}
+
+/** Who is to own it says so anew. */
+function unreadableOwner(error: unknown) {
+  if (error instanceof Damaged) return undefined
+  throw error
 }
 
 async function claim({ target, me }: Owned, signal?: AbortSignal) {
@@ -89,10 +100,15 @@ export async function takeOver(repository: Owned, options: TakeOverOptions = {})
   const { target, cas, me } = repository
   const { staleMs = STALE_MS, settleMs = SETTLE_MS, signal } = options
   if (cas) throw new InvalidParameter(`${target.location}: any number of hosts may write to it; there is nothing to take over`)
-  const before = await ownerOf(repository, signal)
+  const before = await ownerOf(repository, signal).catch(unreadableOwner)
   if (before?.id === me.id) return
   const now = await storeTime(repository, signal)
-  const sessions = await Array.fromAsync(listSessions(target, signal))
+  const unreadable: Date[] = []
+  const sessions = await Array.fromAsync(listSessions(target, signal, ({ modified }) => unreadable.push(modified)))
+  if (unreadable.some(modified => now - modified.getTime() < staleMs))
+    throw new Busy(
+      `${target.location}: somebody was at work a moment ago, whose session is damaged; wait until nobody has been for ${staleMs / 60_000} minutes`,
+    )
   const writers = sessions.filter(({ record }) => record.kind === 'writer' && record.state === 'active')
   const alive = writers.find(({ modified }) => now - modified.getTime() < staleMs)
   if (alive)

@@ -5,7 +5,7 @@
 
 import { z } from 'zod'
 import { Busy, NotFound } from '../base/errors.ts'
-import { listSessions } from './commit.ts'
+import { leaveDamaged, listSessions } from './commit.ts'
 import { find, putIf } from './conditional.ts'
 import { isTombstone, POINTS, tombstone } from './manifest.ts'
 import { needOwner } from './owner.ts'
@@ -76,7 +76,8 @@ export async function pinnedPoints({ target }: Repository, signal?: AbortSignal)
 /** What somebody reads right now. */
 export async function pointsInUse({ target }: Repository, signal?: AbortSignal): Promise<Set<string>> {
   const keys = new Set<string>()
-  for await (const { record } of listSessions(target, signal))
+  // What a damaged record pins stays, too, until the collector has dealt with it.
+  for await (const { record } of listSessions(target, signal, leaveDamaged))
     if (record.kind === 'reader' && record.state === 'active') for (const { key } of record.pins ?? []) keys.add(key)
   return keys
 }

@@ -10,7 +10,7 @@ export async function readPack(
   target: Target,
   key: string,
   range: Range,
-  options: Pick<GetOptions, 'signal' | 'into'> = {},
+  options: Pick<GetOptions, 'signal' | 'into' | 'fresh'> = {},
 ): Promise<Buffer> {
   try {
     const { body } = await target.get(key, { range, ...options })

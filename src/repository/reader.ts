@@ -51,10 +51,10 @@ export class RepositoryReader implements AsyncDisposable {
       ),
     )
     await stillThere()
-    const { index } = await loadIndex(target, repository.id, { signal })
+    const { index } = await loadIndex(target, repository.id, { forReading: true, signal })
     index.reload = async () => {
       await session.beat()
-      return (await loadIndex(target, repository.id, { signal: session.signal })).index
+      return (await loadIndex(target, repository.id, { forReading: true, signal: session.signal })).index
     }
     undo.move()
     return new RepositoryReader(repository, session, points, index)

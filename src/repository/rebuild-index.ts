@@ -5,7 +5,7 @@
 
 import { randomUUID } from 'node:crypto'
 import { Damaged } from './faults.ts'
-import { readPlan, readState, swapState } from './gc-state.ts'
+import { findPlan, readState, swapState } from './gc-state.ts'
 import { decodeIndex, encodeIndex, type IndexedPack } from './index-delta.ts'
 import { decodeFooter, decodeTrailer, FOOTER, packKey, packOfKey, trailerLength } from './pack.ts'
 import { readPack } from './read-pack.ts'
@@ -27,7 +27,12 @@ export async function rebuildIndex({ target, id, cas }: Repository, signal?: Abo
   const held = await readState(target, signal)
   const { state } = held
   // What the collector is about to delete must not be found again.
-  const known = new Set(state.plan ? (await readPlan(target, state.plan.key, signal)).packs : [])
+  const plan = await findPlan(target, state, signal)
+  if (!plan)
+    throw new Damaged(
+      `${target.location}: ${state.plan!.key} is lost or damaged: run "stillpoint repo gc" before, which gives it up`,
+    )
+  const known = new Set(plan.packs)
   const removed: string[] = []
   const missing: string[] = []
   for (const key of await indexKeys(target, state, signal)) {

@@ -4,7 +4,7 @@ import { messageOf } from '../base/errors.ts'
 import { BlobIndex, type PackRecord } from './blob-index.ts'
 import { find } from './conditional.ts'
 import { Damaged } from './faults.ts'
-import { readPlan, readState, type GcState } from './gc-state.ts'
+import { findPlan, readState, type GcState } from './gc-state.ts'
 import { decodeIndex, type IndexedPack } from './index-delta.ts'
 import { packKey, PackKind } from './pack.ts'
 import { NotThere, type Target } from './target.ts'
@@ -91,24 +91,35 @@ export interface Loaded {
 interface LoadOptions {
   /** More packs to avoid, beside those that are condemned or in quarantine. */
   readonly avoid?: Iterable<string>
+  /** By whoever relies on nothing new: does without a plan that is lost or damaged. */
+  readonly forReading?: boolean
   readonly signal?: AbortSignal | undefined
 }
 
 /** Loads what counts now. When the collector takes objects away meanwhile, its newer state is loaded instead. */
-export async function loadIndex(target: Target, repository: string, { avoid = [], signal }: LoadOptions = {}): Promise<Loaded> {
+export async function loadIndex(
+  target: Target,
+  repository: string,
+  { avoid = [], forReading = false, signal }: LoadOptions = {},
+): Promise<Loaded> {
   for (let attempt = 1; ; attempt++) {
     const { state } = await readState(target, signal)
     try {
-      const condemned = state.plan ? (await readPlan(target, state.plan.key, signal)).packs : []
+      const plan = await findPlan(target, state, signal)
+      if (!plan && !forReading) throw new NotThere(state.plan!.key)
+      const condemned = plan?.packs ?? []
       const index = new RepositoryIndex(new Set([...avoid, ...condemned, ...(await quarantined(target, signal))]))
       for await (const packs of readObjects(target, repository, state, signal)) for (const pack of packs) index.add(pack)
       return { index, state }
     } catch (error) {
       if (!(error instanceof NotThere)) throw error
       if ((await readState(target, signal)).state.revision !== state.revision && attempt < ATTEMPTS) continue
-      throw new Damaged(`${target.location}: the index is not complete: ${messageOf(error)}; run "stillpoint repo check"`, {
-        cause: error,
-      })
+      throw new Damaged(
+        `${target.location}: the index is not complete: ${messageOf(error)}; ${
+          state.plan?.key === error.key ? '"stillpoint repo gc" mends that' : 'run "stillpoint repo check --rebuild-index"'
+        }`,
+        { cause: error },
+      )
     }
   }
 }
@@ -136,7 +147,16 @@ export async function* readObjects(
   signal?: AbortSignal,
 ): AsyncGenerator<IndexedPack[]> {
   const keys = await indexKeys(target, state, signal)
-  const read = async (key: string) => decodeIndex(Buffer.from((await target.get(key, { signal })).body), repository)
+  const read = async (key: string) => {
+    const { body } = await target.get(key, { signal })
+    try {
+      return decodeIndex(Buffer.from(body), repository)
+    } catch (error) {
+      if (!(error instanceof Damaged)) throw error
+      const what = `${target.location}: ${key}: ${error.message}; "stillpoint repo check --rebuild-index" makes it anew from the packs`
+      throw new Damaged(what, { cause: error })
+    }
+  }
   for (let at = 0; at < keys.length; at += AT_ONCE) yield* await Promise.all(keys.slice(at, at + AT_ONCE).map(read))
 }
 

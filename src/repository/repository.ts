@@ -1,8 +1,9 @@
 // A repository that is open: what it is, its keys, and its restore points.
 
 import { NotFound } from '../base/errors.ts'
-import { listSessions } from './commit.ts'
+import { leaveDamaged, listSessions } from './commit.ts'
 import { find } from './conditional.ts'
+import { Damaged } from './faults.ts'
 import type { RepositoryKeys } from './keys.ts'
 import { decodeManifest, isTombstone, machinePrefix, POINTS, timeOfKey, type Manifest } from './manifest.ts'
 import { thisHost, type Host } from './owner.ts'
@@ -51,7 +52,7 @@ export class Repository {
     const keys = new Set<string>()
     const prefix = machine === undefined ? POINTS : machinePrefix(machine)
     // Sessions first: one that is finished in between has its point by then.
-    for await (const { record } of listSessions(this.target, signal))
+    for await (const { record } of listSessions(this.target, signal, leaveDamaged))
       if (record.state === 'committed' && record.point?.key.startsWith(prefix)) keys.add(record.point.key)
     for await (const { key } of this.target.list(prefix, { signal })) if (timeOfKey(key)) keys.add(key)
     return [...keys].sort()
@@ -74,21 +75,35 @@ export class Repository {
     return point
   }
 
-  /** Every restore point of a machine, or of all. */
-  async *points(machine?: string, signal?: AbortSignal): AsyncGenerator<Point> {
+  /** Every restore point of a machine, or of all. Who is not told of damaged ones gets as far as to the first of them. */
+  async *points(machine?: string, signal?: AbortSignal, damaged?: (key: string, error: Damaged) => void): AsyncGenerator<Point> {
     for (const key of await this.pointKeys(machine, signal)) {
-      const point = await this.findPoint(key, signal)
+      let point: Point | undefined
+      try {
+        point = await this.findPoint(key, signal)
+      } catch (error) {
+        if (!damaged || !(error instanceof Damaged)) throw error
+        damaged(key, error)
+      }
       if (point) yield point
     }
   }
 
   decode(body: Buffer, what: string) {
-    return decodeManifest(body, this.keys, this.id, what)
+    try {
+      return decodeManifest(body, this.keys, this.id, what)
+    } catch (error) {
+      if (!(error instanceof Damaged)) throw error
+      throw new Damaged(
+        `restore point ${what} is damaged: ${error.message}; where nobody has a copy of that object, "stillpoint point forget" takes it out of the way of the others`,
+        { cause: error },
+      )
+    }
   }
 
   /** A commit whose second half nobody has done yet. */
   async #committed(key: string, signal?: AbortSignal) {
-    for await (const { record } of listSessions(this.target, signal))
+    for await (const { record } of listSessions(this.target, signal, leaveDamaged))
       if (record.state === 'committed' && record.point?.key === key) return Buffer.from(record.point.manifest, 'base64')
     return undefined
   }

@@ -28,6 +28,8 @@ export interface GetOptions {
   readonly range?: Range | undefined
   /** As long as the range: where the body may go, so that no memory is made for it. A target need not look at it. */
   readonly into?: Uint8Array | undefined
+  /** From the store itself, whatever a cache before it has: what came from there was damaged. */
+  readonly fresh?: boolean
   readonly signal?: AbortSignal | undefined
 }
 
@@ -42,6 +44,8 @@ export interface TargetEntry {
 export interface Target extends AsyncDisposable {
   /** Where it is, for people: a path, an address. No secrets. */
   readonly location: string
+  /** Its bytes may come from a cache, where they may have been damaged: asking anew (`fresh`) may help. */
+  readonly isCached?: boolean
   /** The body must not change until this returns. The tag says which version it is: an equal tag, an equal object. */
   put(key: string, body: Uint8Array, options?: PutOptions): Promise<{ tag: string }>
   /** NotThere when there is no such object. The body is the caller's. */

@@ -17,6 +17,7 @@ import { BlobType } from './blob.ts'
 import type { PackRecord } from './blob-index.ts'
 import { canonicalJson, parseJson } from './canonical-json.ts'
 import { ChunkFetch } from './chunk-fetch.ts'
+import { listSessions, type DamagedSession } from './commit.ts'
 import { find } from './conditional.ts'
 import { Damaged } from './faults.ts'
 import { NodeReader, PackSessions } from './node-reader.ts'
@@ -64,16 +65,24 @@ export interface Verified {
   complete: boolean
   readonly damagedPacks: DamagedPack[]
   readonly damagedPoints: DamagedPoint[]
+  /** Of those who work here: no restore point is the worse for it. */
+  readonly damagedSessions: DamagedPack[]
 }
 
 /** Yields after each object; whether all is well is in the result. */
 export async function* verify(repository: Repository, options: VerifyOptions): AsyncGenerator<Verified, Verified> {
-  const result: Verified = { packs: 0, bytes: 0, complete: true, damagedPacks: [], damagedPoints: [] }
+  const result: Verified = { packs: 0, bytes: 0, complete: true, damagedPacks: [], damagedPoints: [], damagedSessions: [] }
   const { target, id } = repository
   const { level, budget, signal } = options
   // Before the index is loaded, so that it has what they need.
   const points = options.points ?? (await repository.pointKeys(undefined, signal))
-  const { index } = await loadIndex(target, id, { signal })
+  const session = ({ key, error }: DamagedSession) =>
+    result.damagedSessions.push({
+      key,
+      what: `${error.message.replace(`${key} `, '')}; a collection removes it when nobody writes it any more`,
+    })
+  await Array.fromAsync(listSessions(target, signal, session))
+  const { index } = await loadIndex(target, id, { forReading: true, signal })
   for await (const packs of checkPacks(repository, index, result, signal)) {
     yield result
     if (level === 'scrub' || (level === 'deep' && budget === undefined))

@@ -7,7 +7,7 @@
 import { randomUUID } from 'node:crypto'
 import { Cancelled, messageOf } from '../base/errors.ts'
 import { BlobType, HEADER, ID, sealBlob, TAG } from './blob.ts'
-import { finishCommit, listSessions } from './commit.ts'
+import { finishCommit, leaveDamaged, listSessions } from './commit.ts'
 import { putIf } from './conditional.ts'
 import { needOwner } from './owner.ts'
 import { readState } from './gc-state.ts'
@@ -190,6 +190,6 @@ export class RepositoryWriter implements AsyncDisposable {
 
 /** Does what committed sessions have left to do. */
 export async function finishCommits({ target, cas }: Repository, signal?: AbortSignal) {
-  for await (const { record } of listSessions(target, signal))
+  for await (const { record } of listSessions(target, signal, leaveDamaged))
     if (record.state === 'committed') await finishCommit(target, record, { cas, signal })
 }

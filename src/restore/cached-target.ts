@@ -2,12 +2,13 @@
 //
 // A pack's name is the hash of its bytes, so what is cached is right for ever, and for everybody: any number of processes may share a folder,
 // and of any number of repositories. What is encrypted is so in the cache too. A file holds a block of a pack, and ends with its length and a
-// checksum; it is written beside and renamed. So whoever is killed, or loses power, leaves nothing that is taken for a block. Blocks that
+// checksum of it and its name; it is written beside and renamed. Who finds that what it got is damaged all the same asks the store itself, and
+// then the cache has what that says: it may have been cached while the store's copy was damaged. So whoever is killed, or loses power, leaves nothing that is taken for a block. Blocks that
 // nobody has read for longest go when there is too much of them. A cache that cannot be written is none; reads go on.
 
 import { randomUUID } from 'node:crypto'
 import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import zlib from 'node:zlib'
 import { messageOf } from '../base/errors.ts'
 import { endOf, type Range } from '../base/ranges.ts'
@@ -60,17 +61,19 @@ export class CachedTarget implements Target {
     }
   }
 
+  readonly isCached = true
+
   get location() {
     return this.below.location
   }
 
   async get(key: string, options: GetOptions = {}) {
-    const { range, signal } = options
+    const { range, fresh = false, signal } = options
     const pack = packOfKey(key)
     if (!pack || !range) return this.below.get(key, options)
     const first = Math.floor(range.offset / BLOCK)
     const last = Math.floor((endOf(range) - 1) / BLOCK)
-    const blocks = await this.#blocks(key, pack.name, { first, last }, signal)
+    const blocks = await this.#blocks(key, pack.name, { first, last }, { fresh, signal })
     const all = blocks.length === 1 ? blocks[0]! : Buffer.concat(blocks)
     const at = range.offset - first * BLOCK
     // A pack that ends before is as the target has it: let that say so.
@@ -97,10 +100,15 @@ export class CachedTarget implements Target {
   }
 
   /** What is not there is fetched, neighbours at once. */
-  async #blocks(key: string, name: string, { first, last }: { first: number; last: number }, signal: AbortSignal | undefined) {
+  async #blocks(
+    key: string,
+    name: string,
+    { first, last }: { first: number; last: number },
+    { fresh, signal }: { fresh: boolean; signal: AbortSignal | undefined },
+  ) {
     const numbers = Array.from({ length: last - first + 1 }, (_, at) => first + at)
     const paths = numbers.map(number => join(this.options.folder, name.slice(0, 2), `${name}.${number}`))
-    const cached = await Promise.all(paths.map(path => this.#there(path)))
+    const cached = fresh ? [] : await Promise.all(paths.map(path => this.#there(path)))
     for (let at = 0; at < numbers.length; at++) {
       if (cached[at]) continue
       let to = at + 1
@@ -149,7 +157,7 @@ export class CachedTarget implements Target {
     }
     const length = bytes.length - TRAILER
     const block = bytes.subarray(0, Math.max(0, length))
-    if (length < 1 || bytes.readUInt32BE(length) !== length || bytes.readUInt32BE(length + 4) !== zlib.crc32(block))
+    if (length < 1 || bytes.readUInt32BE(length) !== length || bytes.readUInt32BE(length + 4) !== checksum(path, block))
       return undefined
     if (!this.#touched.has(path)) {
       this.#touched.add(path)
@@ -170,7 +178,7 @@ export class CachedTarget implements Target {
   async #write(path: string, block: Buffer) {
     const trailer = Buffer.alloc(TRAILER)
     trailer.writeUInt32BE(block.length, 0)
-    trailer.writeUInt32BE(zlib.crc32(block), 4)
+    trailer.writeUInt32BE(checksum(path, block), 4)
     const partial = `${path}.${randomUUID()}${PARTIAL}`
     try {
       await mkdir(dirname(path), { recursive: true, mode: 0o700 })
@@ -223,6 +231,9 @@ export class CachedTarget implements Target {
     this.options.warn(`the cache in '${this.options.folder}' cannot be used, and reads go on without it: ${messageOf(error)}`)
   }
 }
+
+/** Of a block, as that of the file that is called so. */
+const checksum = (path: string, block: Buffer) => zlib.crc32(block, zlib.crc32(basename(path)))
 
 /** Undefined where it is gone: others tidy too. */
 async function statOf(path: string) {

@@ -3,6 +3,7 @@
 import { Busy } from '../../base/errors.ts'
 import { formatSize } from '../../base/units.ts'
 import { verb, type Noun } from '../define.ts'
+import { exitCodes } from '../exit-codes.ts'
 import { Misuse } from '../failure.ts'
 import { clean, formatTime } from '../format.ts'
 import { interruptible } from '../interruptible.ts'
@@ -13,6 +14,7 @@ import { facts, table } from '../table.ts'
 import { checkRepository } from '../verify-repository.ts'
 import { copyVerb } from './point-copy.ts'
 import { Option } from 'commander'
+import type { Damaged } from '../../repository/faults.ts'
 import type { Manifest } from '../../repository/manifest.ts'
 
 const sum = (manifest: Manifest, of: 'size' | 'dirty' | 'stored') => manifest.disks.reduce((total, disk) => total + disk[of], 0)
@@ -31,10 +33,18 @@ const list = verb<{ repository: string }, ConfigOption & { machine?: string }>({
   run: ({ args: { repository: name }, options, json }) =>
     withRepository(name, options, async repository => {
       const { pinnedPoints } = await import('../../repository/points.ts')
-      const points = await Array.fromAsync(repository.points(options.machine))
+      // The others are there, and are what somebody may be looking for.
+      let exitCode: number | undefined
+      const damaged = (_: string, { message }: Damaged) => {
+        note(message)
+        exitCode = exitCodes.damageFound
+      }
+      const points = await Array.fromAsync(repository.points(options.machine, undefined, damaged))
       const pinned = await pinnedPoints(repository)
-      if (json)
-        return points.forEach(({ key, manifest }) => printJson({ point: shortPoint(key), pinned: pinned.has(key), ...manifest }))
+      if (json) {
+        for (const { key, manifest } of points) printJson({ point: shortPoint(key), pinned: pinned.has(key), ...manifest })
+        return exitCode
+      }
       if (points.length === 0) note('No restore points.')
       print(
         table(points, [
@@ -47,6 +57,7 @@ const list = verb<{ repository: string }, ConfigOption & { machine?: string }>({
           { title: 'STATE', of: ({ key, manifest }) => stateOf(manifest, pinned.has(key)) },
         ]),
       )
+      return exitCode
     }),
 })
 

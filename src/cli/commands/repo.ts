@@ -59,7 +59,7 @@ const init = verb<Named, ConfigOption & { chunkSize?: string }>({
   },
 })
 
-const check = verb<Named, ConfigOption & CheckOptions>({
+const check = verb<Named, ConfigOption & CheckOptions & { rebuildIndex?: boolean }>({
   ...shared,
   name: 'check',
   summary: 'look whether everything in a repository is there, and is what was written',
@@ -72,15 +72,24 @@ const check = verb<Named, ConfigOption & CheckOptions>({
       '--budget <size>',
       'read about as much (scrub: packs; deep: restore points), and begin with what was looked at longest ago',
     ),
+    new Option('--rebuild-index', 'before that, make what is damaged or missing of the index anew, from the packs'),
     new Option('--quarantine', 'let new backups rely on no pack that is damaged, so that they upload its chunks anew'),
   ],
   examples: [
     ['stillpoint repo check offsite', 'in a minute'],
     ['stillpoint repo check offsite --level scrub --quarantine', 'read everything, and let the next backup heal what it can'],
     ['stillpoint repo check offsite --level scrub --budget 50G', 'every night a part, in turn'],
+    ['stillpoint repo check offsite --rebuild-index', 'when a command says that the index is damaged or not complete'],
   ],
   run: ({ args: { repository: name }, options, json }) =>
-    withRepository(name, options, repository => checkRepository(repository, options, json)),
+    withRepository(name, options, async repository => {
+      if (options.rebuildIndex) {
+        const { rebuildIndex } = await import('../../repository/rebuild-index.ts')
+        const { removed, packs } = await rebuildIndex(repository)
+        note(`The index: ${plural(removed.length, 'damaged object')} removed, ${plural(packs, 'pack')} taken into it again.`)
+      }
+      return await checkRepository(repository, options, json)
+    }),
 })
 
 interface MachineStats {
@@ -127,8 +136,10 @@ const stats = verb<Named, ConfigOption>({
       const { index, state } = await loadIndex(target, repository.id)
       const sizes = [...index.packs().values()]
       const machines = new Map<string, MachineStats>()
-      for await (const { manifest } of repository.points()) addPoint(machines, manifest)
-      const sessions = await Array.fromAsync(listSessions(target))
+      const damaged: string[] = []
+      for await (const { manifest } of repository.points(undefined, undefined, key => damaged.push(key)))
+        addPoint(machines, manifest)
+      const sessions = await Array.fromAsync(listSessions(target, undefined, ({ key }) => damaged.push(key)))
       const owner = await ownerOf(repository)
       const all = {
         repository: name,
@@ -146,6 +157,7 @@ const stats = verb<Named, ConfigOption>({
           .map(({ record }) => ({ kind: record.kind, host: record.host, started: record.started })),
         collecting: state.plan?.phase,
         machines: [...machines].map(([machine, rest]) => ({ machine, ...rest })),
+        damaged: damaged.length > 0 ? damaged : undefined,
       }
       const shown = all.machines.reduce((sum, { total }) => sum + total, 0)
       if (json) return printJson(all)
@@ -157,6 +169,7 @@ const stats = verb<Named, ConfigOption>({
           writers: all.cas ? 'any host' : (all.owner ?? 'one host, none yet'),
           holds: `${formatSize(all.bytes)} in ${plural(all.packs, 'pack')}, ${plural(all.chunks, 'chunk')}`,
           'stands for': shown > 0 ? `${formatSize(shown)} of disks, in all restore points` : undefined,
+          damaged: damaged.length > 0 ? `${damaged.join(', ')}: "stillpoint repo check" says more` : undefined,
           'at work': all.sessions.map(({ kind, host }) => `${kind} on ${host}`).join(', ') || 'nobody',
         }),
       )
