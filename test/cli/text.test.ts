@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { parseNbdUri } from 'nbd-client-ts'
 import t from 'tap'
+import { Progress } from '../../src/cli/progress.ts'
 import { exportUri, sessionUris } from '../../src/cli/export-uri.ts'
 import { clean, formatShare, formatSpan, formatTime } from '../../src/cli/format.ts'
 import { facts, table } from '../../src/cli/table.ts'
@@ -113,3 +114,20 @@ t.test(
     t.equal(JSON.parse(await run('qemu-img', ['info', '--output=json', uri]))['virtual-size'], 1 << 20)
   },
 )
+
+/** What stands on a terminal meanwhile. */
+const told = (isTTY: boolean, columns?: number) => {
+  const written: string[] = []
+  const out = { isTTY, ...(columns !== undefined && { columns }), write: (text: string) => written.push(text) }
+  {
+    using shown = new Progress('restoring a disk', 1000, { out, afterMs: 0 })
+    shown.at(250, undefined, ', and much else of which there is no room on a line of a small terminal')
+  }
+  return written
+}
+
+t.test('how far something has come is one line of a terminal, which goes in the end', async t => {
+  t.same(told(true, 30), ['\rrestoring a disk: 25 %, and m\x1b[K', '\r\x1b[K'])
+  t.equal(told(true)[0]!.length, 80 - 1 + '\r\x1b[K'.length)
+  t.same(told(false), [], 'and nothing where nobody looks')
+})

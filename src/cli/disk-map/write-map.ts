@@ -35,7 +35,7 @@ export async function writeMap(uri: string, name: string, { bitmap, json }: MapO
 }
 
 async function write(client: NbdClient, name: string, { bitmap, json }: MapOptions) {
-  using progress = new Progress(`Mapping ${name}`, client.size)
+  using progress = new Progress(`Mapping ${name}`, client.size, { besideAnswer: true })
   const lines = json ? new JsonMap() : new MapTable(client.size, bitmap !== undefined)
   let text = lines.begin()
   // An empty disk has no ranges to ask for.
