@@ -13,6 +13,8 @@ export interface Limits {
   readonly batch?: boolean
   readonly lock?: 'ignored' | 'kept'
   readonly pageSize?: number
+  /** Its clock, by which it says when objects were written. Default: all have been just now. */
+  readonly now?: () => number
 }
 
 export interface Request {
@@ -32,6 +34,7 @@ interface Stored {
   readonly body: Buffer
   readonly tag: string
   readonly headers: Record<string, string>
+  readonly written?: number | undefined
 }
 
 export const refusal = (status: number, code: string, more = '', headers: Record<string, string> = {}): Answer => ({
@@ -113,7 +116,7 @@ export class ScriptedS3 implements AsyncDisposable {
       ([name]) => name.startsWith('x-amz-meta-') || (lock === 'kept' && name.startsWith('x-amz-object-lock-')),
     ) as [string, string][]
     const tag = createHash('md5').update(body).digest('hex')
-    this.objects.set(key, { body, tag, headers: Object.fromEntries(kept) })
+    this.objects.set(key, { body, tag, headers: Object.fromEntries(kept), written: this.limits.now?.() })
     return { status: 200, headers: { etag: `"${tag}"` } }
   }
 
@@ -138,8 +141,8 @@ export class ScriptedS3 implements AsyncDisposable {
       .sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
     const page = found.slice(0, Math.min(pageSize, Number(query.get('max-keys') ?? 1000)))
     const entries = page.map(
-      ([key, { body }]) =>
-        `<Contents><Key>${escape(encodeURIComponent(key).replaceAll('%20', '+'))}</Key><Size>${body.length}</Size><LastModified>${new Date().toISOString()}</LastModified></Contents>`,
+      ([key, { body, written = Date.now() }]) =>
+        `<Contents><Key>${escape(encodeURIComponent(key).replaceAll('%20', '+'))}</Key><Size>${body.length}</Size><LastModified>${new Date(written).toISOString()}</LastModified></Contents>`,
     )
     const more = page.length < found.length
     return {
