@@ -4,6 +4,10 @@ import { parentPort } from 'node:worker_threads'
 import { runCli } from '../../src/cli/program.ts'
 import type { Ended } from './tools.ts'
 
+// Each call adds what a process needs once.
+process.stdout.setMaxListeners(0)
+process.stderr.setMaxListeners(0)
+
 let stdout = ''
 let stderr = ''
 process.stdout.write = (text: string | Uint8Array) => {
