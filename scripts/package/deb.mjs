@@ -136,8 +136,10 @@ function layOut({ root, stage, cpu, scratch, version, time, runtime }) {
   for (const name of readdirSync(join(root, 'docs'))) {
     const manual = /\.([1-8])$/.exec(name)?.[1]
     if (manual) put(`usr/share/man/man${manual}/${name}.gz`, packed(source(`docs/${name}`)))
-    else
-      cpSync(join(root, 'docs', name), join(stage, DOCS, name.endsWith('.md') ? 'docs' : 'examples', name), { recursive: true })
+    else {
+      const place = /\.md$|^(how-to|explanation)$/.test(name) ? 'docs' : 'examples'
+      cpSync(join(root, 'docs', name), join(stage, DOCS, place, name), { recursive: true })
+    }
   }
   put(`${DOCS}/README.md`, source('README.md'))
   put(`${DOCS}/NEWS.md.gz`, packed(source('CHANGELOG.md')))
