@@ -53,16 +53,14 @@ export interface Duty {
   wrong?(daemon: Daemon): Promise<readonly string[]>
 }
 
-const isOver = ({ event, data }: QmpEvent, id: string) =>
-  event === 'JOB_STATUS_CHANGE' && (data as { id: string }).id === id && (data as { status: string }).status === 'concluded'
+const isStatus = ({ event, data }: QmpEvent, id: string, status: string) =>
+  event === 'JOB_STATUS_CHANGE' && (data as { id: string }).id === id && (data as { status: string }).status === status
 
 async function start(folder: string): Promise<Daemon> {
   await using parts = new AsyncDisposableStack()
   const log = createLog('error', { write: () => undefined }, { journal: true })
   parts.use(await Appliance.start(await loadSettings(`${folder}/stillpoint.yaml`), log))
   const events: QmpEvent[] = []
-  /** By job: how many of them there were when it was over, the last time. */
-  const known = new Map<string, number>()
   let told = Promise.withResolvers<void>()
   const onEvent = (event: QmpEvent) => {
     events.push(event)
@@ -79,10 +77,10 @@ async function start(folder: string): Promise<Daemon> {
     execute: <Result>(command: string, args: object = {}) => qmp.execute(command, args) as Promise<Result>,
     nbd: (name, contexts = []) => NbdClient.connect(`nbd+unix:///${name}?socket=${folder}/nbd.sock`, { contexts: [...contexts] }),
     async over(id) {
-      const from = known.get(id) ?? 0
-      while (!events.slice(from).some(event => isOver(event, id))) await told.promise
-      known.set(id, events.length)
-      const ended = events.findLast(
+      // Since it was begun the last time, whatever became of one of that id before.
+      const since = () => events.slice(events.findLastIndex(event => isStatus(event, id, 'created')))
+      while (!since().some(event => isStatus(event, id, 'concluded'))) await told.promise
+      const ended = since().findLast(
         ({ event, data }) => /^BLOCK_JOB_(COMPLETED|CANCELLED)$/.test(event) && (data as { device: string }).device === id,
       )
       const { error } = (ended?.data ?? {}) as { error?: string }
