@@ -33,6 +33,8 @@ const MOST_CLUSTERS = 2 ** 30
 
 /** Longest that is read from the source at once. */
 const COPY_BYTES = 1 << 20
+/** Bytes of the buffers that are kept for the next copies. */
+const SPARE_BYTES = 2 << 20
 
 /** What all copies of one filter may hold in memory at a time. */
 const MEMORY_BYTES = 16 << 20
@@ -108,6 +110,8 @@ class CopyBeforeWrite implements BlockNode {
   readonly snapshot: FrozenView
   readonly #copying = new RangeLock()
   readonly #memory = new Budget(MEMORY_BYTES)
+  /** For a cluster each, not in use: new memory costs more than to copy into it. */
+  readonly #buffers: Buffer[] = []
   readonly #timeoutMs: number
   #broken: SnapshotBroken | undefined
 
@@ -205,14 +209,18 @@ class CopyBeforeWrite implements BlockNode {
   async #copyBytes(range: Range) {
     using _share = await this.#memory.take(range.length)
     this.#throwIfBroken()
-    const data = Buffer.allocUnsafe(range.length)
+    const { clusterSize } = this.clusters
+    const isOne = range.length <= clusterSize && clusterSize <= COPY_BYTES
+    const buffer = (isOne ? this.#buffers.pop() : undefined) ?? Buffer.allocUnsafeSlow(isOne ? clusterSize : range.length)
+    const data = buffer.subarray(0, range.length)
     await this.source.read(range.offset, data)
-    for (const part of pieces(range, this.clusters.clusterSize)) {
+    for (const part of pieces(range, clusterSize)) {
       this.#throwIfBroken()
       const bytes = data.subarray(part.offset - range.offset, endOf(part) - range.offset)
       if (isZero(bytes)) await this.target.zero(part, { unmap: true })
       else await this.target.write(part.offset, bytes)
     }
+    if (isOne && this.#buffers.length * clusterSize < SPARE_BYTES) this.#buffers.push(buffer)
   }
 
   #break(error: unknown) {
