@@ -4,8 +4,6 @@
 // program. So there are more, and no open file has more than a few at once. What begins first here decides how many there are: the program
 // imports this before anything else.
 
-import { Vigil } from './vigil.ts'
-
 /** Where the user has not said otherwise. A thread that is never used costs next to nothing. */
 const THREADS = 128
 /** Of one open file. With 8 and 32 requests at a time, writes took a fifth more time: what waits here waits for a turn of the main thread. */
@@ -15,10 +13,6 @@ process.env['UV_THREADPOOL_SIZE'] ??= String(THREADS)
 
 /** By file descriptor. */
 const busy: number[] = []
-/** Of all files. */
-let all = 0
-/** For the only one. */
-const vigil = new Vigil()
 const waiting = new Map<number, (() => void)[]>()
 
 /** Calls `begin`, at once or when the file has a thread left for it; `endThread` must follow when what was begun has ended. */
@@ -26,7 +20,6 @@ export function beginThread(fd: number, begin: () => void) {
   const count = busy[fd] ?? 0
   if (count < MOST_OF_A_FILE) {
     busy[fd] = count + 1
-    if (all++ === 0) vigil.begin()
     begin()
     return
   }
@@ -40,7 +33,6 @@ export function endThread(fd: number) {
   const next = queue?.shift()
   if (!next) {
     busy[fd]!--
-    if (--all === 0) vigil.end()
     return
   }
   if (queue!.length === 0) waiting.delete(fd)

@@ -3,7 +3,6 @@
 import net from 'node:net'
 import { native } from '../base/native.ts'
 import type { TlsCredentials, TlsIdentity } from '../base/tls-credentials.ts'
-import { Vigil } from '../base/vigil.ts'
 import { Direct } from './direct.ts'
 import { Inbound } from './inbound.ts'
 import { Outbox } from './outbox.ts'
@@ -35,8 +34,6 @@ export class Link {
   #error: Error | undefined
   /** Beside Node's streams, while the bytes on the socket are those of the protocol. */
   #direct: Direct | undefined
-  /** For what the client sends when it has a reply. */
-  readonly #vigil = new Vigil()
   /** Whether nothing is to be done before the client sends something, so that it is worth looking whether it has. */
   isWaiting = () => false
 
@@ -100,7 +97,6 @@ export class Link {
   }
 
   #arrived(count: number) {
-    this.#vigil.end()
     if (!this.inbound.arrived(count)) return false
     return this.#direct?.await(this.inbound, () => this.isWaiting() && !this.sending && !this.destroyed) ?? true
   }
@@ -115,10 +111,7 @@ export class Link {
   /** Goes on over TLS, after `holdInput`. Throws TlsFailure. */
   async startTls(credentials: TlsCredentials) {
     const { socket, identity } = await credentials.accept(this.#socket)
-    socket.on('data', (chunk: Buffer) => {
-      this.#vigil.end()
-      this.inbound.feed(chunk)
-    })
+    socket.on('data', (chunk: Buffer) => this.inbound.feed(chunk))
     this.#direct = undefined
     this.#peer = { ...this.#peer, tls: identity }
     this.#use(socket)
@@ -175,7 +168,6 @@ export class Link {
     let buffers = all
     if (this.#socket.destroyed || this.#socket.writableEnded || buffers.length === 0) return done()
     if (this.#direct && !this.sending) buffers = this.#direct.send(buffers)
-    this.#vigil.begin()
     if (buffers.length === 0) return release(done)
     this.#sending.add(done)
     const sent = () => {

@@ -21,6 +21,7 @@ import type { Share } from './memory.ts'
 import { MAX_PAYLOAD } from './offer.ts'
 import { FailedAt, Operations, type Admitted } from './operations.ts'
 import { refusalOf, type Refusal, type RefusalTerms } from './refusal.ts'
+import { OneByOne } from './one-by-one.ts'
 import { Replies } from './replies.ts'
 import { decodeRequest, type Request } from './request.ts'
 import { trafficOf, type Traffic } from './traffic.ts'
@@ -53,6 +54,7 @@ export class Transmission {
   #inFlight = 0
   /** Calls of the node that have not ended. */
   #running = 0
+  readonly #oneByOne = new OneByOne()
 
   #parsing = false
   /** Waits for room: for memory, or where that is not said for others to be done. */
@@ -214,7 +216,7 @@ export class Transmission {
   }
 
   #begin(admitted: Admitted, refusal: Refusal | undefined) {
-    this.#inFlight++
+    this.#oneByOne.asked(++this.#inFlight)
     const payload = this.#payloadOf(admitted.request)
     if (refusal) {
       if (payload > 0) this.#skipping = { left: payload, admitted, refusal }
@@ -249,6 +251,7 @@ export class Transmission {
 
   #start(admitted: Admitted) {
     this.#running++
+    this.#oneByOne.runs()
     this.#operations.run(admitted).then(
       () => this.#executed(admitted),
       (thrown: unknown) => {
@@ -267,6 +270,7 @@ export class Transmission {
     const others = this.#inFlight - (this.#receiving || this.#skipping ? 1 : 0)
     const onlyTheDisk = this.#forgetWaiting !== undefined && this.#running === others // no reply waits for the client
     this.#running--
+    this.#oneByOne.ran()
     this.#answer(admitted)
     if (onlyTheDisk && this.#waiting && this.#window.grow()) this.#readmit(this.#waiting)
     if (this.#shuttingDown) this.#settle()
@@ -288,7 +292,7 @@ export class Transmission {
   }
 
   #sent({ held, payload }: Admitted) {
-    this.#inFlight--
+    if (--this.#inFlight === 0) this.#oneByOne.answered()
     if (payload) this.terms.buffers.give(payload)
     if (held > 0) this.#window.give(held)
     if (this.#waiting && !this.#forgetWaiting) this.#readmit(this.#waiting)

@@ -191,7 +191,8 @@ t.test('what the model takes for the steps of each is what the product asks of t
   t.equal(asked('fay').at(-1), 'put points', 'a tombstone')
   t.same(
     asked('col'),
-    words(`get gc, put gc, list sessions, list points, list sessions, get gc, list index, list packs, put gc,
+    // The first look is for sessions that are damaged, of which the model has none.
+    words(`list sessions, get gc, put gc, list sessions, list points, list sessions, get gc, list index, list packs, put gc,
            list sessions, get gc, list points, list sessions, get gc, list index, put gc, list index, put index,
            put gc, get gc, put gc, list packs, delete meta, list index, put gc, list points, list sessions`),
   )
