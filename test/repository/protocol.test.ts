@@ -115,7 +115,9 @@ t.test('in no state that can be reached does anybody miss what it needs', async 
 
 t.test('what a state of the model leads to, its essence leads to as well', async t => {
   const next = generator(Number(process.env['PROTOCOL_SEED'] ?? Math.floor(Math.random() * 1e9)))
-  for (const without of [undefined, ...(Object.keys(stories) as Fence[])]) {
+  // Of the whole model only: where a fence is out a loss must be found, and what is taken for the same by mistake could only hide it. (Without
+  // 'pin epoch' some states are.)
+  for (const without of [undefined]) {
     const essences = (from: Uint8Array) => {
       const found: { state: Uint8Array; essence: string; told: string }[] = []
       const model = new Model(largest, without, (to, told) => {
@@ -127,7 +129,7 @@ t.test('what a state of the model leads to, its essence leads to as well', async
       return found
     }
     const { first } = new Model(largest, without, () => {})
-    for (let walk = 0; walk < 12; walk++) {
+    for (let walk = 0; walk < 100; walk++) {
       for (let state: Uint8Array = first.slice(), steps = 0; steps < 120; steps++) {
         const essence = state.slice()
         keepEssence(essence, largest, without)
