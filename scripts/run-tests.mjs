@@ -8,6 +8,7 @@
 // .tap/results/ and the last line in .tap/summary.
 
 import { spawn } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { createWriteStream, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname } from 'node:path'
@@ -17,6 +18,8 @@ import { stringify } from 'yaml'
 /** For one file. tap ends it in an orderly way at this time; we end it for good somewhat later. */
 const TIMEOUT_SECONDS = 480
 const JOBS = Math.min(2, availableParallelism())
+/** Of all that tests leave to chance (test/helpers/seed.ts). */
+const SEED = process.env.STILLPOINT_SEED ?? String(randomInt(2 ** 30))
 
 const indent = (text, by) => text.trimEnd().replaceAll(/^(?=.)/gm, by)
 const seconds = ms => `${(ms / 1000).toFixed(1)} s`
@@ -75,7 +78,7 @@ async function runFile(file) {
   const child = spawn(process.execPath, ['--enable-source-maps', file], {
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: true, // a process group of its own
-    env: { ...process.env, TAP_TIMEOUT: String(TIMEOUT_SECONDS) },
+    env: { ...process.env, TAP_TIMEOUT: String(TIMEOUT_SECONDS), STILLPOINT_SEED: SEED },
   })
   running.add(child)
   const saved = `.tap/results/${file}.tap`
@@ -116,6 +119,7 @@ function report({ file, passed, failures, skips, stderr, ms, saved }) {
   if (failures.length > 0) console.log(`     all of it: ${saved}; alone: scripts/on-node-24 ${file}\n`)
 }
 
+console.log(`STILLPOINT_SEED=${SEED}`)
 const begun = Date.now()
 rmSync('.tap/results', { recursive: true, force: true })
 mkdirSync('.tap', { recursive: true })

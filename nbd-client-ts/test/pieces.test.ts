@@ -1,6 +1,6 @@
 // The small parts: coverage against a simple model, the intake against every cut, URIs.
 
-import fc from 'fast-check'
+import fc from './property.ts'
 import t from 'tap'
 import { formatNbdUri, parseNbdUri } from '../src/index.ts'
 import { Coverage } from '../src/coverage.ts'

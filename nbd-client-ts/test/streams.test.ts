@@ -2,7 +2,7 @@
 // client, hang it, make it grow, or make it touch a buffer that is no longer its own.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from './property.ts'
 import t from 'tap'
 import { NbdClient, NbdError } from '../src/index.ts'
 import { Command, ReplyType } from '../src/protocol.ts'

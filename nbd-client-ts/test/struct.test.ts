@@ -1,6 +1,6 @@
 // The record codec, and the tables of the protocol that are made with it.
 
-import fc from 'fast-check'
+import fc from './property.ts'
 import t from 'tap'
 import * as protocol from '../src/protocol.ts'
 import { offset, struct, u16, u32, u64, u8 } from '../src/struct.ts'

@@ -3,7 +3,7 @@
 import { closeSync, ftruncateSync, openSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { crc32, deflateRawSync } from 'node:zlib'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Archive } from '../../src/archive/archive.ts'
 import { exportPoints } from '../../src/archive/export-points.ts'

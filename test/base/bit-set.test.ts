@@ -1,6 +1,6 @@
 // BitSet against a plain Set of numbers.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { BitSet, MOST_MEMBERS } from '../../src/base/bit-set.ts'
 

@@ -1,7 +1,7 @@
 // Turns are taken one at a time, in order, whatever becomes of the work.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Turns } from '../../src/base/turns.ts'
 

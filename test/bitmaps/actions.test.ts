@@ -1,6 +1,6 @@
 // The bitmap actions in transactions: what the verbs do one by one, all or nothing, and safe from others meanwhile.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { messageOf } from '../../src/base/errors.ts'
 import {

@@ -1,6 +1,6 @@
 // BitmapSet against a simple model: plain objects for the states, a Set of granule numbers for the marks.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 import { checkAllows } from '../../src/bitmaps/check-allows.ts'

@@ -1,7 +1,7 @@
 // No mark is lost: whatever verbs come between the begin, the landing and the end of a write, what has changed since a bitmap was empty is
 // dirty in it when the write is answered.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 

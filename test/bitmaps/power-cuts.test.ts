@@ -2,7 +2,7 @@
 // activity log is left, the bitmaps are those from before a verb or from behind it, and have every granule that changed since.
 
 import { setImmediate } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { z } from 'zod'
 import { bitmapAdd, bitmapClear, bitmapDisable, bitmapEnable, bitmapMerge, bitmapRemove } from '../../src/bitmaps/actions.ts'

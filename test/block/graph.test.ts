@@ -1,7 +1,7 @@
 // The block graph: names, references, permissions, replacing, drains, and the one check that every request passes.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Busy, InvalidParameter, IoError, OutOfRange, ReadOnly } from '../../src/base/errors.ts'
 import { endOf, type Range } from '../../src/base/ranges.ts'

@@ -1,6 +1,6 @@
 // Calendar expressions: systemd-analyze is the judge of what they mean, but for the days on which the clock is set.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { between, parseCalendar } from '../../src/calendar/calendar.ts'
 import { Zone } from '../../src/calendar/zoned-time.ts'

@@ -1,6 +1,6 @@
 // What people may type for `stillpoint qmp`, and what it becomes; and JSON for people.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Misuse } from '../../src/cli/failure.ts'
 import { parseLine } from '../../src/cli/qmp/parse-line.ts'

@@ -4,6 +4,7 @@ import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { generator, randomBytes } from '../helpers/random-bytes.ts'
+import { seed } from '../helpers/seed.ts'
 import { CHUNK, servedRepository } from '../helpers/served-repository.ts'
 import { stillpoint } from '../helpers/stillpoint.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
@@ -67,7 +68,6 @@ t.test('a disk that is written is an overlay; streamed, it stands alone, and nee
 })
 
 t.test('it goes on after each kill, with every write that was flushed', { skip }, async t => {
-  const seed = Math.floor(Math.random() * 2 ** 31)
   const next = generator(seed)
   const overlays = path('overlays')
   mkdirSync(overlays)

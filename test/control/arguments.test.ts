@@ -1,6 +1,6 @@
 // What a command gets for its arguments. That wrong ones are answered as QEMU does is test/interop/qmp.test.ts.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { z } from 'zod'
 import { InvalidParameter } from '../../src/base/errors.ts'

@@ -1,7 +1,7 @@
 // The stream of requests: what is read of bytes, wherever they are cut, and that no bytes do harm.
 
 import { deepStrictEqual } from 'node:assert/strict'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Float, toPlain, toText } from '../../src/control/json.ts'
 import { JsonStream, requestLimits, type JsonItem, type JsonLimits } from '../../src/control/json-stream.ts'

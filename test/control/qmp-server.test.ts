@@ -2,7 +2,7 @@
 
 import { statSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { z } from 'zod'
 import { Busy } from '../../src/base/errors.ts'

@@ -1,7 +1,7 @@
 // Writes of the file driver that go down together, on one thread.
 
 import { readFileSync, writeFileSync } from 'node:fs'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import type { FilePart } from '../../src/base/aio.ts'
 import { native, type Native } from '../../src/base/native.ts'

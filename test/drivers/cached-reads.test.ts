@@ -1,7 +1,7 @@
 // Reads of the file driver that need no thread, because the page cache holds what is asked for.
 
 import { writeFileSync } from 'node:fs'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { native, type Native } from '../../src/base/native.ts'
 import { FileNode } from '../../src/drivers/file.ts'

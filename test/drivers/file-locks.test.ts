@@ -1,6 +1,6 @@
 // Locks on image files: what any users of one file may do together, and nothing more; and what is said where there are no locks.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import { open } from 'node:fs/promises'
 import t from 'tap'
 import { native } from '../../src/base/native.ts'

@@ -1,7 +1,7 @@
 // The luks driver: the conformance suite over it, volumes that go from QEMU to us and back, and headers that lie.
 
 import { writeFileSync } from 'node:fs'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Fault } from '../../src/base/errors.ts'
 import { Secret } from '../../src/base/secret.ts'

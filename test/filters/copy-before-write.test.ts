@@ -1,6 +1,6 @@
 // copy-before-write and snapshot-access: the view shows the instant whatever happens, or says that it is lost.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { InvalidParameter, IoError, NoSpace, ReadOnly } from '../../src/base/errors.ts'
 import { Quota } from '../../src/base/quota.ts'

@@ -1,7 +1,7 @@
 // The conformance suite over copy-on-read, compress, preallocate and blkdebug, and what each does of its own.
 
 import { setImmediate as turn } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { InvalidParameter, IoError, NoSpace, NotSupported } from '../../src/base/errors.ts'
 import { endOf } from '../../src/base/ranges.ts'

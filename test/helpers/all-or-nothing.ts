@@ -15,6 +15,7 @@ import { loadSettings } from '../../src/settings/load.ts'
 import { errorsIn } from './killed-job.ts'
 import { missing, qemuImg, scratchFolder } from './qemu.ts'
 import { diskContent, generator, randomBytes } from './random-bytes.ts'
+import { seed } from './seed.ts'
 
 export const SIZE = 1 << 20
 export const GRANULE = 65536
@@ -285,7 +286,6 @@ const asked = process.env['STILLPOINT_STEPS']
 const most = ({ steps = 2 }: Duty) => (asked === 'all' ? Infinity : Number(asked ?? steps))
 
 /** The same each time, if nobody asks for another. */
-export const seed = Number(process.env['STILLPOINT_SEED'] ?? 7)
 
 function pick(count: number, duty: Duty, random: () => number): number[] {
   const all = Array.from({ length: count }, (_, index) => index)

@@ -1,6 +1,6 @@
 // What every driver and every filter must do, whatever it is: behave as a plain buffer does, and never say zero of what is not.
 
-import fc from 'fast-check'
+import fc from './property.ts'
 import type { Test } from 'tap'
 import { NotSupported, ReadOnly } from '../../src/base/errors.ts'
 import { endOf, intersect, type Range } from '../../src/base/ranges.ts'

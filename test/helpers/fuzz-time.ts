@@ -1,6 +1,6 @@
 // How often a property is tried: a number of runs in the suite, so long as scripts/fuzz says by hand.
 
-import fc from 'fast-check'
+import fc from './property.ts'
 
 /** For fc.assert. */
 export function tries(numRuns: number): fc.Parameters<unknown> {

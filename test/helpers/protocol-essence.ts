@@ -98,7 +98,11 @@ export function keepEssence(state: Uint8Array, cast: Cast, without: Fence | unde
     if (!isNamed && (pack === 0 || s[AT + pack]! > 6)) s[CONTENT + pack] = 0
     if (!(s[EXIST]! & bit)) {
       s[DELETING]! &= ~bit
-      if (!isNamed) s[PLAN]! &= ~bit
+      // It was there when it was condemned, so it will not come any more.
+      if (!isNamed) {
+        s[PLAN]! &= ~bit
+        for (let who = 0; who < PACKS; who++) s[AVOID + who]! &= ~bit
+      }
     }
     const mayCommit = pack > 0 && s[AT + pack]! > 4 && s[AT + pack]! < 9 && (s[SESSION + pack] !== 3 || without !== undefined)
     const isThere =

@@ -4,7 +4,7 @@
 import { truncate } from 'node:fs/promises'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { messageOf } from '../../src/base/errors.ts'

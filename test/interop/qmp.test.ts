@@ -4,7 +4,7 @@
 // own. And an id of 1e400, which QEMU sends back as `inf`, that is no JSON, is null in our reply.
 
 import { deepStrictEqual } from 'node:assert/strict'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t, { type Test } from 'tap'
 import { controlServer, RawClient, type Message } from '../helpers/control.ts'
 import { qemuCommands } from '../helpers/qemu-commands.ts'

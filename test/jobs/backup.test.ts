@@ -1,7 +1,7 @@
 // The backup job: what arrives is the disk at the instant, only what a bitmap says is read, and the bitmap is right whatever comes of it.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t, { type Test } from 'tap'
 import { IoError, NoSpace } from '../../src/base/errors.ts'
 import { Turns } from '../../src/base/turns.ts'

@@ -3,7 +3,7 @@
 
 import { join } from 'node:path'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t, { type Test } from 'tap'
 import { Turns } from '../../src/base/turns.ts'
 import type { NodeOptions } from '../../src/block/driver.ts'

@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { setImmediate as turn } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Fault, IoError } from '../../src/base/errors.ts'
 import { Turns } from '../../src/base/turns.ts'

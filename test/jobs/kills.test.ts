@@ -21,9 +21,9 @@ import {
 } from '../helpers/killed-job.ts'
 import { missing, qemuImg, scratchFolder } from '../helpers/qemu.ts'
 import { generator } from '../helpers/random-bytes.ts'
+import { seed } from '../helpers/seed.ts'
 
 const skip = missing('qemu-img')
-const seed = Number(process.env['STILLPOINT_SEED'] ?? Date.now() % 1e6)
 
 interface Kind {
   /** Starts it; with a speed, it takes longer than the longest wait before a kill. */

@@ -1,7 +1,7 @@
 // Checkpoints: what changed since each is known exactly, whatever is made and deleted, or is said to be unknown.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import type { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { CheckpointInconsistent, InvalidParameter, NotFound } from '../../src/base/errors.ts'

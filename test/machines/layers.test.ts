@@ -1,7 +1,7 @@
 // Checkpoints over chains of images against a model: whatever is written, snapshotted, made, deleted and opened anew, what changed
 // since a checkpoint has every granule that did.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import { mkdir, writeFile } from 'node:fs/promises'
 import t from 'tap'
 import { ActivityFolder } from '../../src/bitmaps/activity-folder.ts'

@@ -1,6 +1,6 @@
 // Rules of access: which client finds which exports.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { glob } from '../../src/base/glob.ts'
 import { isAddressOrNetwork, network } from '../../src/base/networks.ts'

@@ -2,7 +2,7 @@
 
 import { copyFile, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import { NbdClient } from 'nbd-client-ts'
 import { Allocation } from 'nbd-client-ts/protocol'
 import t from 'tap'

@@ -1,6 +1,6 @@
 // The answer to BLOCK_STATUS against a model: a status for every byte.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { extentSize, statusOf } from '../../src/nbd-server/block-status.ts'
 import { dirtyBitmap, type Context, type ContextExtent } from '../../src/nbd-server/context.ts'

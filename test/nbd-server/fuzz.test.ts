@@ -1,7 +1,7 @@
 // Whatever a client sends, in whatever pieces: the server lives, answers in order, calls its node as it may, and keeps nothing.
 // `npm run fuzz -- MINUTES` goes on for longer.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import { Command, CommandFlag, InfoType, Option } from 'nbd-client-ts/protocol'
 import t from 'tap'
 import type { Range } from '../../src/base/ranges.ts'

@@ -1,6 +1,6 @@
 // How received bytes are gathered: whatever the pieces in which they come, and however long somebody has to wait for room.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Inbound } from '../../src/nbd-server/inbound.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'

@@ -1,6 +1,6 @@
 // How the server's memory is divided among its connections, and how much of it one works with.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { Buffers, HEADROOM } from '../../src/nbd-server/buffers.ts'
 import { Memory } from '../../src/nbd-server/memory.ts'

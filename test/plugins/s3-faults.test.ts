@@ -8,6 +8,7 @@ import { FaultProxy, type Mishap, type Seen } from '../helpers/fault-proxy.ts'
 import { liveOn } from '../helpers/live-repository.ts'
 import { generator, randomBytes } from '../helpers/random-bytes.ts'
 import { makeBucket, openS3 } from '../helpers/s3.ts'
+import { seed } from '../helpers/seed.ts'
 import { listed, targetSuite } from '../helpers/target-suite.ts'
 
 if (cephMissing) {
@@ -17,9 +18,6 @@ if (cephMissing) {
 const ceph = await Ceph.launch()
 t.teardown(() => ceph[Symbol.asyncDispose]())
 await makeBucket(ceph.endpoint, 'faults')
-
-const seed = Number(process.env['SEED'] ?? Date.now() % 100_000)
-t.comment(`SEED=${seed}`)
 
 /** Of this many requests one goes wrong, in any way that may be. */
 function misfortune(oneIn: number, next = generator(seed)) {
@@ -43,7 +41,9 @@ function misfortune(oneIn: number, next = generator(seed)) {
 const proxy = await FaultProxy.before(ceph.port)
 t.teardown(() => proxy[Symbol.asyncDispose]())
 proxy.mishap = misfortune(6)
-targetSuite(t, 's3 over a network that misbehaves', async stack => stack.use(await openS3(proxy.endpoint, 'faults')))
+targetSuite(t, 's3 over a network that misbehaves', async stack => stack.use(await openS3(proxy.endpoint, 'faults')), {
+  forgetful: true,
+})
 
 t.test('and all of that did happen', async t => {
   t.ok(proxy.happened.size >= 6, JSON.stringify([...proxy.happened]))

@@ -4,7 +4,7 @@
 import { createHash, createHmac } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { SignatureV4 } from '@smithy/signature-v4'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { readCredentials } from '../../plugins/s3/credentials.ts'
 import { s3Options } from '../../plugins/s3/options.ts'

@@ -1,6 +1,6 @@
 // Push and restore over random histories, and each way in which a disk is read.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { NotFound } from '../../src/base/errors.ts'
 import { Damaged, WrongKey } from '../../src/repository/faults.ts'

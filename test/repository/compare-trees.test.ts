@@ -1,7 +1,7 @@
 // Two disks compared by their trees are as different as their chunks are, whatever the sizes, and what is the same is not read. What could
 // not be read is asked for again.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { compareTrees } from '../../src/repository/compare-trees.ts'
 import { RepositoryReader } from '../../src/repository/reader.ts'

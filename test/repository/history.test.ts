@@ -1,7 +1,7 @@
 // Every restore point of a random history restores bit for bit: by our restore, over NBD by qemu-img, and by the reader in Python.
 //
 // The histories are lived in memory, and what is left in the end is put into files for those who read it. HISTORY_FILES=1 lives them in files,
-// HISTORY_RUNS=100 tells that many, HISTORY_STEPS=200 longer ones, HISTORY_SEED where to begin.
+// HISTORY_RUNS=100 tells that many, HISTORY_STEPS=200 longer ones, STILLPOINT_SEED where to begin.
 
 import { spawnSync } from 'node:child_process'
 import { readFileSync, rmSync } from 'node:fs'
@@ -13,6 +13,7 @@ import { Repository } from '../../src/repository/repository.ts'
 import { scratchFolder } from '../helpers/control.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
 import { RepositoryHistory } from '../helpers/repository-history.ts'
+import { seed as first } from '../helpers/seed.ts'
 import { attempt, missing } from '../helpers/tools.ts'
 
 const program = fileURLToPath(new URL('../../../docs/restore-from-files.py', import.meta.url))
@@ -22,7 +23,6 @@ const noCryptography = noPython || spawnSync('python3', ['-c', 'import cryptogra
 
 const runs = Number(process.env['HISTORY_RUNS'] ?? 1)
 const steps = Number(process.env['HISTORY_STEPS'] ?? 30)
-const first = Number(process.env['HISTORY_SEED'] ?? Math.floor(Math.random() * 1e9))
 
 for (let run = 0; run < runs; run++) {
   const seed = first + run

@@ -2,8 +2,8 @@
 // code, with people who die or sleep at any request: no restore point ever misses what it needs. And with any one fence taken out, some
 // interleaving finds the hole.
 //
-// PROTOCOL_STATES=100000000 looks at that many states of the largest cast (half an hour, 3 GB); PROTOCOL_RUNS and PROTOCOL_SEED are of the
-// random histories.
+// PROTOCOL_STATES=100000000 looks at that many states of the largest cast (half an hour, 3 GB); PROTOCOL_RUNS is how many random
+// histories are told, and PROTOCOL_WALKS how many walks go over the model.
 
 import t from 'tap'
 import { messageOf } from '../../src/base/errors.ts'
@@ -12,6 +12,7 @@ import { generator } from '../helpers/random-bytes.ts'
 import { isOver, keepEssence } from '../helpers/protocol-essence.ts'
 import { Model, type Cast as ModelCast } from '../helpers/protocol-model.ts'
 import { explore } from '../helpers/protocol-search.ts'
+import { seed } from '../helpers/seed.ts'
 import { World, type Fence } from '../helpers/protocol-world.ts'
 import { initRepository } from '../../src/repository/repository-file.ts'
 import { Repository } from '../../src/repository/repository.ts'
@@ -83,9 +84,8 @@ async function search(seeds: number, from: number, forMs: number) {
 }
 
 t.test('no interleaving takes anything from a restore point', async t => {
-  const from = Number(process.env['PROTOCOL_SEED'] ?? Math.floor(Math.random() * 1e9))
   const runs = Number(process.env['PROTOCOL_RUNS'] ?? 0)
-  const found = await search(runs || 1000, from, runs ? Infinity : 5000)
+  const found = await search(runs || 1000, seed, runs ? Infinity : 5000)
   t.equal(found?.failure.stack, undefined, `seed ${found?.seed}:\n${found?.told.join('\n')}`)
 })
 
@@ -96,6 +96,7 @@ t.test('the same seed tells the same history', async t => {
 // --- every interleaving of the model ------------------------------------------------------------------------------------------------
 
 const small: ModelCast = { writers: ['a'], reader: true, collections: 2, deaths: 0 }
+const WALKS = Number(process.env['PROTOCOL_WALKS'] ?? 100)
 const largest: ModelCast = { writers: ['a', 'parent', 'b'], reader: true, collections: 2, deaths: 1 }
 
 t.test('in no state that can be reached does anybody miss what it needs', async t => {
@@ -114,7 +115,6 @@ t.test('in no state that can be reached does anybody miss what it needs', async 
 })
 
 t.test('what a state of the model leads to, its essence leads to as well', async t => {
-  const seed = Number(process.env['PROTOCOL_SEED'] ?? Math.floor(Math.random() * 1e9))
   const next = generator(seed)
   // Of the whole model only: where a fence is out a loss must be found, and what is taken for the same by mistake could only hide it. (Without
   // 'pin epoch' some states are.)
@@ -129,7 +129,7 @@ t.test('what a state of the model leads to, its essence leads to as well', async
     return found
   }
   const { first } = new Model(largest, undefined, () => {})
-  for (let walk = 0; walk < 100; walk++) {
+  for (let walk = 0; walk < WALKS; walk++) {
     for (let state: Uint8Array = first.slice(), steps = 0; steps < 120; steps++) {
       const essence = state.slice()
       keepEssence(essence, largest, undefined)
@@ -138,7 +138,7 @@ t.test('what a state of the model leads to, its essence leads to as well', async
       if (found.length === 0) break
       // When the collections are over what may happen at any time happens at once (goOnUnseen).
       const lost = isOver(state, largest) ? undefined : found.find(({ essence }) => !leads.has(essence))
-      if (lost) return t.fail(`PROTOCOL_SEED=${seed}: ${lost.told} from ${state.join()} leads to ${lost.essence}`)
+      if (lost) return t.fail(`seed ${seed}: ${lost.told} from ${state.join()} leads to ${lost.essence}`)
       ;({ state } = found[next() % found.length]!)
     }
   }

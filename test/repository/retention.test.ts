@@ -1,6 +1,6 @@
 // Retention: the rules, one by one and together, against a model that takes each rule at its word.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { InvalidParameter } from '../../src/base/errors.ts'
 import { retain, type RetainedPoint, type RetentionPolicy } from '../../src/repository/retention.ts'

@@ -1,6 +1,6 @@
 // The scheduler with a clock that is moved: every time that comes is run once, or accounted for, whatever happens meanwhile.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { InvalidParameter } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'

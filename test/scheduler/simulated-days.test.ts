@@ -1,11 +1,11 @@
 // Days of an appliance in seconds, with a daemon that is killed at random; STILLPOINT_DAYS=MINUTES lives as long.
 
 import t from 'tap'
+import { seed } from '../helpers/seed.ts'
 import { missing } from '../helpers/tools.ts'
 import { liveDays } from '../helpers/simulated-days.ts'
 
 const minutes = Number(process.env['STILLPOINT_DAYS'] ?? 0)
-const seed = Number(process.env['STILLPOINT_DAYS_SEED'] ?? Date.now() % 1e6)
 
 t.test(
   'however often the daemon is killed, every run that was due is done or explained, and every restore point is good',

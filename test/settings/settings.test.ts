@@ -3,7 +3,7 @@
 import { chmodSync, readFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { BadSettings } from '../../src/base/errors.ts'
 import { loadSettings, parseSettings } from '../../src/settings/load.ts'

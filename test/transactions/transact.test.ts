@@ -1,7 +1,7 @@
 // transact: all or nothing, wherever it fails.
 
 import { setImmediate } from 'node:timers/promises'
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { IoError, messageOf } from '../../src/base/errors.ts'
 import type { Action } from '../../src/block/action.ts'

@@ -1,6 +1,6 @@
 // The heat map of disks of any size, over bitmaps in memory.
 
-import fc from 'fast-check'
+import fc from '../helpers/property.ts'
 import t from 'tap'
 import { CheckpointInconsistent } from '../../src/base/errors.ts'
 import { DirtyBitmap } from '../../src/bitmaps/dirty-bitmap.ts'

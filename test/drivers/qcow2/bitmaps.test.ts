@@ -1,7 +1,7 @@
 // Stored bitmaps: QEMU reads ours and we read QEMU's, bit for bit; what is damaged or unfinished is told, and stops nothing else.
 
 import { readFileSync, writeFileSync } from 'node:fs'
-import fc from 'fast-check'
+import fc from '../../helpers/property.ts'
 import t from 'tap'
 import { InvalidParameter, NoSpace, NotFound, NotSupported } from '../../../src/base/errors.ts'
 import {

@@ -2,7 +2,7 @@
 // how often that was. They run in threads of their own, in which nobody watches promises: it takes a third of the time.
 
 import { parentPort, workerData } from 'node:worker_threads'
-import fc from 'fast-check'
+import fc from '../../helpers/property.ts'
 import { endOf, type Range } from '../../../src/base/ranges.ts'
 import { changeBackingFile } from '../../../src/drivers/qcow2/change-backing-file.ts'
 import { listBitmaps, readBitmap, storeBitmaps } from '../../../src/drivers/qcow2/bitmaps.ts'

@@ -1,15 +1,13 @@
-// Plays the scenarios of crash-scenarios.ts in threads, and makes tests of them. SEED=n tries others, or the ones of a failure again.
+// Plays the scenarios of crash-scenarios.ts in threads, and makes tests of them. STILLPOINT_SEED=n tries others, or the ones of a failure again.
 
-import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import pLimit from 'p-limit'
 import t from 'tap'
 import { missing, qemuCheck, scratchFolder } from '../../helpers/qemu.ts'
+import { seed } from '../../helpers/seed.ts'
 import type { Outcome, scenarios } from './crash-scenarios.ts'
-
-const SEED = Number(process.env['SEED'] ?? randomInt(2 ** 30))
 
 /** As many threads as work at a time. */
 const limit = pLimit(2)
@@ -29,11 +27,11 @@ interface Part {
 export function afterPowerCuts(parts: readonly Part[], least: number) {
   const played = parts.map(part => ({
     ...part,
-    outcomes: Promise.all(part.runs.map((runs, at) => play(part.scenario, runs, SEED + at))),
+    outcomes: Promise.all(part.runs.map((runs, at) => play(part.scenario, runs, seed + at))),
   }))
   for (const { what, outcomes } of played)
     t.test(`after a power cut ${what}`, async t => {
-      t.comment(`SEED=${SEED}`)
+      t.comment(`STILLPOINT_SEED=${seed}`)
       const samples = (await outcomes).flatMap(outcome => outcome.samples).slice(0, SAMPLES)
       t.ok(cutsOf(await outcomes) > 100, `${cutsOf(await outcomes)} power cuts`)
       if (samples.length > 0)

@@ -1,7 +1,7 @@
 // Damaged images: whatever a file says of itself, it is refused by a Fault or read as something; it never crashes us, keeps us busy, or
 // makes us take memory for what it announces.
 
-import fc from 'fast-check'
+import fc from '../../helpers/property.ts'
 import t from 'tap'
 import { Fault } from '../../../src/base/errors.ts'
 import { listBitmaps, readBitmap, removeBitmap, storeBitmaps } from '../../../src/drivers/qcow2/bitmaps.ts'

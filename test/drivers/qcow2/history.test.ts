@@ -2,7 +2,7 @@
 // leave behind, and qemu-img compare must find in it what a plain buffer holds.
 
 import { writeFileSync } from 'node:fs'
-import fc from 'fast-check'
+import fc from '../../helpers/property.ts'
 import pLimit from 'p-limit'
 import t from 'tap'
 import { endOf, type Range } from '../../../src/base/ranges.ts'
