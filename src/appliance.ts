@@ -21,7 +21,7 @@ import { filters } from './filters/index.ts'
 import { JobRecords } from './jobs/job-records.ts'
 import { Jobs } from './jobs/jobs.ts'
 import { Backups } from './machines/backups.ts'
-import { changedKeys, Configuration, type Reconciled } from './machines/configuration.ts'
+import { Configuration, type Reconciled } from './machines/configuration.ts'
 import { DiskJobs } from './machines/disk-jobs.ts'
 import type { Disk, Machine } from './machines/machine.ts'
 import { Machines } from './machines/machines.ts'
@@ -230,9 +230,8 @@ export class Appliance implements AsyncDisposable {
       parts.use(await StatusServer.listen(settings.metrics, statusPages(measured), log))
     }
     configuration.follow(async ({ schedules, limits }) => {
-      const changes = changedKeys('schedules', scheduler.settings, schedules)
       await scheduler.reconcile(Object.values(schedules), limits.backups)
-      return { changes, problems: [] }
+      return { changes: [], problems: [] }
     })
 
     const { socket } = settings.control

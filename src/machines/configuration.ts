@@ -4,7 +4,7 @@
 import { BadSettings } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { loadSettings } from '../settings/load.ts'
-import type { Settings } from '../settings/settings.ts'
+import type { RepositorySettings, Settings } from '../settings/settings.ts'
 import { differences } from '../settings/sources.ts'
 
 /** What a part has done, in sentences; and what it could not do, which the next reload tries again. */
@@ -23,6 +23,16 @@ const FIXED: readonly (readonly [name: string, of: (settings: Settings) => unkno
   ['scratch.path', ({ scratch }) => scratch.path],
   ['metrics', ({ metrics }) => metrics],
   ['web', ({ web }) => web],
+]
+
+/** Read by whoever needs them when they do: what differs counts from then on. */
+const READ_WHEN_NEEDED: readonly (readonly [name: string, of: (settings: Settings) => unknown])[] = [
+  ['repositories', ({ repositories }) => mapValues(repositories, asWritten)],
+  ['scratch', ({ scratch: { limit, timeoutMs } }) => ({ limit, timeout: timeoutMs })],
+  ['sessions', ({ sessions }) => ({ expire: sessions.expireMs })],
+  ['schedules', ({ schedules }) => schedules],
+  ['notify', ({ notify }) => notify],
+  ['limits', ({ limits }) => limits],
 ]
 
 export class Configuration {
@@ -66,6 +76,7 @@ export class Configuration {
       throw error
     }
     const done = { changes: [] as string[], problems: this.#needRestart(next) }
+    const before = this.#current
     // Those that read it when they need it see the new one from here on.
     this.#current = next
     for (const follow of this.#followers) {
@@ -73,6 +84,7 @@ export class Configuration {
       done.changes.push(...changes)
       done.problems.push(...problems)
     }
+    for (const [name, of] of READ_WHEN_NEEDED) done.changes.push(...changedKeys(name, of(before), of(next)))
     this.#problem = done.problems.length > 0 ? done.problems.join('\n') : undefined
     this.log.info('the configuration was read again', { changes: done.changes.length, problems: done.problems.length })
     for (const change of done.changes) this.log.info(`configuration: ${change}`)
@@ -87,7 +99,21 @@ export class Configuration {
   }
 }
 
-/** For a part that only reads what is in force: which of its keys are others now. */
-export function changedKeys(section: string, before: unknown, after: unknown): string[] {
-  return differences(before, after).map(path => `changed ${[section, ...path.map(String)].join('.')}`)
+/** Which of its keys are others now, as they are called in the file. */
+function changedKeys(section: string, before: unknown, after: unknown): string[] {
+  return differences(before, after).map(([name, ...path]) =>
+    [`changed ${section}`, ...(name === undefined ? [] : [String(name)]), ...path.map(written)].join('.'),
+  )
 }
+
+/** `retryAfterMs` is retry-after there. */
+const written = (key: PropertyKey) =>
+  String(key)
+    .replace(/Ms$/, '')
+    .replaceAll(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
+
+/** A repository's keys lie side by side there. */
+const asWritten = ({ target, key }: RepositorySettings) => ({ ...target, ...(key !== undefined && { encryption: { key } }) })
+
+const mapValues = <A, B>(all: Readonly<Record<string, A>>, to: (value: A) => B): Record<string, B> =>
+  Object.fromEntries(Object.entries(all).map(([name, value]) => [name, to(value)]))

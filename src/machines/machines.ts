@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { isDeepStrictEqual } from 'node:util'
-import { Fault, NotFound } from '../base/errors.ts'
+import { Fault, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
 import type { Action } from '../block/action.ts'
@@ -53,8 +53,8 @@ export class Machines implements AsyncDisposable {
   }
 
   /**
-   * Opens and closes machines and disks as other settings have them; those that are in both are not touched. `checkUnused` throws where
-   * something works on a disk: then it stays.
+   * Opens and closes machines and disks as other settings have them; those that are in both are not touched. A disk that differs is opened
+   * again, as it was where that fails. `checkUnused` throws where something works on a disk: then it stays.
    */
   async reconcile(
     wanted: Readonly<Record<string, MachineSettings>>,
@@ -71,16 +71,21 @@ export class Machines implements AsyncDisposable {
         problems.push(`not ${what}: ${error.message}`)
       }
     }
+    /** By export: closed to be opened again, and its clients, who connect again when this is disposed of. */
+    const reopened = new Map<string, { readonly before: DiskSettings; readonly clients: Disposable | undefined }>()
+    await using whatever = new AsyncDisposableStack()
+    whatever.defer(() => reopened.forEach(({ clients }) => clients?.[Symbol.dispose]()))
     // What goes makes room for what comes: an image may have another name now.
     for (const { machine } of this.list) {
       const disks = wanted[machine.name]?.disks
-      const gone = machine.disks.filter(
-        disk => !disks || !isDeepStrictEqual(disks[disk.name], this.#settings[machine.name]?.disks[disk.name]),
-      )
-      for (const disk of gone) {
-        await attempt(`closed disk ${machine.name}/${disk.name}`, async () => {
+      const before = this.#settings[machine.name]!.disks
+      for (const disk of machine.disks.filter(({ name }) => !isDeepStrictEqual(disks?.[name], before[name]))) {
+        const id = `${machine.name}/${disk.name}`
+        await attempt(`closed disk ${id}`, async () => {
           checkUnused(machine, disk)
-          await this.#removeDisk(machine, disk)
+          if (disks?.[disk.name]) reopened.set(id, { before: before[disk.name]!, clients: await this.#suspend(id) })
+          else await this.#unexport(id)
+          await machine.removeDisk(disk)
         })
       }
       if (!disks && machine.disks.length === 0) await this.#close(machine)
@@ -94,7 +99,17 @@ export class Machines implements AsyncDisposable {
       if (machine.guest.reconfigure(machineSettings)) changes.push(`changed how the guest of machine ${name} is treated`)
       for (const [disk, diskSettings] of Object.entries(machineSettings.disks)) {
         if (machine.disks.some(other => other.name === disk)) continue
-        await attempt(`opened disk ${name}/${disk}`, () => this.#addDisk(machine, disk, diskSettings))
+        const id = `${name}/${disk}`
+        const { before, clients } = reopened.get(id) ?? {}
+        await attempt(`opened disk ${id}`, async () => {
+          try {
+            await this.#addDisk(machine, disk, diskSettings)
+          } catch (error) {
+            if (before && error instanceof Fault) await this.#addAsBefore(machine, disk, before, error)
+            throw error
+          }
+        })
+        clients?.[Symbol.dispose]()
       }
     }
     return { changes, problems }
@@ -108,7 +123,7 @@ export class Machines implements AsyncDisposable {
     const checkpoints = await Checkpoints.open(machine, graph, state)
     for (const disk of machine.disks) {
       await this.#export(machine, disk)
-      undo.defer(() => this.#unexport(machine, disk))
+      undo.defer(() => this.#unexport(`${name}/${disk.name}`))
     }
     undo.move()
     this.#entries.set(name, { machine, checkpoints })
@@ -135,9 +150,15 @@ export class Machines implements AsyncDisposable {
     }
   }
 
-  async #removeDisk(machine: Machine, disk: Disk) {
-    await this.#unexport(machine, disk)
-    await machine.removeDisk(disk)
+  /** A mistake in the configuration does not take a guest's disk away. @throws InvalidParameter, which says so */
+  async #addAsBefore(machine: Machine, name: string, before: DiskSettings, why: Fault): Promise<never> {
+    try {
+      await this.#addDisk(machine, name, before)
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      throw new InvalidParameter(`${why.message}; nor can it be opened as it was before: ${error.message}`, { cause: error })
+    }
+    throw new InvalidParameter(`${why.message}; it stays as it was`, { cause: why })
   }
 
   async #export(machine: Machine, { name, node }: Disk) {
@@ -147,11 +168,17 @@ export class Machines implements AsyncDisposable {
     this.#exported.set(id, await nodeExports.add(exports, options))
   }
 
-  async #unexport(machine: Machine, { name }: Disk) {
-    const id = `${machine.name}/${name}`
+  async #unexport(id: string) {
     const exported = this.#exported.get(id)
     this.#exported.delete(id)
     await exported?.remove('hard')
+  }
+
+  /** Until it is exported again. */
+  async #suspend(id: string) {
+    const exported = this.#exported.get(id)
+    this.#exported.delete(id)
+    return await exported?.suspend()
   }
 
   /** Once the disks can be reached: guests that an earlier daemon has left frozen are thawed. */
@@ -295,7 +322,7 @@ export class Machines implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     for (const { machine } of this.list.toReversed()) {
-      for (const disk of machine.disks.toReversed()) await this.#unexport(machine, disk)
+      for (const disk of machine.disks.toReversed()) await this.#unexport(`${machine.name}/${disk.name}`)
       await this.#close(machine)
     }
   }

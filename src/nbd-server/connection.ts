@@ -27,6 +27,8 @@ export class Connection implements User {
   #negotiating = true
   #taken = -1
   #received = -1
+  /** Its export is about to be there again; done when it is. */
+  #ready: Promise<void> | undefined
 
   constructor(
     private readonly link: Link,
@@ -50,6 +52,7 @@ export class Connection implements User {
     try {
       const agreement = await this.#negotiate()
       if (agreement) await this.#transmit(agreement)
+      if (this.#ready) await Promise.race([this.#ready, this.link.closed])
       this.link.end()
     } catch (error) {
       if (error instanceof Fault) this.#log.debug(error instanceof Vanished ? 'vanished' : 'closed', { err: error })
@@ -82,6 +85,11 @@ export class Connection implements User {
       if (this.#transmission) this.#transmission.leave()
       else this.link.destroy()
     }, lingerMs).unref()
+  }
+
+  part(ready: Promise<void>) {
+    this.#ready = ready
+    this.#transmission?.leave()
   }
 
   /** Its client has not taken a byte of what it was sent since the last call. */

@@ -1,7 +1,8 @@
 // The exports of a server by name, added and removed while clients are connected.
 //
 // What is removed is gone for new clients at once. Requests in flight finish; when none is left nobody calls the export's node any
-// more, and `remove` is done. Connections stay a moment longer, to answer whatever comes with ESHUTDOWN.
+// more, and `remove` is done. Connections stay a moment longer, to answer whatever comes with ESHUTDOWN; where the export comes back, they stay
+// silent until it is there (`suspend`).
 
 import { MAX_STRING } from 'nbd-client-ts/protocol'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
@@ -11,6 +12,8 @@ import type { Export } from './export.ts'
 export interface User {
   /** Start no more requests; `release` follows when those in flight are done. */
   shutDown(): void
+  /** The same, but what comes gets no answer, not even a refusal; the connection ends when `ready` is done. */
+  part(ready: Promise<void>): void
 }
 
 interface Entry {
@@ -92,6 +95,21 @@ export class Exports implements Iterable<Export> {
     for (const user of entry.users) user.shutDown()
     if (entry.users.size > 0) await entry.unused.promise
     this.#entries.delete(id)
+  }
+
+  /**
+   * Removes one that is about to be there again. Guests whose clients connect again (QEMU's reconnect-delay) notice nothing: what they ask for
+   * meanwhile is not refused, and their connections end when this is disposed of, so that they find the new one at once.
+   */
+  async suspend(id: string): Promise<Disposable> {
+    const entry = this.#removable(id, 'hard')
+    const ready = Promise.withResolvers<void>()
+    entry.unused = Promise.withResolvers()
+    this.#names.delete(entry.export.name)
+    for (const user of entry.users) user.part(ready.promise)
+    if (entry.users.size > 0) await entry.unused.promise
+    this.#entries.delete(id)
+    return { [Symbol.dispose]: ready.resolve }
   }
 
   #removable(id: string, mode: RemoveMode): Entry {

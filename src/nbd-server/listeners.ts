@@ -1,7 +1,10 @@
 // The NBD servers of the configuration, one for each place where clients connect; a reload adds and removes some, and leaves the rest alone,
-// but that it reads their certificates and keys again, for connections to come.
+// but that it reads their certificates and keys again, for connections to come. A place whose terms alone differ goes on listening: a
+// socket that systemd holds is to be had once.
 
+import { chmod } from 'node:fs/promises'
 import { Fault } from '../base/errors.ts'
+import { systemFault } from '../base/system-fault.ts'
 import { addressText, type ListenAddress } from './listening.ts'
 import { NbdServer, type NbdServerOptions } from './server.ts'
 
@@ -16,8 +19,17 @@ export interface Place {
   options(): Promise<NbdServerOptions>
 }
 
+interface Served {
+  readonly server: NbdServer
+  readonly options: NbdServerOptions
+  readonly place: Place
+  /** Its socket is another's, and so is who may open it. */
+  readonly isInherited: boolean
+}
+
 export class Listeners implements AsyncDisposable {
-  readonly #servers = new Map<string, { readonly server: NbdServer; readonly options: NbdServerOptions; readonly place: Place }>()
+  /** By address. */
+  readonly #served = new Map<string, Served>()
 
   /** At all places, or at none. */
   static async open(places: readonly Place[]) {
@@ -32,22 +44,25 @@ export class Listeners implements AsyncDisposable {
   async reconcile(places: readonly Place[]) {
     const changes: string[] = []
     const problems: string[] = []
-    const wanted = new Set(places.map(({ key }) => key))
-    for (const [key, { server, place }] of this.#servers) {
-      if (wanted.has(key)) continue
-      this.#servers.delete(key)
+    const wanted = new Set(places.map(({ address }) => addressText(address)))
+    for (const [address, { server }] of this.#served) {
+      if (wanted.has(address)) continue
+      this.#served.delete(address)
       await server[Symbol.asyncDispose]()
-      changes.push(`no longer listens at ${addressText(place.address)}`)
+      changes.push(`no longer listens at ${address}`)
     }
     for (const place of places) {
-      const served = this.#servers.get(place.key)
+      const address = addressText(place.address)
+      const served = this.#served.get(address)
       try {
-        if (served) {
-          await served.options.tls?.credentials.reload()
-          continue
+        if (!served) {
+          await this.#add(place)
+          changes.push(`listens at ${address}`)
+        } else if (served.place.key === place.key) await served.options.tls?.credentials.reload()
+        else {
+          await this.#change(served, place)
+          changes.push(`changed who may do what at ${address}; clients there connect again`)
         }
-        await this.#add(place)
-        changes.push(`listens at ${addressText(place.address)}`)
       } catch (error) {
         if (!(error instanceof Fault)) throw error
         problems.push(error.message)
@@ -58,23 +73,37 @@ export class Listeners implements AsyncDisposable {
 
   /** Where they listen, in the order of the configuration when it was read first. */
   get addresses() {
-    return [...this.#servers.values()].map(({ server }) => server.address)
+    return [...this.#served.values()].map(({ server }) => server.address)
   }
 
   /** Of all clients of all places. */
   get connections() {
-    return [...this.#servers.values()].reduce((sum, { server }) => sum + server.connections, 0)
+    return [...this.#served.values()].reduce((sum, { server }) => sum + server.connections, 0)
   }
 
   async #add(place: Place) {
     const options = await place.options()
     const fd = place.inherited?.()
     const server = await NbdServer.listen(fd === undefined ? place.address : { fd }, options)
-    this.#servers.set(place.key, { server, options, place })
+    this.#served.set(addressText(place.address), { server, options, place, isInherited: fd !== undefined })
+  }
+
+  async #change(served: Served, place: Place) {
+    const options = await place.options()
+    const { address } = place
+    if ('unix' in address && !address.unix.startsWith('\0') && address.mode !== undefined && !served.isInherited) {
+      try {
+        await chmod(address.unix, address.mode)
+      } catch (error) {
+        throw systemFault(`Could not change who may open ${address.unix}`, error)
+      }
+    }
+    served.server.change(options)
+    this.#served.set(addressText(address), { ...served, options, place })
   }
 
   async [Symbol.asyncDispose]() {
-    for (const { server } of [...this.#servers.values()].toReversed()) await server[Symbol.asyncDispose]()
-    this.#servers.clear()
+    for (const { server } of [...this.#served.values()].toReversed()) await server[Symbol.asyncDispose]()
+    this.#served.clear()
   }
 }

@@ -218,6 +218,13 @@ export class NodeExport {
     return this.exports.remove(this.id, mode)
   }
 
+  /** Removes one that is about to be there again; once it is, this is disposed of, and its clients connect again. */
+  async suspend(): Promise<Disposable> {
+    const suspended = await this.exports.suspend(this.id)
+    await this.release()
+    return suspended
+  }
+
   async remove(mode?: RemoveMode) {
     await this.shutDown(mode)
     await this.release()

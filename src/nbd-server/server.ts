@@ -49,20 +49,22 @@ export class NbdServer implements AsyncDisposable {
   readonly #connections = new Map<Connection, Promise<void>>()
   readonly #buffers = new Buffers()
   readonly #memory: Memory
-  readonly #maxConnections: number
-  readonly #maxHandshakes: number
-  readonly #timers: readonly NodeJS.Timeout[]
+  #options: NbdServerOptions
+  #timers: readonly NodeJS.Timeout[]
   /** Sockets of clients that are one too many; nothing is read of them. */
   readonly #waiting = new Set<net.Socket>()
   #closing = false
 
-  private constructor(private readonly options: NbdServerOptions) {
+  private constructor(options: NbdServerOptions) {
+    this.#options = options
     this.#memory = options.memory ?? new Memory(256 << 20)
-    this.#maxConnections = options.maxConnections ?? 0
-    this.#maxHandshakes = options.maxHandshakes ?? 100
     this.#server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, socket => this.serve(socket))
-    const { stallMs = 60_000, idleMs = 0 } = options
-    this.#timers = [
+    this.#timers = this.#startTimers()
+  }
+
+  #startTimers() {
+    const { stallMs = 60_000, idleMs = 0 } = this.#options
+    return [
       setInterval(() => this.#closeStalled(), stallMs).unref(),
       ...(idleMs > 0 ? [setInterval(() => this.#closeIdle(), idleMs).unref()] : []),
     ]
@@ -94,6 +96,18 @@ export class NbdServer implements AsyncDisposable {
     return this.#memory.taken
   }
 
+  /** Other terms from now on, at the same address: clients that are connected are left when what is in flight is done, and may connect again. */
+  change(options: NbdServerOptions) {
+    this.#options = options
+    for (const interval of this.#timers) clearInterval(interval)
+    this.#timers = this.#startTimers()
+    for (const connection of this.#connections.keys()) connection.leave(LINGER_MS)
+  }
+
+  get #maxConnections() {
+    return this.#options.maxConnections ?? 0
+  }
+
   /** Serves a socket that is connected already, such as one that came in by other means. */
   serve(socket: net.Socket) {
     if (this.#closing) {
@@ -105,7 +119,7 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     this.#makeRoom()
-    const { exports, log, authorize, tls, handshakeMs = 10_000, keepAliveMs = 30_000 } = this.options
+    const { exports, log, authorize, tls, handshakeMs = 10_000, keepAliveMs = 30_000 } = this.#options
     const connection = new Connection(Link.over(socket, keepAliveMs), {
       handshake: { exports, authorize, tls, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
       handshakeMs,
@@ -115,7 +129,7 @@ export class NbdServer implements AsyncDisposable {
     })
     const served = connection.serve().finally(() => {
       this.#connections.delete(connection)
-      this.options.onLeave?.(connection.served)
+      this.#options.onLeave?.(connection.served)
       const [next] = this.#waiting
       if (next) this.#waiting.delete(next)
       if (next && !next.destroyed) this.serve(next)
@@ -129,7 +143,7 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     this.#waiting.add(socket)
-    socket.once('error', error => this.options.log.debug('a client that waited has gone', { err: error })) // 'close' follows
+    socket.once('error', error => this.#options.log.debug('a client that waited has gone', { err: error })) // 'close' follows
     socket.once('close', () => this.#waiting.delete(socket))
   }
 
@@ -142,7 +156,7 @@ export class NbdServer implements AsyncDisposable {
     for (const connection of this.#connections.keys()) connection.leave(LINGER_MS)
     const timer = setTimeout(() => {
       for (const connection of this.#connections.keys()) connection.destroy()
-    }, this.options.drainMs ?? 10_000)
+    }, this.#options.drainMs ?? 10_000)
     await served
     clearTimeout(timer)
     for (const interval of this.#timers) clearInterval(interval)
@@ -158,14 +172,14 @@ export class NbdServer implements AsyncDisposable {
       oldest ??= connection
       negotiating++
     }
-    if (negotiating >= this.#maxHandshakes) oldest?.destroy()
+    if (negotiating >= (this.#options.maxHandshakes ?? 100)) oldest?.destroy()
   }
 
   /** Memory that a client holds and does not take must not keep others waiting for ever. */
   #closeStalled() {
     for (const connection of this.#connections.keys()) {
       if (!connection.isStalled() || this.#memory.waiting === 0) continue
-      this.options.log.warn('closed a client that takes no replies, while others wait for the memory they hold')
+      this.#options.log.warn('closed a client that takes no replies, while others wait for the memory they hold')
       connection.destroy()
     }
   }

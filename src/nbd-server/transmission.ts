@@ -70,6 +70,7 @@ export class Transmission {
   /** No further request is looked at. */
   #over = false
   #shuttingDown = false
+  #leaving = false
   #isUnused = false
   #violation: Error | undefined
   readonly #finished = Promise.withResolvers<void>()
@@ -125,7 +126,7 @@ export class Transmission {
    * reconnect-delay, asks again for what was not answered; what was refused would be an error of its guest's disk.
    */
   leave() {
-    this.#over = true
+    this.#over = this.#leaving = true
     this.#forgetWaiting?.()
     this.#forgetWaiting = undefined
     this.#waiting = undefined
@@ -273,7 +274,7 @@ export class Transmission {
     this.#oneByOne.ran()
     this.#answer(admitted)
     if (onlyTheDisk && this.#waiting && this.#window.grow()) this.#readmit(this.#waiting)
-    if (this.#shuttingDown) this.#settle()
+    if (this.#shuttingDown || this.#leaving) this.#settle()
   }
 
   #refuse(admitted: Admitted, { error, message }: Refusal) {
@@ -309,7 +310,7 @@ export class Transmission {
 
   /** Sees whether the export is no longer used, and whether all is done. */
   #settle() {
-    if (this.#shuttingDown && this.#running === 0 && !this.#isUnused) {
+    if ((this.#shuttingDown || this.#leaving) && this.#running === 0 && !this.#isUnused) {
       this.#isUnused = true
       this.terms.unused()
     }

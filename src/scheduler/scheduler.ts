@@ -118,11 +118,6 @@ export class Scheduler implements AsyncDisposable {
     return [...this.#schedules.keys()]
   }
 
-  /** By name, as the configuration has them. */
-  get settings(): Readonly<Record<string, ScheduleSettings>> {
-    return Object.fromEntries([...this.#schedules].map(([name, { settings }]) => [name, settings]))
-  }
-
   /** @throws NotFound */
   get(name: string): Schedule & { readonly state: ScheduleState; readonly running: Run | undefined } {
     const schedule = this.#schedules.get(name)

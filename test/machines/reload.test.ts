@@ -1,7 +1,10 @@
 // The configuration read again while the daemon runs: what differs is done, and nobody else is disturbed.
 
-import { truncateSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { Appliance } from '../../src/appliance.ts'
@@ -9,6 +12,7 @@ import { createLog } from '../../src/base/log.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { loadSettings } from '../../src/settings/load.ts'
 import { scratchFolder } from '../helpers/control.ts'
+import { missing } from '../helpers/tools.ts'
 
 const MIB = 1 << 20
 
@@ -132,13 +136,99 @@ t.test('places for clients come and go', async t => {
   const { appliance, write, nbd, folder, execute } = await start(stack, { db: ['root'] })
   const before = await nbd('db/root')
   write({ db: ['root'] }, 'nbd: [ { unix: ./nbd.sock }, { unix: ./second.sock } ]\nscratch: { limit: 1M }')
-  t.same(await appliance.reload(), { changes: [`listens at ${folder}/second.sock`], problems: [] })
+  t.same(await appliance.reload(), { changes: [`listens at ${folder}/second.sock`, 'changed scratch.limit'], problems: [] })
   t.match(await execute('query-daemon'), { scratch: { limit: MIB }, nbd: [{ type: 'unix' }, { path: `${folder}/second.sock` }] })
   const after = await nbd('db/root', 'second.sock')
   write({ db: ['root'] }, 'nbd: [ { unix: ./second.sock } ]')
-  t.same(await appliance.reload(), { changes: [`no longer listens at ${folder}/nbd.sock`], problems: [] })
+  t.same(await appliance.reload(), {
+    changes: [`no longer listens at ${folder}/nbd.sock`, 'changed scratch.limit'],
+    problems: [],
+  })
   await t.rejects(before.read(0, 1))
   t.equal((await after.read(0, 4)).toString(), 'root')
+  write({ db: ['root'] }, 'nbd: [ { unix: ./second.sock, mode: "600", allow: [ { exports: ["db/*"], read-only: true } ] } ]')
+  t.same(await appliance.reload(), {
+    changes: [`changed who may do what at ${folder}/second.sock; clients there connect again`],
+    problems: [],
+  })
+  t.equal(statSync(join(folder, 'second.sock')).mode & 0o777, 0o600)
+  await t.rejects(after.read(0, 1), 'by its old terms nobody goes on')
+  await t.rejects((await nbd('db/root', 'second.sock')).write(0, Buffer.alloc(1)), /read-only|permitted|EPERM/i)
+})
+
+t.test('what is only read when it is needed is said to have changed, by the names of the file', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write } = await start(stack, { db: ['root'] })
+  const nbd = 'nbd: [ { unix: ./nbd.sock } ]'
+  const repositories = 'repositories: { near: { plugin: file, path: ./near } }'
+  write({ db: ['root'] }, `${nbd}\n${repositories}`)
+  t.same((await appliance.reload()).changes, ['changed repositories.near'])
+  const more = `repositories: { near: { plugin: file, path: ./far, encryption: { key: "file:/key" } } }
+schedules: { nightly: { machines: [db], repository: near, retry-after: 1m } }
+sessions: { expire: 1h }
+limits: { backups: 3 }
+notify: [ { exec: "true" } ]`
+  write({ db: ['root'] }, `${nbd}\n${more}`)
+  const { changes } = await appliance.reload()
+  t.same([...changes].sort(), [
+    'changed limits.backups',
+    'changed notify',
+    'changed repositories.near.encryption',
+    'changed repositories.near.path',
+    'changed schedules.nightly',
+    'changed sessions.expire',
+  ])
+  write({ db: ['root'] }, `${nbd}\n${more.replace('1m', '2m')}`)
+  t.same((await appliance.reload()).changes, ['changed schedules.nightly.retry-after'])
+})
+
+t.test('a guest whose disk is opened again writes on', { skip: missing('qemu-io') }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, folder, file, nbd } = await start(stack, { db: ['root', 'data'] })
+  const option = `driver=nbd,server.type=unix,server.path=${join(folder, 'nbd.sock')},export=db/root,reconnect-delay=60`
+  const guest = spawn('qemu-io', ['--image-opts', option], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const exited = once(guest, 'exit')
+  stack.defer(async () => {
+    guest.kill()
+    await exited
+  })
+  const lines = createInterface({ input: guest.stdout })[Symbol.asyncIterator]()
+  const qemuIo = async (command: string) => {
+    guest.stdin.write(`${command}\n`)
+    for (;;) {
+      const { value, done } = await lines.next()
+      if (done) return 'it has ended'
+      if (/wrote|read|fail|error/i.test(value)) return value
+    }
+  }
+  const disks = (root: string, data: string) =>
+    writeFileSync(
+      file,
+      `state: ./state
+control: { socket: ./control.sock }
+nbd: [ { unix: ./nbd.sock } ]
+machines: { db: { disks: { root: { image: ./${root}.raw, format: raw }, data: { image: ./${data}.raw, format: raw } } } }
+`,
+    )
+  t.match(await qemuIo('write -P 1 0 64k'), /wrote 65536/)
+  const other = await nbd('db/data')
+  disks('more', 'data')
+  t.same(await appliance.reload(), { changes: ['closed disk db/root', 'opened disk db/root'], problems: [] })
+  t.match(await qemuIo('write -P 2 64k 64k'), /wrote 65536/)
+  t.match(await qemuIo('read 0 512'), /read 512/)
+  t.equal((await other.read(0, 4)).toString(), 'data', 'and another disk’s client is connected still')
+
+  disks('absent', 'data')
+  const { changes, problems } = await appliance.reload()
+  t.same(changes, ['closed disk db/root'])
+  t.match(problems, [/^not opened disk db\/root: .*absent\.raw.*No such file or directory.*; it stays as it was$/])
+  t.match(await qemuIo('read -P 2 64k 64k'), /read 65536/, 'a mistake takes no disk away')
+
+  // Two disks that change places.
+  disks('data', 'more')
+  t.same((await appliance.reload()).problems, [])
+  t.match(await qemuIo('read -P 2 64k 64k'), /fail/i, 'it is another disk now')
+  t.same(await (await nbd('db/data')).read(64 << 10, 4), Buffer.alloc(4, 2))
 })
 
 t.test('a disk that was moved and left out for a while is found where it was', async t => {

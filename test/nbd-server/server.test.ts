@@ -86,6 +86,49 @@ t.test('an export in use is not removed safely; hard, its requests finish, later
   await quiet(served)
 })
 
+t.test('of an export that comes back clients hear nothing until it is there, and then their connections end', async t => {
+  await using stack = new AsyncDisposableStack()
+  const node = new MemoryNode(randomBytes(10_000, 1))
+  const served = await serve([exportOf(node)], stack)
+  const { socket, exports } = served
+  await using peer = await RawPeer.connect(socket)
+  await peer.send(GO)
+  await peer.upTo(NEGOTIATED)
+  const held = Promise.withResolvers<void>()
+  node.pause = () => held.promise
+  await peer.send(request({ type: Command.READ, cookie: 1n, length: 10 }))
+  await until(() => node.requests.length === 1)
+  let isSuspended = false
+  const suspending = exports.suspend('disk').then(suspended => {
+    isSuspended = true
+    return suspended
+  })
+  await peer.send(request({ type: Command.WRITE, cookie: 2n, payload: Buffer.alloc(50) }))
+  await soon()
+  t.notOk(isSuspended, 'not before the last request is done')
+  held.resolve()
+  const suspended = await suspending
+  await peer.upTo(NEGOTIATED + 16 + 10)
+  t.notOk(peer.ended)
+  const other = new MemoryNode(randomBytes(10_000, 2))
+  exports.add(exportOf(other))
+  suspended[Symbol.dispose]()
+  t.match(
+    repliesOf(await peer.upTo(Infinity), () => 10),
+    [{ cookie: 1n, data: node.bytes.subarray(0, 10) }],
+    'what came meanwhile is not refused',
+  )
+  t.equal(node.requests.length, 1)
+  const again = await converse(socket, GO, request({ type: Command.READ, cookie: 2n, length: 10 }))
+  again.greeting()
+  again.optionAnswers()
+  t.match(
+    again.answers(() => 10),
+    [{ cookie: 2n, data: other.bytes.subarray(0, 10) }],
+  )
+  await quiet(served)
+})
+
 t.test(
   'a server that stops finishes what is in flight, leaves what is new to the next one, and lets go of its address',
   async t => {

@@ -152,7 +152,7 @@ void within(t, 'a program pulls what a schedule holds ready, an increment the se
   // Whoever reloads meanwhile, other schedules come and go, and what is under way goes on.
   write(SCHEDULES.replace('window: 1h', 'window: 2h').replace(/\n {2}nowhere.*/, ''))
   const { changes } = await daemon.execute<{ changes: string[] }>('config-reload')
-  t.same(changes.sort(), ['changed schedules.nowhere', 'changed schedules.reader.windowMs'])
+  t.same(changes.sort(), ['changed schedules.nowhere', 'changed schedules.reader.window'])
   t.equal((await info('reader')).running?.id, two.id)
   t.match(await run('nbdinfo', ['--map=qemu:dirty-bitmap:backup-root', uri]), /^ +0 +1048576 +0/m)
   await daemon.execute('backup-abort', { name: 'reader-db' })

@@ -174,7 +174,8 @@ inFolder(
     const command = [process.execPath, WHOLE, 'daemon', '--config', join(folder, 's.yaml'), '--log-level', 'error'].join('|')
     const holder = start(stack, PYTHON, ['-c', HOLDER, command, control, nbd, `@${abstract}`, 'tcp'])
     const port = await holder.line()
-    writeFileSync(join(folder, 's.yaml'), CONFIG.replace('PORT', port!).replace('ABSTRACT', abstract))
+    const configured = CONFIG.replace('PORT', port!).replace('ABSTRACT', abstract)
+    writeFileSync(join(folder, 's.yaml'), configured)
     /** The first bytes that somebody is sent who connects. */
     const greeted = (where: string | number) => {
       const socket = typeof where === 'number' ? connect(where, '127.0.0.1') : connect(where)
@@ -200,6 +201,12 @@ inFolder(
       const [qmp, ...servers] = await Promise.all(waiting)
       t.match(qmp, /^\{"QMP"/)
       for (const text of servers) t.match(text, /^NBDMAGIC/)
+      // Other terms at the same place: it goes on to be had.
+      const rule = `unix: ./nbd.sock, allow: [ { exports: ["${round}/*"] } ]`
+      writeFileSync(join(folder, 's.yaml'), configured.replace('unix: ./nbd.sock', rule))
+      const reload = ['--socket', control, 'config', 'reload']
+      t.match(await run(process.execPath, [WHOLE, ...reload], { env: environment() }), /^changed who may do what at .*nbd\.sock/)
+      t.match(await greeted(nbd), /^NBDMAGIC/)
       process.kill(pid, 'SIGTERM')
       t.equal(await holder.line(), 'ended')
       t.ok(existsSync(control) && existsSync(nbd), 'their files are there still')
