@@ -78,6 +78,9 @@ export const STALE_MS = HOUR / 4
 const POLL_MS = 5000
 const DELETE_AT_ONCE = 500
 const INDEX_BYTES = 4 << 20
+const CLOCK = 'gc/clock-'
+/** Any manifest is longer. */
+const MOST_TOMBSTONE = 100
 
 type Held = Awaited<ReturnType<typeof readState>>
 
@@ -111,12 +114,13 @@ class Collector {
   async run(): Promise<Collected> {
     await needOwner(this.repository, this.options.signal)
     await this.#removeDamagedSessions()
+    await this.#fenceStale()
     let held = await this.#change(await readState(this.#target, this.options.signal), {})
     // A plan that nobody can read is given up: what it was about is condemned anew, and nothing was lost.
     if (!(await findPlan(this.#target, held.state, this.options.signal))) held = await this.#change(held, { plan: null })
     if (!held.state.plan) {
       const condemned = await this.#condemn(held)
-      if (!condemned) return { packs: 0, bytes: 0, state: 'nothing' }
+      if (!condemned) return await this.#nothing(held)
       held = condemned
     }
     if (held.state.plan!.phase === 'condemned') held = await this.#finalise(held)
@@ -148,6 +152,27 @@ class Collector {
         `${this.#target.location}: ${young.error.message}; whoever wrote it may be at work, so nothing is collected: collect again in ${Math.ceil(staleMs / 60_000)} minutes, which removes it`,
       )
     await this.#delete(damaged.map(({ key }) => key))
+  }
+
+  /**
+   * Also where nothing is to be collected: a reader that is gone would hold what it pins for ever, and what a writer that is gone has not
+   * uploaded leads nobody to it. A reader that lives pins anew.
+   */
+  async #fenceStale() {
+    const { staleMs = STALE_MS, signal } = this.options
+    let now: number | undefined
+    for await (const { record, tag, modified } of listSessions(this.#target, signal)) {
+      if (record.state !== 'active') continue
+      now ??= Date.parse(await this.#now())
+      if (now - modified.getTime() >= staleMs) await this.#fence(record, tag, modified)
+    }
+  }
+
+  /** No pack has to go; but who was killed has left other things. */
+  async #nothing(held: Held): Promise<Collected> {
+    await this.#change(held, { collector: null })
+    await this.#deleteOld(this.options.graceMs ?? GRACE_MS)
+    return { packs: 0, bytes: 0, state: 'nothing' }
   }
 
   // Phase 1: nothing new may rely on what nobody needs now.
@@ -310,20 +335,21 @@ class Collector {
     return keys
   }
 
-  /** Tombstones, sessions that were fenced, and plans of collections that did not come to their end, once nobody can rely on them. */
+  /** Tombstones, sessions that were fenced, and what is left of collections that did not come to their end, once nobody can rely on them. */
   async #deleteOld(graceMs: number) {
     const { signal } = this.options
     const now = Date.parse(await this.#now())
     const old = (modified: Date) => now - modified.getTime() >= Math.max(graceMs, this.options.staleMs ?? STALE_MS)
     const gone: string[] = []
-    for await (const { key, modified } of this.#target.list(POINTS, { signal })) {
-      if (!old(modified)) continue
+    for await (const { key, size, modified } of this.#target.list(POINTS, { signal })) {
+      if (size > MOST_TOMBSTONE || !old(modified)) continue
       const found = await find(this.#target, key, signal)
       if (found && isTombstone(found.body)) gone.push(key)
     }
     for await (const { record, modified } of listSessions(this.#target, signal))
       if (record.state === 'expired' && old(modified)) gone.push(sessionKey(record.id))
-    for await (const { key, modified } of this.#target.list('gc/plan-', { signal })) if (old(modified)) gone.push(key)
+    for (const prefix of ['gc/plan-', CLOCK, 'probe/'])
+      for await (const { key, modified } of this.#target.list(prefix, { signal })) if (old(modified)) gone.push(key)
     await this.#delete(gone)
   }
 
@@ -343,7 +369,7 @@ class Collector {
 
   /** By the store's clock. */
   async #now() {
-    const key = `gc/clock-${this.#id}`
+    const key = CLOCK + this.#id
     await this.#target.put(key, Buffer.alloc(1), { signal: this.options.signal })
     try {
       for await (const { modified } of this.#target.list(key, { signal: this.options.signal })) return modified.toISOString()

@@ -5,16 +5,16 @@ import { NotFound } from '../../src/base/errors.ts'
 import type { Range } from '../../src/base/ranges.ts'
 import { collect } from '../../src/repository/collector.ts'
 import { SessionExpired } from '../../src/repository/faults.ts'
-import { prune } from '../../src/repository/prune.ts'
+import { timeOfKey } from '../../src/repository/manifest.ts'
 import { RepositoryReader } from '../../src/repository/reader.ts'
-import { repack } from '../../src/repository/repack.ts'
-import { Repository } from '../../src/repository/repository.ts'
-import { Unavailable, type Target } from '../../src/repository/target.ts'
+import type { Repository } from '../../src/repository/repository.ts'
+import type { GetOptions, Target } from '../../src/repository/target.ts'
 import { verify } from '../../src/repository/verify.ts'
 import { PointDisk } from '../../src/restore/point-disk.ts'
-import { MortalTarget } from './mortal-target.ts'
-import { bitmapOf, done, newRepository, opaque, pushDisks, restored, sealer, sourceOf } from './push-point.ts'
+import type { Fate } from './mortal-target.ts'
+import { done, newRepository, restored } from './push-point.ts'
 import { diskContent, generator, randomBytes } from './random-bytes.ts'
+import { COLLECT, InThisProcess, open, perform, sealer, type Deed, type Doer, type Done } from './repository-deeds.ts'
 
 const CHUNK = 65536
 
@@ -28,10 +28,39 @@ interface Disk {
 
 type Content = ReadonlyMap<string, Buffer>
 
+export interface HistoryOptions {
+  readonly seed: number
+  readonly passphrase?: string | undefined
+  /** Who does it; by default this process, and dies only as far as the store can tell. */
+  readonly doer?: Doer
+  /** Whether they are processes that can die in the midst of a request, and are to do so often. */
+  readonly isReal?: boolean
+}
+
+/** Says what is read. */
+class Recorder implements Target {
+  constructor(
+    private readonly below: Target,
+    private readonly reads: (key: string) => void,
+  ) {}
+
+  readonly location = 'recorded'
+  put: Target['put'] = (...args) => this.below.put(...args)
+  list: Target['list'] = (...args) => this.below.list(...args)
+  delete: Target['delete'] = (...args) => this.below.delete(...args)
+  get(key: string, options?: GetOptions) {
+    this.reads(key)
+    return this.below.get(key, options)
+  }
+  async [Symbol.asyncDispose]() {}
+}
+
 export class RepositoryHistory implements AsyncDisposable {
   readonly disks = new Map<string, Disk>()
   /** By key; those that are there, or may be. */
   readonly points = new Map<string, Content>()
+  /** What each push was to keep, by its instant. */
+  readonly #pushed = new Map<number, Content>()
   readonly told: string[] = []
   readonly #next: () => number
   #count = 0
@@ -39,17 +68,28 @@ export class RepositoryHistory implements AsyncDisposable {
 
   private constructor(
     private readonly target: Target,
-    private readonly passphrase: string | undefined,
-    seed: number,
+    private readonly doer: Doer,
+    private readonly options: HistoryOptions,
   ) {
-    this.#next = generator(seed)
+    this.#next = generator(options.seed)
   }
 
-  static async begin(target: Target, seed: number, passphrase?: string) {
+  static async begin(target: Target, options: HistoryOptions) {
+    const { passphrase, doer = new InThisProcess(target, passphrase) } = options
     await newRepository(target, { passphrase })
-    const history = new RepositoryHistory(target, passphrase, seed)
+    const history = new RepositoryHistory(target, doer, options)
     history.#addDisk()
     return history
+  }
+
+  /** What goes wrong meanwhile is told with all that has happened. */
+  async tell(work: () => Promise<void>) {
+    try {
+      await work()
+    } catch (error) {
+      const what = `seed ${this.options.seed}: ${(error as Error).message}\n${this.told.join('\n')}`
+      throw new Error(what, { cause: error })
+    }
   }
 
   /** Something happens; and what can be looked at cheaply afterwards is. */
@@ -61,24 +101,39 @@ export class RepositoryHistory implements AsyncDisposable {
     else if (choice === 8) this.#loseBitmaps()
     else if (choice < 14) await this.#push()
     else if (choice === 14) await this.#read()
-    else if (choice < 17) await this.#attempt('prune', repository => prune(repository, 'vm', { last: 1 + (this.#next() % 4) }))
-    else if (choice < 19) await this.#attempt('collect', repository => collect(repository, { graceMs: 0, staleMs: 0, pollMs: 1 }))
-    else
-      await this.#attempt('repack', repository =>
-        repack(repository, { budget: Infinity, waste: 0.2, beatMs: 0, packSize: 1 << 19 }),
-      )
+    else if (choice < 17) await this.#attempt({ op: 'prune', last: 1 + (this.#next() % 4) })
+    else if (choice < 19) await this.#attempt({ op: 'collect' })
+    else await this.#attempt({ op: 'repack' })
     await this.#readOn()
     const keys = [...(await this.#there())]
-    if (keys.length > 0 && choice % 3 === 0) await this.#restore(keys[this.#next() % keys.length]!)
+    if (keys.length === 0 || choice % 3 > 0) return
+    const key = keys[this.#next() % keys.length]!
+    if (this.options.isReal && choice % 2 === 0) await this.#attempt({ op: 'restore', key })
+    else await this.#restore(key)
   }
 
   /** Every restore point, and that nothing is damaged. Returns what each of those that are there must hold. */
   async checkAll(): Promise<ReadonlyMap<string, Content>> {
     const there = await this.#there()
     for (const key of there) await this.#restore(key)
-    const { damagedPacks, damagedPoints } = await done(verify(await this.#open(this.target), { level: 'deep', sealer }))
+    const { damagedPacks, damagedPoints } = await done(verify(await this.#open(), { level: 'deep', sealer }))
     if (damagedPacks.length + damagedPoints.length > 0) throw new Error(JSON.stringify({ damagedPacks, damagedPoints }))
     return new Map([...there].map(key => [key, this.points.get(key)!]))
+  }
+
+  /** All but the newest restore point go, and what only they needed is collected. What is there then that nobody reads who restores that one. */
+  async shrink(): Promise<string[]> {
+    await this.#endReader()
+    const repository = await this.#open()
+    await collect(repository, COLLECT) // the dead read nothing any more
+    await perform(repository, { op: 'prune', last: 1 })
+    while ((await collect(repository, COLLECT)).state !== 'nothing');
+    const left = new Set((await Array.fromAsync(this.target.list(''))).map(({ key }) => key))
+    const newest = [...(await this.#there())]
+    if (newest.length > 1) throw new Error(`${newest.join(' and ')} are there after all but one were to go`)
+    const reader = await open(new Recorder(this.target, key => left.delete(key)), this.options.passphrase)
+    for (const key of newest) await this.#restore(key, reader)
+    return [...left]
   }
 
   async [Symbol.asyncDispose]() {
@@ -88,8 +143,8 @@ export class RepositoryHistory implements AsyncDisposable {
   // --- the machine ------------------------------------------------------------------------------------------------------------------
 
   #addDisk() {
-    // One in six has two levels of tree, and is nearly empty.
-    const large = this.#next() % 6 === 0
+    // One in six has two levels of tree, and is nearly empty; but where each push has to tell another process of it.
+    const large = this.#next() % 6 === 0 && !this.options.isReal
     const size = (large ? 258 : 4 + (this.#next() % 12)) * CHUNK + (this.#next() % 3) * 512
     const bytes = large ? Buffer.alloc(size) : diskContent(size, this.#next())
     this.disks.set(`d${this.disks.size}`, { bytes, changes: new Map(), isOpaque: this.#next() % 2 === 0 })
@@ -133,75 +188,75 @@ export class RepositoryHistory implements AsyncDisposable {
   async #push() {
     const checkpoint = `c${++this.#count}`
     const content = new Map([...this.disks].map(([name, { bytes }]) => [name, Buffer.from(bytes)]))
-    const pushed = [...this.disks].map(([name, { bytes, changes, isOpaque }]) => ({
+    const disks = [...this.disks].map(([name, { bytes, changes, isOpaque }]) => ({
       name,
-      source: (isOpaque ? opaque : sourceOf)(bytes),
+      bytes,
+      isOpaque,
       checkpoint,
-      changes:
-        changes.size > 0
-          ? [...changes].reverse().map(([since, ranges]) => ({ since, bitmap: bitmapOf(ranges) }))
-          : { missing: 'it was lost' },
+      changes: [...changes].reverse().map(([since, ranges]) => ({ since, ranges })),
     }))
-    const before = await this.#there()
-    const result = await this.#attempt('push', repository => pushDisks(repository, pushed, { packSize: 1 << 19 }))
-    // Who was killed may have committed: then it is there, and whole.
-    const after = await this.#keys()
-    const made = after.filter(key => !before.has(key))
+    const time = Date.UTC(2026, 0, 1, this.#count)
+    this.#pushed.set(time, content)
+    const result = await this.#attempt({ op: 'push', time, disks })
+    // Who was killed may have committed: then it is there, and whole. What it asked for last may even be done later.
+    const made = (await this.#keys()).filter(key => timeOfKey(key)?.getTime() === time)
     if (made.length > 1 || (result && made[0] !== result.key))
       throw new Error(`a push has made ${made.join(' and ') || 'nothing'}`)
-    if (made[0] !== undefined) this.points.set(made[0], content)
     if (!result) return
     for (const [name, disk] of this.disks) {
-      const { mode } = result.manifest.disks.find(disk => disk.name === name)!.read
-      this.told.push(`${name} by ${mode}`)
+      this.told.push(`${name} by ${result.modes![name]}`)
       disk.changes.set(checkpoint, [])
       if (disk.changes.size > 3) disk.changes.delete(disk.changes.keys().next().value!)
     }
   }
 
   /** As a process of its own, which may be killed, or find the store away. Undefined where it did not come to its end. */
-  async #attempt<Result>(what: string, work: (repository: Repository) => Promise<Result>): Promise<Result | undefined> {
-    const mortal = new MortalTarget(this.target)
-    const fate = this.#next() % 3
-    const at = this.#next() % (what === 'push' ? 60 : 80)
-    if (fate === 0) Object.assign(mortal, { dieAt: at, diesAfter: this.#next() % 2 === 0 })
-    if (fate === 1) Object.assign(mortal, { awayAt: at, awayFor: 1 + (this.#next() % 4) })
-    try {
-      const result = await work(await this.#open(mortal))
-      this.told.push(`${what}${mortal.isDead ? ', killed' : ''}`)
-      return mortal.isDead ? undefined : result
-    } catch (error) {
-      // A process that was killed says nothing; whatever is thrown here in its stead is not its word.
-      if (!mortal.isDead && !(error instanceof Unavailable)) throw error
-      this.told.push(`${what} at request ${at}: ${(error as Error).message}`)
-      return undefined
-    }
+  async #attempt(deed: Deed): Promise<Done | undefined> {
+    const outcome = await this.doer.do(deed, this.#fateOf(deed))
+    this.told.push(`${deed.op}${'failed' in outcome ? `: ${outcome.failed}` : ''}`)
+    return 'done' in outcome ? outcome.done : undefined
   }
 
-  #open(target: Target) {
-    return Repository.open(target, this.passphrase === undefined ? {} : { passphrase: this.passphrase })
+  #fateOf({ op }: Deed): Fate | undefined {
+    const { isReal = false } = this.options
+    const at = this.#next() % (op === 'push' ? 60 : 80)
+    const choice = this.#next() % 6
+    if (choice < (isReal ? 4 : 2)) {
+      const how = this.#next() % (isReal ? 5 : 2)
+      return { at, dies: how === 0 ? 'before' : how === 1 ? 'after' : how }
+    }
+    return choice < (isReal ? 5 : 4) ? { at, awayFor: 1 + (this.#next() % 4) } : undefined
+  }
+
+  #open() {
+    return open(this.target, this.options.passphrase)
   }
 
   async #keys() {
     const keys: string[] = []
-    for await (const { key } of (await this.#open(this.target)).points()) keys.push(key)
+    for await (const { key } of (await this.#open()).points()) keys.push(key)
     return keys
   }
 
   /** Those that are there now, all of which are known; the newest one is never pruned. */
   async #there(): Promise<ReadonlySet<string>> {
     const there = new Set(await this.#keys())
-    for (const key of there) if (!this.points.has(key)) throw new Error(`${key} is there, and nobody has made it`)
+    for (const key of there) {
+      const content = this.#pushed.get(timeOfKey(key)!.getTime())
+      if (!content) throw new Error(`${key} is there, and nobody has made it`)
+      this.points.set(key, content)
+    }
     const newest = [...this.points.keys()].sort().at(-1)
     if (newest !== undefined && !there.has(newest)) throw new Error(`${newest} is gone, and is the newest one`)
     for (const key of this.points.keys()) if (!there.has(key)) this.points.delete(key)
     return there
   }
 
-  async #restore(key: string) {
-    const repository = await this.#open(this.target)
+  async #restore(key: string, by?: Repository) {
+    const repository = by ?? (await this.#open())
     for (const [disk, bytes] of this.points.get(key)!)
-      if (!(await restored(repository, key, disk)).equals(bytes)) throw new Error(`${disk} of ${key} is not as it was`)
+      if (!(await restored(repository, key, disk, { sealer })).equals(bytes))
+        throw new Error(`${disk} of ${key} is not as it was`)
   }
 
   // --- somebody who reads for long --------------------------------------------------------------------------------------------------
@@ -211,7 +266,7 @@ export class RepositoryHistory implements AsyncDisposable {
     const keys = [...(await this.#there())]
     if (keys.length === 0) return
     const key = keys[this.#next() % keys.length]!
-    const reader = await RepositoryReader.begin(await this.#open(this.target), [key], { beatMs: 0 })
+    const reader = await RepositoryReader.begin(await this.#open(), [key], { beatMs: 0 })
     const [disk] = reader.points[0]!.manifest.disks
     this.#reader = {
       reader,
