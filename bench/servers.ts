@@ -10,8 +10,8 @@ import { find, root } from './demo/tools.ts'
 const START_MS = 30_000
 
 export interface Server {
-  /** Of the export, for fio and other clients of libnbd. */
-  readonly uri: string
+  /** Of an export, for fio and other clients of libnbd. */
+  readonly uriOf: (node: string) => string
 }
 
 export const servers = {
@@ -21,24 +21,24 @@ export const servers = {
 
 export type ServerName = keyof typeof servers
 
-/** Exports `disk`, a node of the options (each as of --blockdev); ends with the stack. The socket is in a folder of the caller's. */
+/** Exports nodes of the options (each as of --blockdev); ends with the stack. The socket is in a folder of the caller's. */
 export async function startServer(
   stack: AsyncDisposableStack,
   name: ServerName,
   socket: string,
   nodes: readonly string[],
+  exported: readonly string[] = ['disk'],
 ): Promise<Server> {
-  await startProgram(stack, [...servers[name], ...daemonOptions(socket, nodes)], socket)
-  return { uri: `nbd+unix:///disk?socket=${socket}` }
+  await startProgram(stack, [...servers[name], ...daemonOptions(socket, nodes, exported)], socket)
+  return { uriOf: node => `nbd+unix:///${node}?socket=${socket}` }
 }
 
 /** What both daemons understand. */
-export const daemonOptions = (socket: string, nodes: readonly string[]) => [
+export const daemonOptions = (socket: string, nodes: readonly string[], exported: readonly string[] = ['disk']) => [
   ...nodes.flatMap(node => ['--blockdev', node]),
   '--nbd-server',
   `addr.type=unix,addr.path=${socket}`,
-  '--export',
-  'type=nbd,id=export,node-name=disk,name=disk,writable=on',
+  ...exported.flatMap(node => ['--export', `type=nbd,id=export-${node},node-name=${node},name=${node},writable=on`]),
 ]
 
 /** Any program that listens at the socket, once it does. Returns its process id. */
