@@ -5,12 +5,14 @@
 // or the new one, and at most a temporary file, which is swept away when it is a day old.
 // What replaces or removes an object compares and changes under a lock (FolderLock) that dies with its holder. Creating by link(2)
 // needs none: the kernel picks the winner.
+// Where the disk is full something must be written before anything can be deleted: what was chosen to go. So some space is kept in `.reserve`,
+// which the first urgent put that finds no other gets, and which is set aside anew when a backup finds plenty.
 // The tag is the SHA-256 of a small object. A large one has a tag of its inode, size and time, which is as good for what is written once.
 
-import { randomUUID, hash } from 'node:crypto'
-import { mkdir, open, opendir, readdir, stat, unlink } from 'node:fs/promises'
+import { randomBytes, randomUUID, hash } from 'node:crypto'
+import { mkdir, open, opendir, readdir, stat, statfs, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
-import { NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
+import { NoSpace, NotFound, NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
 import { readUpTo } from '../../src/base/positional-io.ts'
 import { systemFault } from '../../src/base/system-fault.ts'
 import {
@@ -33,6 +35,11 @@ const LOCK = '.lock'
 /** Whoever still writes one after this long has been stopped for as long. */
 const STALE_MS = 24 * 3_600_000
 const SMALL = 1 << 20
+const RESERVE = '.reserve'
+const MOST_RESERVE = 8 << 20
+const LEAST_RESERVE = 64 << 10
+/** The part of what is free that is set aside. */
+const RESERVE_PART = 1 / 32
 /** How often a folder that somebody removes is made again. */
 const ATTEMPTS = 5
 
@@ -41,6 +48,7 @@ export class FileTarget implements Target {
   /** Folders known to be there, and durable. */
   readonly #folders = new Set<string>()
   #canLink = true
+  #hasReserve = false
 
   private constructor(
     readonly location: string,
@@ -57,33 +65,30 @@ export class FileTarget implements Target {
       await sweep(join(root, TEMPORARY))
       return new FileTarget(root, calls)
     } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (code === 'ENOENT')
+        throw new NotFound(
+          `${root}: cannot be made, as the folder that it is to be in is not there; is what holds it mounted, and the path right?`,
+          { cause: error },
+        )
+      if (code === 'ENOTDIR') throw new NotSupported(`${root}: is not a folder, or not in one; look at path`, { cause: error })
       throw faultOf(root, error)
     }
   }
 
   async put(key: string, body: Uint8Array, options: PutOptions = {}) {
     checkPut(options)
-    const { ifAbsent, ifMatch, lockUntil, signal } = options
-    if (lockUntil)
+    if (options.lockUntil)
       throw new NotSupported(`${this.location}: files cannot be locked against deletion until a date; leave the lock out`)
-    signal?.throwIfAborted()
-    const path = this.#pathOf(key)
+    options.signal?.throwIfAborted()
     return this.#named(async () => {
-      const temporary = join(this.location, TEMPORARY, randomUUID())
       try {
-        const tag = await this.#write(temporary, body)
-        signal?.throwIfAborted()
-        await this.#folder(dirname(path))
-        if (ifAbsent && this.#canLink && (await this.#linked(key, temporary, path))) return { tag }
-        await this.#lock.hold(async () => {
-          if (ifAbsent && (await this.#tagOf(path)) !== undefined) throw new PreconditionFailed(key)
-          if (ifMatch !== undefined && (await this.#tagOf(path)) !== ifMatch) throw new PreconditionFailed(key)
-          await this.#inFolder(path, () => this.calls.rename(temporary, path))
-          await this.calls.syncFolder(dirname(path))
-        }, signal)
+        const tag = await this.#put(key, body, options)
+        if (body.length > SMALL && !this.#hasReserve) await this.#setAside()
         return { tag }
-      } finally {
-        await this.calls.unlink(temporary).catch(ignore('ENOENT'))
+      } catch (error) {
+        if (!options.urgent || !isFull(error) || !(await this.#useReserve())) throw error
+        return { tag: await this.#put(key, body, options) }
       }
     })
   }
@@ -139,6 +144,56 @@ export class FileTarget implements Target {
 
   #pathOf(key: string) {
     return join(this.location, pathOf(key))
+  }
+
+  async #put(key: string, body: Uint8Array, { ifAbsent, ifMatch, signal }: PutOptions) {
+    const path = this.#pathOf(key)
+    const temporary = join(this.location, TEMPORARY, randomUUID())
+    try {
+      const tag = await this.#write(temporary, body)
+      signal?.throwIfAborted()
+      await this.#folder(dirname(path))
+      if (ifAbsent && this.#canLink && (await this.#linked(key, temporary, path))) return tag
+      await this.#lock.hold(async () => {
+        if (ifAbsent && (await this.#tagOf(path)) !== undefined) throw new PreconditionFailed(key)
+        if (ifMatch !== undefined && (await this.#tagOf(path)) !== ifMatch) throw new PreconditionFailed(key)
+        await this.#inFolder(path, () => this.calls.rename(temporary, path))
+        await this.calls.syncFolder(dirname(path))
+      }, signal)
+      return tag
+    } finally {
+      await this.calls.unlink(temporary).catch(ignore('ENOENT'))
+    }
+  }
+
+  /** False where there is none any more. */
+  async #useReserve() {
+    this.#hasReserve = false
+    try {
+      await this.calls.unlink(join(this.location, RESERVE))
+      return true
+    } catch (error) {
+      if (missing(error)) return false
+      throw error
+    }
+  }
+
+  /** Bytes that no file system makes small. Where there is little space, or none after all, there is no reserve. */
+  async #setAside() {
+    const path = join(this.location, RESERVE)
+    if (await stat(path).catch(gone)) return (this.#hasReserve = true)
+    const { bavail, bsize } = await statfs(this.location)
+    const bytes = Math.min(MOST_RESERVE, Math.floor(bavail * bsize * RESERVE_PART))
+    if (bytes < LEAST_RESERVE) return
+    const temporary = join(this.location, TEMPORARY, randomUUID())
+    try {
+      await this.#write(temporary, randomBytes(bytes))
+      await this.calls.rename(temporary, path)
+      this.#hasReserve = true
+    } catch (error) {
+      await this.calls.unlink(temporary).catch(ignore('ENOENT'))
+      if (!isFull(error)) throw error
+    }
   }
 
   async #write(path: string, body: Uint8Array) {
@@ -271,6 +326,8 @@ const gone = (error: unknown): undefined => {
   if (!missing(error)) throw error
 }
 
+const isFull = (error: unknown) => ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '')
+
 const none = (error: unknown): [] => {
   if (missing(error)) return []
   throw error
@@ -280,6 +337,11 @@ function faultOf(what: string, error: unknown): Fault | Error {
   const { code } = error as NodeJS.ErrnoException
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
     return new Denied(`${what}: ${strerror(error)}; may this user write there?`, { cause: error })
+  if (isFull(error))
+    return new NoSpace(
+      `${what}: ${strerror(error)}; make room there, by deleting something else, or by "stillpoint repo prune" and "stillpoint repo gc", which may use what is kept in reserve`,
+      { cause: error },
+    )
   if (typeof code === 'string' && /^E[A-Z0-9]+$/.test(code)) return systemFault(what, error)
   return error as Error
 }

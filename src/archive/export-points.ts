@@ -56,7 +56,7 @@ export async function* exportPoints(options: ExportOptions): AsyncGenerator<Expo
   await using out = await Output.create(options)
   const total = manifests.flatMap(({ disks }) => disks).reduce((sum, { size }) => sum + size, 0)
   const progress: ExportProgress = { done: 0, total, written: 0 }
-  const zip = new ZipWriter(out.file, new Date())
+  const zip = new ZipWriter(out, new Date())
   const folders = reader.points.map(({ key }) => key.slice(POINTS.length).split('/').map(safePart).join('/'))
   const index = newIndex(manifests.map((manifest, at) => ({ folder: folders[at]!, manifest })))
   await zip.add(await member(INDEX, canonicalJson(index)))
@@ -200,6 +200,14 @@ class Output implements AsyncDisposable {
       return new Output(await open(partial, flags, 0o600), partial, path)
     } catch (error) {
       throw systemFault(`Could not create '${partial}'`, error)
+    }
+  }
+
+  async write(bytes: Uint8Array, offset: number, length: number, position: number) {
+    try {
+      return await this.file.write(bytes, offset, length, position)
+    } catch (error) {
+      throw systemFault(`Could not write '${this.path}', which is not made`, error)
     }
   }
 

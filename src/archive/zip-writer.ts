@@ -1,8 +1,6 @@
 // Writes a ZIP file from front to back (PKWARE's APPNOTE.TXT 6.3): local headers have sizes and CRC, so nobody needs to come back to them,
 // and the directory at the end is ZIP64 where it has to be. Names are ASCII.
 
-import type { FileHandle } from 'node:fs/promises'
-
 export const Method = { stored: 0, deflated: 8 } as const
 
 export interface ZipMember {
@@ -34,6 +32,11 @@ function dosTime(time: Date) {
   return (date * 0x10000 + clock) >>> 0
 }
 
+export interface ZipOutput {
+  /** From this place in the bytes so many, to that one in the file; perhaps fewer. */
+  write(bytes: Uint8Array, offset: number, length: number, position: number): Promise<{ readonly bytesWritten: number }>
+}
+
 export class ZipWriter {
   readonly #directory: Buffer[] = []
   readonly #time: number
@@ -41,7 +44,7 @@ export class ZipWriter {
 
   /** `start`: where in the file it begins; tests put it behind 4 GiB. */
   constructor(
-    private readonly file: Pick<FileHandle, 'write'>,
+    private readonly file: ZipOutput,
     time: Date,
     start = 0,
   ) {

@@ -11,13 +11,15 @@ import { openTarget } from './target.ts'
 export interface Place extends AsyncDisposable {
   readonly target: Target
   readonly passphrase: string | undefined
+  readonly warn?: (message: string) => void
 }
 
 /** Whether or not there is a repository yet. */
 export async function openPlace(name: string, { target: settings, key }: RepositorySettings, log: Log): Promise<Place> {
   const passphrase = key === undefined ? undefined : await readSecret(key, `repositories.${name}.encryption.key`)
   const target = await openTarget(settings, { log }, `repositories.${name}`)
-  return { target, passphrase, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
+  const warn = (message: string) => log.warn(message, { repository: name })
+  return { target, passphrase, warn, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
 }
 
 /** @throws NotFound */
@@ -27,5 +29,5 @@ export function settingsOf(name: string, repositories: Readonly<Record<string, R
   throw new NotFound(`there is no repository '${name}'; the configuration has ${known.join(', ') || 'none'}`)
 }
 
-export const openRepository = ({ target, passphrase }: Place, signal?: AbortSignal) =>
-  Repository.open(target, { passphrase, ...(signal && { signal }) })
+export const openRepository = ({ target, passphrase, warn }: Place, signal?: AbortSignal) =>
+  Repository.open(target, { passphrase, ...(warn && { warn }), ...(signal && { signal }) })

@@ -47,7 +47,7 @@ import { packKey, packOfKey } from './pack.ts'
 import { indexKey, loadIndex, readObjects, staleIndexKeys } from './repository-index.ts'
 import type { Repository } from './repository.ts'
 import { encodeSession, sessionKey, type SessionRecord } from './session-record.ts'
-import { PreconditionFailed } from './target.ts'
+import { PreconditionFailed, urgently } from './target.ts'
 
 export interface CollectOptions {
   /** How long what is final stays before it is deleted. */
@@ -87,7 +87,7 @@ type Held = Awaited<ReturnType<typeof readState>>
 /** One collection, or the next steps of one that was begun. Busy when another collector was faster, or sessions take too long. */
 export async function collect(repository: Repository, options: CollectOptions = {}): Promise<Collected> {
   try {
-    return await new Collector(repository, options).run()
+    return await new Collector(repository.through(urgently(repository.target)), options).run()
   } catch (error) {
     if (error instanceof PreconditionFailed && error.key === GC_STATE)
       throw new Busy(`${repository.target.location}: another collector is at work`, { cause: error })

@@ -10,7 +10,7 @@ import { find, putIf } from './conditional.ts'
 import { isTombstone, POINTS, tombstone } from './manifest.ts'
 import { needOwner } from './owner.ts'
 import type { Repository } from './repository.ts'
-import { PreconditionFailed } from './target.ts'
+import { PreconditionFailed, urgently } from './target.ts'
 import { finishCommits } from './writer.ts'
 
 const PINNED = 'pinned/'
@@ -26,7 +26,7 @@ export async function forget(repository: Repository, key: string, signal?: Abort
   if (await isPinned(repository, key, signal)) throw new Busy(`restore point ${key} is pinned: take the pin away first`)
   if ((await pointsInUse(repository, signal)).has(key)) throw new Busy(`restore point ${key} is in use: somebody reads it`)
   try {
-    await putIf(target, key, tombstone(new Date()), { ifMatch: found.tag }, { cas, signal })
+    await putIf(urgently(target), key, tombstone(new Date()), { ifMatch: found.tag }, { cas, signal })
   } catch (error) {
     if (!(error instanceof PreconditionFailed)) throw error // somebody else has forgotten it just now
   }

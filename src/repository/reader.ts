@@ -6,13 +6,16 @@
 // Whoever was silent for so long that it was taken for dead pins and looks again. Where a restore point was forgotten meanwhile the session
 // ends, and every read with it: SessionExpired. That is found out at the next beat, or when something is gone.
 
+import { NoSpace } from '../base/errors.ts'
 import { contentOf } from './attachment.ts'
 import { BlobType } from './blob.ts'
 import { NodeReader, PackSessions } from './node-reader.ts'
 import { readState } from './gc-state.ts'
 import { loadIndex, type RepositoryIndex } from './repository-index.ts'
 import type { Point, Repository } from './repository.ts'
+import type { SessionRecord } from './session-record.ts'
 import { Session, type SessionOptions } from './session.ts'
+import { Denied } from './target.ts'
 
 export class RepositoryReader implements AsyncDisposable {
   readonly nodes: NodeReader
@@ -43,13 +46,9 @@ export class RepositoryReader implements AsyncDisposable {
       for (const key of keys) await repository.point(key, signal)
     }
     await using undo = new AsyncDisposableStack()
-    const session = undo.use(
-      await Session.begin(
-        target,
-        { kind: 'reader', epoch: state.epoch, pins },
-        { cas, signal, renewed: stillThere, ...(beatMs !== undefined && { beatMs }) },
-      ),
-    )
+    const record = { kind: 'reader', epoch: state.epoch, pins } as const
+    const options = { cas, signal, renewed: stillThere, ...(beatMs !== undefined && { beatMs }) }
+    const session = undo.use(await pinned(repository, record, options))
     await stillThere()
     const { index } = await loadIndex(target, repository.id, { forReading: true, signal })
     index.reload = async () => {
@@ -71,5 +70,22 @@ export class RepositoryReader implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     await this.session[Symbol.asyncDispose]()
+  }
+}
+
+/** A full disk, a read-only one, or a key that may only read, are no reason to keep from anybody what they have backed up. */
+async function pinned(
+  { target, warn }: Repository,
+  record: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>,
+  options: SessionOptions,
+): Promise<Session> {
+  try {
+    return await Session.begin(target, record, options)
+  } catch (error) {
+    if (!(error instanceof NoSpace || error instanceof Denied)) throw error
+    warn(
+      `nobody can be told there that this reads from the repository, so nobody is to collect in it until it is over: ${error.message}`,
+    )
+    return Session.unrecorded(target, record, options)
   }
 }

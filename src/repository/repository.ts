@@ -18,6 +18,13 @@ export interface Point {
   readonly body: Buffer
 }
 
+export interface OpenOptions {
+  readonly passphrase?: string | undefined
+  readonly me?: Host
+  readonly warn?: (message: string) => void
+  readonly signal?: AbortSignal
+}
+
 export class Repository {
   private constructor(
     readonly target: Target,
@@ -25,18 +32,20 @@ export class Repository {
     readonly keys: RepositoryKeys,
     /** Who writes, where only one host may. */
     readonly me: Host,
+    /** Told what somebody should know and nothing fails for. */
+    readonly warn: (message: string) => void,
   ) {}
 
   /** NoRepository, WrongKey, UnknownFormat or Damaged when it cannot be. The target stays the caller's. */
-  static async open(target: Target, options: { passphrase?: string | undefined; me?: Host; signal?: AbortSignal } = {}) {
-    const { passphrase, me = thisHost(), signal } = options
+  static async open(target: Target, options: OpenOptions = {}) {
+    const { passphrase, me = thisHost(), warn = () => {}, signal } = options
     const file = await readRepositoryFile(target, signal)
-    return new Repository(target, file, await openKeys(target, file, passphrase, signal), me)
+    return new Repository(target, file, await openKeys(target, file, passphrase, signal), me, warn)
   }
 
   /** The same one, whose objects are asked of another target: of a cache before its own. */
   through(target: Target) {
-    return new Repository(target, this.file, this.keys, this.me)
+    return new Repository(target, this.file, this.keys, this.me, this.warn)
   }
 
   get id() {

@@ -31,6 +31,7 @@ export class Session implements AsyncDisposable {
   /** One change of the record after another. */
   #last: Promise<unknown> = Promise.resolve()
   #ended = false
+  #recorded = true
   readonly #called = () => this.stop(this.options.signal!.reason as Error)
 
   private constructor(
@@ -47,16 +48,15 @@ export class Session implements AsyncDisposable {
       }, beatMs).unref()
   }
 
+  /** Of a reader where nothing can be written: nobody knows of it. */
+  static unrecorded(target: Target, first: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>, options: SessionOptions = {}) {
+    const session = new Session(target, newRecord(first), '', { ...options, beatMs: 0 })
+    session.#recorded = false
+    return session
+  }
+
   static async begin(target: Target, first: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>, options: SessionOptions = {}) {
-    const record: SessionRecord = {
-      version: 1,
-      id: randomUUID(),
-      state: 'active',
-      beat: 0,
-      host: hostname(),
-      started: new Date().toISOString(),
-      ...first,
-    }
+    const record = newRecord(first)
     const { cas = true, signal } = options
     const tag = await putIf(target, sessionKey(record.id), encodeSession(record), { ifAbsent: true }, { cas, signal })
     return new Session(target, record, tag, options)
@@ -115,13 +115,14 @@ export class Session implements AsyncDisposable {
 
   /** Says that it is there. A store that does not answer is no reason to stop: the commit will tell. */
   async beat() {
-    if (this.current.state === 'active' && !this.#ended) await this.change({})
+    if (this.#recorded && this.current.state === 'active' && !this.#ended) await this.change({})
   }
 
   /** Ends it without a trace. What it has uploaded and not committed is the collector's. */
   async [Symbol.asyncDispose]() {
     if (this.#ended) return
     this.leave()
+    if (!this.#recorded) return
     await this.#last
     try {
       await this.target.delete([sessionKey(this.id)])
@@ -156,3 +157,13 @@ export class Session implements AsyncDisposable {
     return fault
   }
 }
+
+const newRecord = (first: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>): SessionRecord => ({
+  version: 1,
+  id: randomUUID(),
+  state: 'active',
+  beat: 0,
+  host: hostname(),
+  started: new Date().toISOString(),
+  ...first,
+})

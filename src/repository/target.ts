@@ -18,6 +18,8 @@ export interface PutOptions {
   readonly ifMatch?: string
   /** Nobody may delete it before (object lock). NotSupported where the target cannot promise that. */
   readonly lockUntil?: Date
+  /** It is small, and makes room: a target may use what it keeps in reserve for that. */
+  readonly urgent?: boolean
   /** The SHA-256 of the body in hex, where the caller knows it: saves hashing it again. */
   readonly sha256?: string
   readonly signal?: AbortSignal | undefined
@@ -99,3 +101,14 @@ export const compareKeys = (a: string, b: string) => Buffer.compare(Buffer.from(
 export function checkPut({ ifAbsent, ifMatch }: PutOptions) {
   if (ifAbsent && ifMatch !== undefined) throw new InvalidParameter('ifAbsent and ifMatch exclude each other')
 }
+
+/** The same target, all of whose puts are urgent. */
+export const urgently = (target: Target): Target => ({
+  location: target.location,
+  ...(target.isCached !== undefined && { isCached: target.isCached }),
+  put: (key, body, options) => target.put(key, body, { ...options, urgent: true }),
+  get: (key, options) => target.get(key, options),
+  list: (prefix, options) => target.list(prefix, options),
+  delete: (keys, options) => target.delete(keys, options),
+  [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
+})

@@ -10,7 +10,7 @@ import { CliWorker } from '../helpers/cli-worker.ts'
 import { CHEAP, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { settingsFor, silent } from '../helpers/s3.ts'
-import { ScriptedS3 } from '../helpers/scripted-s3.ts'
+import { refusal, ScriptedS3, type Answer } from '../helpers/scripted-s3.ts'
 import { MAIN } from '../helpers/stillpoint.ts'
 import { attempt } from '../helpers/tools.ts'
 
@@ -30,6 +30,9 @@ async function world(t: Test) {
     offsite: { plugin: 's3', ...s3 },
     safe: { plugin: 's3', ...s3, prefix: 'safe/', encryption: { key: `file:${folder}/key` } },
     odd: { plugin: 's3', ...s3, bukcet: 1 },
+    ownerless: { plugin: 'file', path: 'not/there' },
+    'no-folder': { plugin: 'file', path: 'key' },
+    nobody: { plugin: 's3', ...s3, endpoint: 'http://127.0.0.1:9', retry: '10ms' },
   }
   writeFileSync(config, JSON.stringify({ repositories })) // JSON is YAML
   const call = async (args: string, ...more: string[]) => {
@@ -267,3 +270,59 @@ t.test('keys are listed, added, changed and removed, in a folder and on S3', asy
   t.equal(code, 0, stderr)
   t.equal((await call('repo stats sealed')).code, 0, 'a key from standard input')
 })
+
+t.test(
+  'what is wrong with a store or a repository is said with what to do next, and a restore needs no more than to read',
+  async t => {
+    const { call, folder, store, offsite } = await world(t)
+    t.equal((await call('repo init offsite --chunk-size 64K')).code, 0)
+    const bytes = diskContent(20 * 65536, 3)
+    await pushDisks(await offsite(), [{ name: 'root', source: sourceOf(bytes) }])
+    const skewed = { date: new Date(Date.now() - 86_400_000).toUTCString() }
+    const cases: readonly (readonly [what: string, answer: Answer, code: number, err: RegExp])[] = [
+      ['a key that nobody knows', refusal(403, 'InvalidAccessKeyId'), 1, /no access key 'ACCESSKEYOFTESTS'.*look at access-key/],
+      ['the secret of another key', refusal(403, 'SignatureDoesNotMatch'), 1, /look at secret-key/],
+      ['a token of yesterday', refusal(400, 'ExpiredToken'), 1, /put a new one in its place/],
+      ['another region', refusal(400, 'AuthorizationHeaderMalformed', '<Region>eu-north-1</Region>'), 2, /region.*eu-north-1/],
+      ['no bucket', refusal(404, 'NoSuchBucket'), 1, /no bucket 'bucket'; create it/],
+      ['a clock that the store never takes', refusal(403, 'RequestTimeTooSkewed', '', skewed), 1, /clock/],
+      [
+        'a web server',
+        { status: 200, headers: { 'content-type': 'text/html' }, body: '<html></html>' },
+        2,
+        /no S3 store.*look at endpoint/,
+      ],
+    ]
+    for (const [what, answer, code, err] of cases) {
+      store.script = () => answer
+      t.match(await call('point list offsite'), { code, err, out: '' }, what)
+    }
+    store.script = () => undefined
+    const file = store.objects.get('site-a/repository.json')!
+    for (const [change, err] of [
+      [{ format: 9 }, /has format 9, and this version reads 1: use a newer one/],
+      [{ requires: ['telepathy'] }, /needs a version that knows telepathy/],
+    ] as const) {
+      const body = Buffer.from(JSON.stringify({ ...JSON.parse(String(file.body)), ...change }))
+      store.objects.set('site-a/repository.json', { ...file, body })
+      t.match(await call('point list offsite'), { code: 1, err })
+      t.match(await call('repo gc offsite'), { code: 1, err }, 'and nothing is deleted')
+    }
+    store.objects.set('site-a/repository.json', file)
+    t.match(await call('repo stats ownerless'), { code: 1, err: /cannot be made.*is what holds it mounted/ })
+    t.match(await call('repo stats no-folder'), { code: 1, err: /is not a folder/ })
+    t.match(await call('repo stats nobody'), { code: 1, err: /nobody listens there.*is the endpoint right, the store up/ })
+
+    // Whoever may only read, or finds the disk full or read-only, has back what is there.
+    const before = store.objects.size
+    store.script = ({ method }) => (method === 'GET' || method === 'HEAD' ? undefined : refusal(403, 'AccessDenied'))
+    t.match(await call(`restore offsite vm/latest root ${folder}/root.raw`), {
+      code: 0,
+      out: /1\.25 MiB restored/,
+      err: /nobody is to collect/,
+    })
+    t.ok(readFileSync(`${folder}/root.raw`).equals(bytes))
+    t.match(await call('repo gc offsite'), { code: 1, err: /may not write.*docs\/s3\.md has the policy/ })
+    t.equal(store.objects.size, before, 'nothing was written')
+  },
+)

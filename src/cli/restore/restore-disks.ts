@@ -1,7 +1,7 @@
 // The work of `stillpoint restore`: each disk that was asked for, from a restore point to where it shall go.
 
 import { join } from 'node:path'
-import { InvalidParameter, NotFound } from '../../base/errors.ts'
+import { InvalidParameter, messageOf, NotFound } from '../../base/errors.ts'
 import type { Range } from '../../base/ranges.ts'
 import type { DiskManifest, Manifest } from '../../repository/manifest.ts'
 import { clean } from '../format.ts'
@@ -87,7 +87,7 @@ async function restoreDisk(source: RestoreSource, disk: DiskManifest, target: st
     damaged.sort((a, b) => a.offset - b.offset)
     return { disk: disk.name, target, size: disk.size, written, zeroed, damaged, ms: performance.now() - begun }
   } catch (error) {
-    await images[Symbol.asyncDispose]()
+    await images[Symbol.asyncDispose]().catch(messageOf) // what it could not write nobody wants any more
     note(`The restore of disk '${clean(disk.name)}' has failed; ${await sink.drop()}.`)
     throw error
   }
