@@ -52,7 +52,7 @@ t.test('a server that does not answer is left after requestTimeout, and every re
     ),
   )
   const took = performance.now() - begun
-  t.ok(took >= 190 && took < 2000, `${took} ms`)
+  t.ok(took >= 190 && took < 20_000, `${took} ms`)
 })
 
 t.test('a server that answers all but one request is left too', async t => {
@@ -200,8 +200,8 @@ t.test('a read that is aborted while its bytes come settles when nothing can com
       settledAt = Buffer.from(buffer)
       return error
     })
-    await sleep(50)
-    t.ok(buffer.includes(0x5a) && buffer.includes(0), 'half of it is there')
+    while (!buffer.includes(0x5a)) await sleep(5)
+    t.ok(buffer.includes(0), 'half of it is there')
     controller.abort(new Error('enough'))
     await sleep(20)
     more.resolve()

@@ -69,16 +69,16 @@ t.test('what belongs to a machine or a session goes with it, and not by its id',
 t.test('while clients are connected an export is removed only the hard way, and requests under way are finished', async t => {
   await using stack = new AsyncDisposableStack()
   const { execute, connect, startServer, add, ids, events } = await room(stack)
-  await execute('blockdev-add', { driver: 'delay', 'node-name': 'slow', file: 'other', 'read-ms': 1500 })
+  await execute('blockdev-add', { driver: 'delay', 'node-name': 'slow', file: 'other', 'read-ms': 3000 })
   await startServer()
   await add('x', { 'node-name': 'slow' })
   const client = await connect('x')
-  const read = client.read(0, 4096)
+  let over = false
+  const read = client.read(0, 4096).finally(() => (over = true))
   await sleep(50)
   await t.rejects(execute('block-export-del', { id: 'x' }), { message: "export 'x' still in use" })
-  const began = performance.now()
   await execute('block-export-del', { id: 'x', mode: 'hard' })
-  t.ok(performance.now() - began < 1400, 'the answer does not wait for the request')
+  t.notOk(over, 'the answer does not wait for the request')
   t.same(await execute('query-block-exports').then(all => (all as { id: string }[]).find(({ id }) => id === 'x')), {
     id: 'x',
     type: 'nbd',

@@ -297,7 +297,7 @@ for (const policy of ['break-snapshot', 'break-guest-write'] as const) {
     const start = performance.now()
     const writes = await Promise.allSettled([filter.write(0, Buffer.alloc(10, 1)), filter.write(200, Buffer.alloc(10, 1))])
     const took = performance.now() - start
-    t.ok(took > 950 && took < 1900, `${took} ms`)
+    t.ok(took > 950 && took < 20_000, `${took} ms`)
 
     let closed = false
     const closing = filter[Symbol.asyncDispose]().then(() => (closed = true))

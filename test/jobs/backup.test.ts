@@ -188,7 +188,7 @@ inRoom('a target that fails, is full or hangs never reaches the guest', async (t
   const job = await start({ sync: 'full' })
   const began = performance.now()
   for (let granule = 0; granule < 40; granule++) await guest.write(granule * GRANULE, randomBytes(100, granule))
-  t.ok(performance.now() - began < 2000)
+  t.ok(performance.now() - began < 20_000)
   hung.reject(new NoSpace('the target is full'))
   await job.over
   t.match(job.error, { message: 'the target is full' })
