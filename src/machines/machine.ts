@@ -5,7 +5,7 @@
 import { mkdir, open as openFile, readdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { z } from 'zod'
-import { Busy, InvalidParameter, IoError, NotFound } from '../base/errors.ts'
+import { Busy, Fault, InvalidParameter, IoError, NotFound } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { within } from '../base/time.ts'
 import type { Emit } from '../base/events.ts'
@@ -89,10 +89,11 @@ export class Machine implements AsyncDisposable {
   async addDisk(diskName: string, configured: DiskSettings): Promise<Disk> {
     const { graph, name } = this
     const place = (await this.state.read(placesFile(name), placesSchema))?.[diskName]
-    const node =
+    const opening =
       place?.configured === configured.image
-        ? await openMoved(`${name}.${diskName}`, place, configured, graph)
-        : await openDisk(`${name}.${diskName}`, configured, graph)
+        ? openMoved(`${name}.${diskName}`, place, configured, graph)
+        : openDisk(`${name}.${diskName}`, configured, graph)
+    const node = await ofDisk(`${name}/${diskName}`, configured.image, opening)
     if (!place || place.configured === configured.image) await this.#removeUnusedBitmaps(configured, place)
     const parts = new AsyncDisposableStack()
     parts.defer(async () => {
@@ -345,6 +346,17 @@ async function openDisk(nodeName: string, settings: DiskSettings, graph: Graph):
   if (format === 'qcow2' || readOnly) return graph.add(options)
   await touch(bitmaps)
   return graph.add({ ...options, bitmaps: { driver: 'file', filename: bitmaps } })
+}
+
+/** Says which disk it is that cannot be opened. */
+async function ofDisk<T>(id: string, image: string, opening: Promise<T>): Promise<T> {
+  try {
+    return await opening
+  } catch (error) {
+    if (error instanceof Fault)
+      error.message = `disk '${id}'${error.message.includes(image) ? '' : ` (${image})`}: ${error.message}`
+    throw error
+  }
 }
 
 async function refuseForeign(image: string, graph: Graph) {

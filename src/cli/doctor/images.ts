@@ -2,9 +2,11 @@
 
 import { open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { Fault, strerror } from '../../base/errors.ts'
+import { Fault, NotSupported, strerror } from '../../base/errors.ts'
 import { formatSize } from '../../base/units.ts'
 import { bitmapBytes } from '../../drivers/qcow2/bitmap-directory.ts'
+import { CorruptImage } from '../../drivers/qcow2/corrupt-image.ts'
+import { Incompatible } from '../../drivers/qcow2/format.ts'
 import { decodeHeader, headerClusterSize } from '../../drivers/qcow2/header.ts'
 import type { DiskSettings } from '../../settings/settings.ts'
 import { dropIn, ofDaemon } from './commands.ts'
@@ -42,7 +44,8 @@ async function look(patient: Patient, name: readonly [string, string], settings:
     if (!isQcow2) return await roomFor(patient, name, { place: settings.bitmaps, size: end, own: true })
     const first = Buffer.alloc(headerClusterSize(start.subarray(0, bytesRead)))
     const read = await file.read(first, 0, first.length, 0)
-    const { version, size } = decodeHeader(first.subarray(0, read.bytesRead))
+    const { version, size, incompatible } = decodeHeader(first.subarray(0, read.bytesRead))
+    if ((incompatible & Incompatible.corrupt) !== 0n) throw new CorruptImage('it is marked as corrupt')
     if (version === 2)
       return {
         health: 'warning',
@@ -57,6 +60,13 @@ async function look(patient: Patient, name: readonly [string, string], settings:
 }
 
 function unusable(patient: Patient, name: readonly [string, string], { image }: DiskSettings, error: unknown): Finding {
+  if (error instanceof NotSupported)
+    return {
+      health: 'bad',
+      found: `${image}: ${error.message}`,
+      costs: 'the disk cannot be opened',
+      mend: `qemu-img convert -O qcow2 ${quoted(image)} ${quoted(`${image}.new`)} (by a QEMU that knows it; then name the new image in ${patient.file})`,
+    }
   if (error instanceof Fault)
     return {
       health: 'bad',

@@ -90,7 +90,7 @@ async function lookInto(patient: Patient, name: string): Promise<Finding[]> {
       health: 'bad',
       found: `the last check (${damaged.level}) has found ${damaged.damaged} packs or restore points damaged`,
       costs: 'restore points that need them cannot be restored as a whole',
-      mend: withConfig(patient, `repo check ${quoted(name)} --level ${damaged.level} --quarantine`),
+      mend: `${withConfig(patient, `repo check ${quoted(name)} --level ${damaged.level} --quarantine`)} (the next backups store anew what their disks still hold of it; gc then deletes what is damaged, and a check finds it no more)`,
     })
   const last = Math.max(...checks.filter(({ level }) => level !== 'quick').map(({ time }) => time.getTime()))
   const age = Date.now() - last
