@@ -1,4 +1,4 @@
-// How far something has come, on the terminal's last line; nothing where standard error is no terminal.
+// How far something has come, on the terminal's last line; nothing where standard error is no terminal, or one that cannot go back in a line.
 
 import { formatShare } from './format.ts'
 
@@ -31,7 +31,7 @@ export class Progress implements Disposable {
     { besideAnswer = false, out = process.stderr, afterMs = AFTER_MS }: ProgressOptions = {},
   ) {
     this.#out = out
-    this.#shows = out.isTTY === true && !(besideAnswer && process.stdout.isTTY)
+    this.#shows = out.isTTY === true && process.env['TERM'] !== 'dumb' && !(besideAnswer && process.stdout.isTTY)
     this.#next = performance.now() + afterMs
   }
 
@@ -41,7 +41,9 @@ export class Progress implements Disposable {
     this.#next = performance.now() + EVERY_MS
     this.#shown = true
     // A line that goes on in the next one would stay there.
-    const text = `${this.what}: ${formatShare(done, total)}${more}`.slice(0, (this.#out.columns || 80) - 1)
+    const columns = (this.#out.columns || 80) - 1
+    const told = `: ${formatShare(done, total)}${more}`
+    const text = `${shortened(this.what, columns - told.length)}${told}`.slice(0, columns)
     this.#out.write(`\r${text}\x1b[K`)
   }
 
@@ -49,4 +51,11 @@ export class Progress implements Disposable {
   [Symbol.dispose]() {
     if (this.#shown) this.#out.write('\r\x1b[K')
   }
+}
+
+/** What a name ends with tells it from others as much as what it begins with. */
+function shortened(name: string, length: number): string {
+  if (name.length <= length) return name
+  const left = Math.max(3, length) - 3
+  return `${name.slice(0, Math.ceil(left / 2))}...${name.slice(name.length - Math.floor(left / 2))}`
 }

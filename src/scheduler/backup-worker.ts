@@ -117,8 +117,8 @@ export class BackupWorker implements Worker {
     for (const machine of machines) decisions.push(...(await prune(repository, machine, keep, { signal })))
     const kept = decisions.filter(decision => decision.keep).length
     const { state, packs, bytes } = await collect(repository, { graceMs: GRACE_MS, signal })
-    const collected = state === 'deleted' ? `; ${packs} packs with ${formatSize(bytes)} deleted` : ''
-    return `${kept} restore points kept, ${decisions.length - kept} forgotten${collected}`
+    const collected = state === 'deleted' ? `; ${packs} ${packs === 1 ? 'pack' : 'packs'} with ${formatSize(bytes)} deleted` : ''
+    return `${kept} restore ${kept === 1 ? 'point' : 'points'} kept, ${decisions.length - kept} forgotten${collected}`
   }
 
   /** @throws NotFound, BlockCopyActive */

@@ -172,7 +172,7 @@ t.test('what the doctor says mends a finding, and then it is found no more', asy
   const damaged = (await examine()).find('repositories local')
   t.match(damaged, {
     health: 'bad',
-    found: /the last check \(scrub\) has found \d packs/,
+    found: /the last check \(scrub\) has found damage/,
     mend: /--quarantine .*\(the next backups/,
   })
   await t.rejects(follow(damaged), /exit code 21/, 'there is damage still')

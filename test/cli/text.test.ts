@@ -10,7 +10,7 @@ import t from 'tap'
 import { Progress } from '../../src/cli/progress.ts'
 import { exportUri, sessionUris } from '../../src/cli/export-uri.ts'
 import { clean, formatShare, formatSpan, formatTime } from '../../src/cli/format.ts'
-import { facts, table } from '../../src/cli/table.ts'
+import { facts, table, type Column } from '../../src/cli/table.ts'
 import { missing, run } from '../helpers/tools.ts'
 
 t.test('times are those of date(1), in any zone', { skip: missing('date') }, async t => {
@@ -71,6 +71,43 @@ t.test('columns are aligned, numbers to the right, and what is unknown is a dash
   t.equal(facts({ one: 1, another: undefined, more: 'x\ny' }), 'one   1\nmore  x\\x0ay\n')
 })
 
+t.test('a narrow terminal has whole words, a last column that goes on below, or a list for each row', async t => {
+  const rows = [
+    { name: 'db', why: 'the bitmap has what changed since checkpoint one' },
+    { name: 'web', why: undefined },
+  ]
+  const columns: Column<(typeof rows)[number]>[] = [
+    { title: 'NAME', of: ({ name }) => name },
+    { title: 'WHY', of: ({ why }) => why },
+  ]
+  t.equal(table(rows, columns, 40), 'NAME  WHY\ndb    the bitmap has what changed since\n      checkpoint one\nweb   -\n')
+  t.equal(
+    table(rows, columns, 20),
+    'NAME  db\nWHY   the bitmap has what\n      changed since checkpoint\n      one\n\nNAME  web\n',
+  )
+  const word = fc.string({ unit: fc.constantFrom('a', 'b', 'c'), minLength: 1, maxLength: 24 })
+  const sentence = fc.array(word, { minLength: 1, maxLength: 12 }).map(words => words.join(' '))
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(word, sentence), { minLength: 1, maxLength: 5 }),
+      fc.integer({ min: 60, max: 200 }),
+      (all, width) => {
+        const text = table(
+          all,
+          [
+            { title: 'NAME', of: ([name]) => name },
+            { title: 'WHY', of: ([, why]) => why },
+          ],
+          width,
+        )
+        const said = text.split(/\s+/).filter(Boolean)
+        const meant = ['NAME', 'WHY', ...all.flatMap(([name, why]) => [name, ...why.split(' ')])]
+        return text.split('\n').every(line => line.length <= width) && said.join(' ') === meant.join(' ')
+      },
+    ),
+  )
+})
+
 const inet = (host: string, port: number) => exportUri({ type: 'inet', host, port }, 'db/root')
 
 t.test('an address says the same to who reads it, whatever the names', async t => {
@@ -127,7 +164,7 @@ const told = (isTTY: boolean, columns?: number) => {
 }
 
 t.test('how far something has come is one line of a terminal, which goes in the end', async t => {
-  t.same(told(true, 30), ['\rrestoring a disk: 25 %, and m\x1b[K', '\r\x1b[K'])
+  t.same(told(true, 30), ['\r...: 25 %, and much else of w\x1b[K', '\r\x1b[K'])
   t.equal(told(true)[0]!.length, 80 - 1 + '\r\x1b[K'.length)
   t.same(told(false), [], 'and nothing where nobody looks')
 })

@@ -88,7 +88,7 @@ async function lookInto(patient: Patient, name: string): Promise<Finding[]> {
   if (damaged)
     findings.push({
       health: 'bad',
-      found: `the last check (${damaged.level}) has found ${damaged.damaged} packs or restore points damaged`,
+      found: `the last check (${damaged.level}) has found damage: packs or restore points that are not whole: ${damaged.damaged}`,
       costs: 'restore points that need them cannot be restored as a whole',
       mend: `${withConfig(patient, `repo check ${quoted(name)} --level ${damaged.level} --quarantine`)} (the next backups store anew what their disks still hold of it; gc then deletes what is damaged, and a check finds it no more)`,
     })

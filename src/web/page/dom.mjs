@@ -31,15 +31,20 @@ export function show(element, data, make) {
   ;(again?.querySelector('summary') ?? again)?.focus({ preventScroll: true })
 }
 
-/** A table: `columns` of { title, of, right, className }; the first column heads its rows. */
-export function table({ caption, columns, rows, className, key }) {
-  const cell = ({ of, right, className, label }, row, index) =>
+/**
+ * A table: `columns` of { title, of, right, className }; the first column heads its rows. One that stacks has each row as a block on a narrow screen, with the
+ * titles in front of what they say; what it is to assistive programs it then has to say itself.
+ */
+export function table({ caption, columns, rows, className, key, stacks = false }) {
+  const role = name => stacks && name
+  const cell = ({ title, of, right, className }, row, index) =>
     el(
       index === 0 ? 'th' : 'td',
       {
         scope: index === 0 && 'row',
+        role: role(index === 0 ? 'rowheader' : 'cell'),
         class: [right && 'right', className].filter(Boolean).join(' ') || false,
-        'data-label': label,
+        'data-label': stacks && index > 0 && title,
       },
       of(row),
     )
@@ -48,26 +53,34 @@ export function table({ caption, columns, rows, className, key }) {
     { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': caption, 'data-key': key ?? caption },
     el(
       'table',
-      { class: className },
+      { class: stacks ? 'stacks' : className, role: role('table') },
       el('caption', {}, caption),
       el(
         'thead',
-        {},
+        { role: role('rowgroup') },
         el(
           'tr',
-          {},
+          { role: role('row') },
           columns.map(({ title, right, className }) =>
-            el('th', { scope: 'col', class: [right && 'right', className].filter(Boolean).join(' ') || false }, title),
+            el(
+              'th',
+              {
+                scope: 'col',
+                role: role('columnheader'),
+                class: [right && 'right', className].filter(Boolean).join(' ') || false,
+              },
+              title,
+            ),
           ),
         ),
       ),
       el(
         'tbody',
-        {},
+        { role: role('rowgroup') },
         rows.map(row =>
           el(
             'tr',
-            {},
+            { role: role('row') },
             columns.map((column, index) => cell(column, row, index)),
           ),
         ),

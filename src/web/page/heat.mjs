@@ -73,7 +73,7 @@ export function heatMap(machine, disk) {
           times.has(checkpoint) && el('span', { class: 'quiet' }, time(times.get(checkpoint), { relative: false })),
         ],
       },
-      { title: 'Changed', right: true, of: ({ changed }) => (changed === undefined ? '?' : changed === 0 ? '0' : size(changed)) },
+      { title: 'Changed', right: true, of: ({ changed }) => (changed === undefined ? '?' : size(changed)) },
       { title: `Where, from 0 to ${size(disk.size)}`, className: 'map', of: row => strip(row, disk) },
     ],
     rows,
@@ -85,14 +85,18 @@ export const legend = () =>
     'p',
     { class: 'legend quiet' },
     'Share of a place that changed: ',
-    ['none', 'little', '', '', '', 'all'].flatMap((word, level) => [
-      svg(
-        'svg',
-        { viewBox: '0 0 1 1', class: 'swatch', 'aria-hidden': 'true' },
-        svg('rect', { width: 1, height: 1, class: `heat-${level}` }),
-      ),
-      word && el('span', {}, word),
-    ]),
+    el(
+      'span',
+      { class: 'scale' },
+      ['none', 'little', '', '', '', 'all'].flatMap((word, level) => [
+        svg(
+          'svg',
+          { viewBox: '0 0 1 1', class: 'swatch', 'aria-hidden': 'true' },
+          svg('rect', { width: 1, height: 1, class: `heat-${level}` }),
+        ),
+        word && el('span', {}, word),
+      ]),
+    ),
   )
 
 export const changedNow = ({ heat: { rows } }) => (rows[0]?.changed === undefined ? '' : size(rows[0].changed))

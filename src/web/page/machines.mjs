@@ -46,6 +46,7 @@ function article(machine, repositories) {
     timeline(machine, repositories),
     table({
       caption: `Disks of ${name}`,
+      stacks: true,
       columns: [
         { title: 'Disk', of: disk => el('span', { class: 'name' }, disk.name) },
         { title: 'Size', right: true, of: disk => size(disk.size) },

@@ -91,6 +91,7 @@ function article(repository) {
         growth(name, holds.points),
         table({
           caption: `What ${name} holds of each machine`,
+          stacks: true,
           columns: [
             { title: 'Machine', of: one => el('span', { class: 'name' }, one.machine) },
             { title: 'Restore points', right: true, of: one => one.count },

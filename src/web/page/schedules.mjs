@@ -84,6 +84,7 @@ export function schedules({ schedules, more }) {
   return [
     table({
       caption: 'Schedules, their last runs and their next',
+      stacks: true,
       columns: [
         {
           title: 'Schedule',
