@@ -308,6 +308,8 @@ export class Scheduler implements AsyncDisposable {
       // Where the daemon stops the run stays as one that runs: the next daemon takes it up.
       if (!isStopped) {
         Object.assign(run, { ended: this.#now(), ...verdict(run, trouble) })
+        // A time that comes from here on finds it ended, however long it takes to write that down.
+        this.#running.delete(name)
         if (state) {
           delete state.running
           this.#remember(state, run)
@@ -317,8 +319,10 @@ export class Scheduler implements AsyncDisposable {
     } catch (error) {
       log.error('it cannot be written down how a schedule ended', { schedule: name, err: error })
     }
-    this.#running.delete(name)
-    if (isStopped) return run
+    if (isStopped) {
+      this.#running.delete(name)
+      return run
+    }
     const fields = { schedule: name, run: run.id, outcome: run.outcome, ...(run.reason !== undefined && { reason: run.reason }) }
     if (run.outcome === 'done') log.info('a schedule has run', fields)
     else log.warn('a schedule has run, and not all is well', fields)

@@ -46,6 +46,8 @@ class World {
   most = 0
   fate: () => Fate = () => ({ ms: 10 * MINUTE })
   scheduler: Scheduler | undefined
+  /** How long it takes to write down that nothing runs. */
+  endMs = 0
   #alive = { is: true }
   #working = 0
   readonly #busy = new Set<string>()
@@ -88,6 +90,8 @@ class World {
         read: async () => (this.disk === undefined ? undefined : stateSchema.parse(JSON.parse(this.disk))),
         write: async state => {
           await this.#freeze(alive)
+          const isEnd = Object.values(state.schedules).every(({ running }) => running === undefined)
+          if (isEnd && this.endMs > 0) await this.clock.wait(this.endMs, new AbortController().signal)
           this.disk = JSON.stringify(stateSchema.parse(state))
         },
       },
@@ -182,6 +186,21 @@ t.test('it never runs beside itself, and says what it left out', async t => {
     [14, 15, 17, 18].map(hour => ['skipped', String(hour), 'the run before had not ended']),
   )
   await t.rejects(world.scheduler!.run('nightly'), { name: 'Busy' })
+  await world.stop()
+})
+
+t.test('what is due while the end of a run is being written down is run', async t => {
+  const world = new World([schedule({ at: ['hourly'] })])
+  await world.start()
+  world.endMs = 55 * MINUTE
+  await world.clock.pass(2.5 * HOUR)
+  t.same(
+    world.begun.map(({ at }) => new Date(at).toISOString().slice(11, 16)),
+    ['13:00', '14:05'],
+  )
+  t.same(world.state.schedules['nightly']!.passed, [])
+  world.endMs = 0
+  await world.clock.pass(HOUR)
   await world.stop()
 })
 
