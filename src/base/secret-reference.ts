@@ -35,7 +35,8 @@ export async function readSecret(reference: string, what: string): Promise<strin
 async function readFrom(kind: string, name: string, what: string) {
   if (kind === 'env') {
     const value = process.env[name]
-    if (value === undefined) throw new BadSettings(`${what}: the environment has no ${name}`)
+    if (value === undefined)
+      throw new BadSettings(`${what}: the environment has no ${name}; set it for whoever runs this, the daemon too`)
     return value.trim()
   }
   const folder = process.env['CREDENTIALS_DIRECTORY']

@@ -57,7 +57,11 @@ export async function listen(server: net.Server, address: ListenAddress) {
 
 function start(server: net.Server, where: net.ListenOptions | { fd: number }, address: ListenAddress) {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
-  const failed = (error: unknown) => reject(systemFault(`Could not listen at ${addressText(address)}`, error))
+  const failed = (error: NodeJS.ErrnoException) => {
+    const fault = systemFault(`Could not listen at ${addressText(address)}`, error)
+    const isTaken = error.code === 'EADDRINUSE' && !('fd' in address)
+    reject(isTaken ? new Busy(`${fault.message}: stop what listens there, or choose another`, { cause: error }) : fault)
+  }
   server.once('error', failed)
   server.listen(where, () => {
     server.off('error', failed)

@@ -1,6 +1,6 @@
 // Where a repository of the configuration is: its store, opened, and its key.
 
-import { NotFound } from '../base/errors.ts'
+import { BadSettings, NotFound } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { readSecret } from '../base/secret-reference.ts'
 import { Repository } from '../repository/repository.ts'
@@ -17,7 +17,15 @@ export interface Place extends AsyncDisposable {
 /** Whether or not there is a repository yet. */
 export async function openPlace(name: string, { target: settings, key }: RepositorySettings, log: Log): Promise<Place> {
   const passphrase = key === undefined ? undefined : await readSecret(key, `repositories.${name}.encryption.key`)
-  const target = await openTarget(settings, { log }, `repositories.${name}`)
+  const where = `repositories.${name}`
+  let target: Target
+  try {
+    target = await openTarget(settings, { log }, where)
+  } catch (error) {
+    // What the plugin says does not know how it is called here.
+    if (error instanceof BadSettings && !error.message.includes(where)) error.message = `${where}: ${error.message}`
+    throw error
+  }
   const warn = (message: string) => log.warn(message, { repository: name })
   return { target, passphrase, warn, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]() }
 }

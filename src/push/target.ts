@@ -9,6 +9,7 @@ import { isAbsolute } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { z } from 'zod'
 import { BadSettings, messageOf } from '../base/errors.ts'
+import { nearest } from '../base/nearest.ts'
 import type { Log } from '../base/log.ts'
 import type { Target } from '../repository/target.ts'
 
@@ -44,7 +45,10 @@ export async function readTarget({ plugin: name, ...options }: TargetSettings, w
   const plugin = await loadPlugin(name, where)
   const parsed = plugin.options.safeParse(options)
   if (parsed.success) return { plugin, options: parsed.data }
+  const known = Object.keys((plugin.options as { shape?: object }).shape ?? {})
   const problems = parsed.error.issues.map(({ path, message, code, ...issue }) => {
+    if (code === 'unrecognized_keys' && 'keys' in issue)
+      return issue.keys.map(key => `unknown key "${key}"${meant(key, known)}`).join(', ')
     if (path.length === 0) return message
     // What a schema says of a key that is not there.
     const isMissing = code === 'invalid_type' && !Object.hasOwn(options, path[0] ?? '')
@@ -53,6 +57,11 @@ export async function readTarget({ plugin: name, ...options }: TargetSettings, w
       : `${path.join('.')}: ${'expected' in issue ? message.replace(/^Invalid input: /, '') : message}`
   })
   throw new BadSettings(`${where}: the options of plugin '${name}' are wrong: ${problems.join('; ')}`)
+}
+
+function meant(key: string, known: readonly string[]) {
+  const name = nearest(key, known)
+  return name === undefined ? '' : `; did you mean "${name}"?`
 }
 
 /** A name of ours, the name of a package that Node finds from here, or an absolute path. */

@@ -1,6 +1,6 @@
 // Reads and checks the configuration file. Whatever is wrong with it is one BadSettings: a line for each problem, with its place.
 
-import { readdir, readFile } from 'node:fs/promises'
+import { open, readdir } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { BadSettings, strerror } from '../base/errors.ts'
 import { nearest } from '../base/nearest.ts'
@@ -12,6 +12,8 @@ import { nameOf, YamlSource, type Path, type Place, type Problem } from './yaml-
 
 /** As many as one cares to read at once; the next run shows the rest. */
 const MAX_PROBLEMS = 20
+/** No configuration has more; what is named by mistake may be an image. */
+const MAX_BYTES = 4 << 20
 /** Linux's sun_path has 108 bytes, the last of them zero. */
 const MAX_SOCKET_PATH = 107
 
@@ -46,8 +48,17 @@ async function dropIns(folder: string): Promise<string[]> {
 
 async function readOne(file: string): Promise<SettingsFile> {
   try {
-    return { file, bytes: await readFile(file) }
+    await using handle = await open(file)
+    const parts: Buffer[] = []
+    for (let length = 0; length <= MAX_BYTES;) {
+      const { bytesRead, buffer } = await handle.read(Buffer.alloc(64 << 10))
+      if (bytesRead === 0) return { file, bytes: Buffer.concat(parts) }
+      parts.push(buffer.subarray(0, bytesRead))
+      length += bytesRead
+    }
+    throw new BadSettings(`${file} has more than ${MAX_BYTES >> 20} MiB, which no configuration has; is it an image?`)
   } catch (error) {
+    if (error instanceof BadSettings) throw error
     throw new BadSettings(`cannot read the configuration ${file}: ${strerror(error)}${advice(error)}`, { cause: error })
   }
 }
@@ -84,8 +95,11 @@ export function readSources(files: readonly [SettingsFile, ...SettingsFile[]]) {
 
 function decode(bytes: Buffer, file: string): string {
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
-  } catch {
+    const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+    if (text.includes('\0')) throw new BadSettings(`${file}: the file is not text; is it an image?`)
+    return text
+  } catch (error) {
+    if (error instanceof BadSettings) throw error
     const before = bytes.toString('utf8').split('\ufffd')[0]!
     const line = before.split('\n').length
     const column = before.length - before.lastIndexOf('\n')

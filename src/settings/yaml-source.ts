@@ -32,6 +32,9 @@ export type Path = readonly PropertyKey[]
 export const nameOf = (path: Path) =>
   path.map((key, index) => (typeof key === 'number' ? `[${key + 1}]` : `${index > 0 ? '.' : ''}${String(key)}`)).join('')
 
+/** Of a text, in a message. */
+const MOST_SHOWN = 60
+
 export class YamlSource {
   readonly #lines = new LineCounter()
   readonly #document: Document
@@ -106,7 +109,8 @@ export class YamlSource {
     if (value === null || value === undefined) return 'empty'
     if (typeof value === 'boolean') return `${value}`
     if (typeof value === 'number') return `the number ${value}`
-    return `the text ${JSON.stringify(value)}`
+    const text = typeof value === 'string' && value.length > MOST_SHOWN ? `${value.slice(0, MOST_SHOWN)}...` : value
+    return `the text ${JSON.stringify(text)}`
   }
 
   /** How many keys of the path lead to something here. */
@@ -144,6 +148,8 @@ export class YamlSource {
       return `the key "${key}" is here for the second time; keep one of them`
     }
     if (code === 'NON_STRING_KEY') return 'a key must be a plain word'
+    if (code === 'BAD_ALIAS') return 'a text that begins with "*" must be in quotes: YAML takes it for the name of something else'
+    if (code === 'BAD_SCALAR_START') return 'a text that begins with "@", "`" or "%" must be in quotes'
     if (code === 'MULTIPLE_DOCS') return 'a second document begins here; the file may hold one'
     return `this is not YAML: ${message.split('\n')[0]}`
   }

@@ -163,6 +163,12 @@ t.test('what is only read when it is needed is said to have changed, by the name
   const repositories = 'repositories: { near: { plugin: file, path: ./near } }'
   write({ db: ['root'] }, `${nbd}\n${repositories}`)
   t.same((await appliance.reload()).changes, ['changed repositories.near'])
+  write({ db: ['root'] }, `${nbd}\n${repositories.replace('path', 'pth')}`)
+  await t.rejects(appliance.reload(), {
+    name: 'BadSettings',
+    message:
+      /repositories\.near: the options of plugin 'file' are wrong: it lacks "path"; unknown key "pth"; did you mean "path"\?/,
+  })
   const more = `repositories: { near: { plugin: file, path: ./far, encryption: { key: "file:/key" } } }
 schedules: { nightly: { machines: [db], repository: near, retry-after: 1m } }
 sessions: { expire: 1h }

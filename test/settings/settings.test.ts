@@ -1,6 +1,6 @@
 // The configuration: what is read, what it means, and the sentence and place for everything that is wrong with it.
 
-import { chmodSync, readFileSync } from 'node:fs'
+import { chmodSync, readFileSync, truncateSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import fc from '../helpers/property.ts'
@@ -327,12 +327,15 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     // no YAML
     ['a:\n\tb: 1', '2:1: a tab indents this line; YAML wants spaces'],
     ['state: /a\n---\nstate: /b', '2:1: a second document begins here; the file may hold one'],
+    [`state: /a\nweb: ${'x'.repeat(1000)}`, `2:6: "web" must be a map, and is the text "${'x'.repeat(60)}..."`],
     ['{ {}: 1 }', '1:3: a key must be a plain word'],
     ['', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
     ['# nothing\n', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
   ]
   for (const [text, told] of cases) t.equal(complaint(text), told, JSON.stringify(text))
   t.match(complaint('state: {'), /^1:\d+: this is not YAML: \S/)
+  t.match(complaint('at: * 2 * * *'), /^1:5: a text that begins with "\*" must be in quotes: YAML takes it for/)
+  t.match(complaint('at: @daily'), /^1:5: a text that begins with "@", "`" or "%" must be in quotes/)
   t.match(complaint('state: !secret x'), /^1:8: this is not YAML: Unresolved tag/)
   t.match(complaint('nbd: [{ tcp: "192.0.2.1:1" }]'), /^1:14: "nbd\[1\]\.tcp" can be reached by other machines.*tls: none/)
   t.match(complaint(disk('').replace('/a', 'nbd://host/x')), /must be the path of a file or a block device/)
@@ -355,6 +358,7 @@ t.test('what is no text is refused at its place', async t => {
     '2:8: the file is not UTF-8 text; save it as UTF-8',
   )
   t.match(complaint(Buffer.from('\ufeffstate: /a\n', 'utf16le')), /^1:1: the file is not UTF-8 text/)
+  t.match(complaint(Buffer.alloc(512)), /^ the file is not text; is it an image\?/)
   t.equal(parse('\ufeffstate: /a').state, '/a', 'a byte order mark is not minded')
 })
 
@@ -367,7 +371,12 @@ t.test('aliases cannot make a small file a huge one', async t => {
 })
 
 t.test('a file that cannot be read says why and what to do', async t => {
-  const dir = t.testdir({ 'locked.yaml': 'machines: {}' })
+  const dir = t.testdir({ 'locked.yaml': 'machines: {}', 'disk.raw': '' })
+  truncateSync(join(dir, 'disk.raw'), 2 ** 40)
+  await t.rejects(loadSettings(join(dir, 'disk.raw')), {
+    name: 'BadSettings',
+    message: /disk\.raw has more than 4 MiB, which no configuration has; is it an image\?/,
+  })
   await t.rejects(
     loadSettings(join(dir, 'none.yaml')),
     new BadSettings(
