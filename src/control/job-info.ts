@@ -28,8 +28,7 @@ export const jobInfo = z.strictObject({
   error: z.string().optional(),
 })
 
-export const blockJobInfo = z.strictObject({
-  type: jobType,
+const ofEveryBlockJob = {
   device: z.string(),
   len: int64,
   offset: int64,
@@ -43,7 +42,16 @@ export const blockJobInfo = z.strictObject({
   'auto-finalize': z.boolean(),
   'auto-dismiss': z.boolean(),
   error: z.string().optional(),
-})
+}
+
+export const blockJobInfo = z.discriminatedUnion('type', [
+  z.strictObject({
+    type: z.literal('mirror'),
+    ...ofEveryBlockJob,
+    'actively-synced': z.boolean().describe('The target has all that the source has, and guests write to both'),
+  }),
+  z.strictObject({ type: z.literal(['backup', 'stream', 'commit', 'create']), ...ofEveryBlockJob }),
+])
 
 const errorOf = (job: Job) => job.error && messageOf(job.error)
 
@@ -56,8 +64,13 @@ export const describeJob = (job: Job): z.input<typeof jobInfo> => ({
   error: errorOf(job),
 })
 
-export const describeBlockJob = (job: Job): z.input<typeof blockJobInfo> => ({
-  type: job.type,
+export function describeBlockJob(job: Job): z.input<typeof blockJobInfo> {
+  const { type } = job
+  const common = describeAnyBlockJob(job)
+  return type === 'mirror' ? { type, ...common, 'actively-synced': job.activelySynced } : { type, ...common }
+}
+
+const describeAnyBlockJob = (job: Job) => ({
   device: job.id,
   len: job.progress.total,
   offset: job.progress.current,

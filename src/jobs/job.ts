@@ -32,6 +32,8 @@ export interface JobWork {
   leave?(): void
   /** From now on it copies in another way. */
   change?(copyMode: CopyMode): Promise<void>
+  /** Of a mirror: the target has all that the source has, and guests write to both. */
+  readonly activelySynced?: boolean
   /** What may still fail when all jobs of the group are done. */
   prepare?(): Promise<void>
   /** Looked at right before `commit`, when all of the group are prepared. @throws what is not as it was prepared any more */
@@ -258,6 +260,11 @@ export class Job {
     this.checkVerb('set-speed')
     if (bytesPerSecond < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
     this.speedLimit.bytesPerSecond = bytesPerSecond
+  }
+
+  /** QMP's actively-synced, of a mirror. */
+  get activelySynced() {
+    return !this.isOver && this.#work.activelySynced === true
   }
 
   async change(copyMode: CopyMode) {

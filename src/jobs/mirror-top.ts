@@ -28,6 +28,8 @@ export interface WriteThrough {
   isMarking(this: void): boolean
   /** The target did not take what the source took, or is not waited for. */
   failed(this: void, error: unknown): void
+  /** A guest has discarded something, which the job has to bring to the target. */
+  discarded(this: void): void
 }
 
 /** The driver of one job's layer; `opened` gets it. Whoever changes `mode` has the permissions of the layer worked out anew. */
@@ -101,7 +103,14 @@ export class MirrorTop extends Passthrough {
     throw new NotSupported(`'${this.nodeName}' is being mirrored, so the disk cannot change its size; end the job first`)
   }
 
-  // A discard is left to the job: the two might read differently after one.
+  /** The target's is left to the job: the two might read differently after one. */
+  override async discard(range: Range) {
+    try {
+      await super.discard(range)
+    } finally {
+      this.#through?.discarded()
+    }
+  }
 
   async #both(range: Range, change: (disk: BlockIo) => Promise<void>) {
     const through = this.#through

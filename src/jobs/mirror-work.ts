@@ -92,6 +92,8 @@ export class MirrorWork implements JobWork {
   /** What is to be copied at first is not all marked yet. */
   #marking = true
   #pivoted = false
+  /** Nothing was dirty once, and the target has taken all that guests wrote since then. */
+  #synced = false
   #wish: 'complete' | 'leave' | undefined
   #woken = Promise.withResolvers<void>()
   /** Of what goes on beside the work itself. */
@@ -184,6 +186,7 @@ export class MirrorWork implements JobWork {
     for (;;) {
       yield* copy.run(job, { signal, throttled: true, until: () => this.#failure !== undefined || littleLeft(), failed })
       if (this.#failure) throw this.#failure.error
+      if (copy.remaining === 0) this.#synced = this.#top!.isBlocking
       if (!job.isReady) {
         await this.#flush(job)
         yield copy.progress
@@ -197,6 +200,10 @@ export class MirrorWork implements JobWork {
     }
     yield copy.progress
     this.#follow(job)
+  }
+
+  get activelySynced() {
+    return this.#synced && this.#top?.isBlocking === true
   }
 
   complete() {
@@ -297,6 +304,7 @@ export class MirrorWork implements JobWork {
       copy: this.#copy!,
       isMarking: () => this.#marking,
       failed: error => this.#targetFailed(error),
+      discarded: () => void (this.#synced = false),
     })
   }
 
@@ -320,6 +328,7 @@ export class MirrorWork implements JobWork {
 
   /** A guest's write that the source took, in copy-mode write-blocking. What the target lacks is marked. */
   #targetFailed(error: unknown) {
+    this.#synced = false
     try {
       if (this.#job) tell(this.#job, this.context.emit, 'write', this.#policy('write'), error)
     } catch (failure) {

@@ -1,6 +1,7 @@
 // A mirror that runs is told to have its guests wait for the target.
 
 import { readFile, writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { Appliance } from '../../src/appliance.ts'
@@ -30,6 +31,8 @@ t.test('block-job-change: what a guest is answered the target has, too', async t
   await client.execute('nbd-server-start', { addr: { type: 'unix', data: { path: `${folder}/nbd.sock` } } })
   await client.execute('block-export-add', { type: 'nbd', id: 'x', 'node-name': 'disk', writable: true })
   const guest = stack.use(await NbdClient.connect(`nbd+unix:///disk?socket=${folder}/nbd.sock`))
+  const isSynced = async () =>
+    ((await client.execute('query-block-jobs')) as { 'actively-synced': boolean }[])[0]!['actively-synced']
   const change = (type: string, more: object = {}, id = 'j') => client.execute('block-job-change', { id, type, ...more })
   await t.rejects(change('mirror', { 'copy-mode': 'write-blocking' }), /Block job 'j' not found/)
   await client.execute('blockdev-mirror', { 'job-id': 'j', device: 'disk', target: 'target', sync: 'full' })
@@ -37,10 +40,13 @@ t.test('block-job-change: what a guest is answered the target has, too', async t
   await t.rejects(change('mirror'), /Parameter 'copy-mode' is missing/)
   await t.rejects(change('backup'), /Job type does not support change/)
   await change('mirror', { 'copy-mode': 'background' })
+  t.equal(await isSynced(), false, 'in background it is never sure')
   await change('mirror', { 'copy-mode': 'write-blocking' })
+  while (!(await isSynced())) await sleep(10)
   await change('mirror', { 'copy-mode': 'write-blocking' })
   await t.rejects(change('mirror', { 'copy-mode': 'background' }), /Change to copy mode 'background' is not implemented/)
   await guest.write(4096, Buffer.alloc(512, 7))
   const target = await readFile(`${folder}/target`)
   t.ok(target.subarray(4096, 4608).equals(Buffer.alloc(512, 7)), 'the target has it when the guest is answered')
+  t.equal(await isSynced(), true, 'and so the two are the same all the while')
 })

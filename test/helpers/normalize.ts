@@ -9,10 +9,10 @@ export interface NormalizeOptions {
 }
 
 /**
- * Never compared: how much room an image takes (each allocates in its own order), what QEMU 7.2 does not have yet (`active`), and what
+ * Never compared: how much room an image takes (each allocates in its own order), what QEMU 7.2 does not have yet (`active`, `actively-synced`), and what
  * our errors say beside QEMU's for programs (`data` of an error).
  */
-const NEVER = new Set(['actual-size', 'active', 'timestamp'])
+const NEVER = new Set(['actual-size', 'active', 'actively-synced', 'timestamp'])
 
 export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions): unknown {
   const ignored = new Set([...NEVER, ...ignoring])
