@@ -63,7 +63,8 @@ const kinds = {
   }),
   'nbd-server': kind({
     schema: z.strictObject({ addr: socketAddress, ...nbdServerOptions.shape }),
-    run: ({ addr, ...options }, { context }) => startNbdServer(listenAddressOf(addr), options, context),
+    run: ({ addr, ...options }, { context }) =>
+      startNbdServer(() => listenAddressOf(addr, { inherited: true }), options, context),
   }),
   export: kind({
     schema: blockExportAdd.arguments,

@@ -14,8 +14,10 @@ import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags
 import { tlsOfObject } from './nbd-tls.ts'
 
 const server = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('unix'), path: z.string().min(1), abstract: z.boolean().optional() }),
-  z.strictObject({ type: z.literal('inet'), host: z.string().min(1), port: z.string() }),
+  z.strictObject({ type: z.literal('unix'), path: z.string(), abstract: z.boolean().optional() }),
+  z.strictObject({ type: z.literal('inet'), host: z.string(), port: z.string() }),
+  z.strictObject({ type: z.literal('vsock'), cid: z.string(), port: z.string() }),
+  z.strictObject({ type: z.literal('fd'), str: z.string() }),
 ])
 
 const options = z.strictObject({
@@ -50,7 +52,8 @@ async function connect(options: NbdOptions, context: Pick<OpenContext, 'object'>
   const credentials = options['tls-creds']
   const tls =
     credentials === undefined ? undefined : tlsOfObject(credentials, context.object(credentials), options['tls-hostname'])
-  const uri = formatNbdUri({ address: addressOf(server), exportName: options.export, ...(tls && { tls }) })
+  const address = addressOf(server)
+  const uri = formatNbdUri({ address, exportName: options.export, ...(tls && { tls }) })
   const deadline = performance.now() + openTimeout * 1000
   for (;;) {
     try {
@@ -61,14 +64,22 @@ async function connect(options: NbdOptions, context: Pick<OpenContext, 'object'>
       })
     } catch (error) {
       const mayCome = error instanceof NbdConnectionError || error instanceof NbdTimeoutError
-      if (!mayCome || performance.now() + PAUSE_MS >= deadline) throw openFault(server, error)
+      if (!mayCome || performance.now() + PAUSE_MS >= deadline) throw openFault(address, error)
     }
     await sleep(PAUSE_MS)
   }
 }
 
 function addressOf(server: NbdOptions['server']): NbdUri['address'] {
+  if (('path' in server && server.path === '') || ('host' in server && server.host === ''))
+    throw new IoError("Failed to connect to '': it is said nowhere where the server listens")
   if (server.type === 'unix') return { path: server.abstract ? `\0${server.path}` : server.path }
+  if (server.type === 'vsock')
+    throw new NotSupported(
+      "Node.js has no vsock sockets; 'socat UNIX-LISTEN:PATH,fork VSOCK-CONNECT:CID:PORT' makes a unix socket of it",
+    )
+  if (server.type === 'fd')
+    throw new NotSupported('no connection can be handed over to this driver; name the address of the server')
   const port = Number(server.port)
   if (!/^\d+$/.test(server.port) || port < 1 || port > 65_535)
     throw new InvalidParameter(`Parameter 'server.port' expects a port number, and not '${server.port}'`)
@@ -78,9 +89,9 @@ function addressOf(server: NbdOptions['server']): NbdUri['address'] {
 const filenameOf = ({ server, export: exportName }: NbdOptions) => formatNbdUri({ address: addressOf(server), exportName })
 
 /** QEMU's sentence where there is nobody, and the client's own where somebody answered. */
-function openFault(server: NbdOptions['server'], error: unknown) {
+function openFault(address: NbdUri['address'], error: unknown) {
   if (!(error instanceof NbdError)) return error
-  const where = server.type === 'unix' ? server.path : `${server.host}:${server.port}`
+  const where = 'path' in address ? address.path.replace('\0', '') : `${address.host}:${address.port}`
   const { cause } = error
   const isSystems = error instanceof NbdConnectionError && cause instanceof Error && 'syscall' in cause
   return new IoError(`Failed to connect to '${where}': ${isSystems ? strerror(cause) : error.message}`, { cause: error })

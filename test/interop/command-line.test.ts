@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
@@ -48,6 +49,10 @@ const refused = [
   '--blockdev null-co,node-name=a --blockdev null-co,node-name=a',
   '--nbd-server addr.type=unix,addr.path=s,max-connections=-1',
   '--nbd-server addr.type=unix',
+  '--nbd-server addr.type=fd',
+  '--nbd-server addr.type=fd,addr.str=x',
+  '--nbd-server addr.type=fd,addr.str=1000',
+  '--nbd-server addr.type=vsock,addr.cid=2',
   '--nbd-server addr.type=unix,addr.path=s,tls-creds=nope',
   '--export nbd,id=e,node-name=x',
   '--blockdev null-co,node-name=a --export nbd,id=e,node-name=a',
@@ -144,6 +149,36 @@ t.test('a script for qemu-storage-daemon starts this daemon unchanged', { skip: 
   t.same({ ...ours, left: [] }, { ...theirs, left: [] })
 })
 
+t.test('a listening socket that it was started with is served', { skip: qsdMissing || missing('nbdinfo') }, async t => {
+  for (const [program, ...args] of Object.values(programs)) {
+    await using stack = new AsyncDisposableStack()
+    const server = createServer().listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const { port } = server.address() as AddressInfo
+    const line = ['--blockdev', 'null-co,node-name=a,size=65536', '--nbd-server', 'addr.type=fd,addr.str=3']
+    const child = spawn(program, [...args, ...line, '--export', 'nbd,id=e,node-name=a'], {
+      stdio: ['ignore', 'ignore', 'inherit', (server as unknown as { _handle: { fd: number } })._handle.fd],
+      env: { ...process.env, ...environment() },
+    })
+    const exited = once(child, 'exit')
+    stack.defer(async () => {
+      child.kill('SIGKILL')
+      await exited
+    })
+    server.close() // who connects waits until the program accepts
+    t.equal(await run('nbdinfo', ['--size', `nbd://127.0.0.1:${port}/a`]), '65536\n', program)
+  }
+})
+
+t.test('what there are no sockets for is refused with what does instead', async t => {
+  for (const [line, message] of [
+    ['--nbd-server addr.type=vsock,addr.cid=2,addr.port=10809', /socat VSOCK-LISTEN/],
+    ['--blockdev nbd,node-name=n,server.type=vsock,server.cid=2,server.port=10809', /socat UNIX-LISTEN/],
+    ['--blockdev nbd,node-name=n,server.type=fd,server.str=3', /name the address of the server/],
+  ] as const)
+    await t.rejects(Appliance.start(settingsWithoutFile(), createLog('silent'), stepsOf(line.split(' '))), { message }, line)
+})
+
 function ended(pid: number) {
   try {
     process.kill(pid, 'SIGKILL')
@@ -178,7 +213,6 @@ t.test('a chardev that is a client connects to whoever waits for it', async t =>
   await using stack = new AsyncDisposableStack()
   const folder = await scratchFolder(stack)
   const path = join(folder, 'waiting.sock')
-  const { createServer } = await import('node:net')
   const server = createServer().listen(path)
   await once(server, 'listening')
   stack.defer(() => void server.close())

@@ -28,12 +28,12 @@ export const nbdServerStart = command({
   name: 'nbd-server-start',
   summary: 'Starts an NBD server, beside those of the configuration; exports that are added while it runs are its own.',
   arguments: z.strictObject({ addr: socketAddressLegacy, ...nbdServerOptions.shape }),
-  run: ({ addr, ...options }, context) => startNbdServer(listenAddressOf(addr), options, context),
+  run: ({ addr, ...options }, context) => startNbdServer(() => listenAddressOf(addr), options, context),
 })
 
 /** Also for the command line, which writes the address in another way. */
 export async function startNbdServer(
-  address: ListenAddress,
+  addressOf: () => ListenAddress,
   {
     'handshake-max-seconds': handshake = HANDSHAKE_MAX_SECONDS,
     'tls-creds': tlsCreds,
@@ -44,7 +44,7 @@ export async function startNbdServer(
 ) {
   onDemandServer.checkStopped()
   const tls = tlsTermsOf(objects, tlsCreds, tlsAuthz)
-  await onDemandServer.start(address, { maxConnections, handshakeMs: handshake * 1000, ...(tls && { tls }) })
+  await onDemandServer.start(addressOf(), { maxConnections, handshakeMs: handshake * 1000, ...(tls && { tls }) })
 }
 
 /** By the ids of objects; undefined without credentials. @throws InvalidParameter */
