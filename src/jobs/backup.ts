@@ -72,6 +72,7 @@ class Backup implements JobWork {
   readonly #freeze: Freeze
   readonly #held: Disposable[] = []
   #source: Edge | undefined
+  #release: ((range: Range) => Promise<void>) | undefined
   #target: Edge | undefined
   /** Where what has been copied is discarded in the source, too. */
   #discards: Edge | undefined
@@ -126,12 +127,9 @@ class Backup implements JobWork {
   /** All at one instant, with writes drained. */
   atInstant() {
     this.#freeze.commit()
-    this.#source = this.context.graph.attach(this.#freeze.view, {
-      description: describe(this.options),
-      childName: 'source',
-      perm: Permission.consistentRead | Permission.write, // to discard what it has read
-      shared: ALL,
-    })
+    const { source, release } = this.#freeze.read(describe(this.options), 'source')
+    this.#source = source
+    this.#release = release
     if (!this.use) return
     const { bitmap } = this.use
     this.#remaining = bitmap.copy()
@@ -163,7 +161,7 @@ class Backup implements JobWork {
       // What is copied need not be kept any more when a guest overwrites it.
       done: async range => {
         this.#remaining?.reset(range.offset, range.length)
-        await this.#source!.discard(range)
+        await this.#release!(range)
         await this.#discards?.discard(range)
       },
     })

@@ -5,10 +5,8 @@
 
 import { Cancelled, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
-import type { Range } from '../base/ranges.ts'
 import { SpeedLimit } from '../base/speed-limit.ts'
 import type { Graph } from '../block/graph.ts'
-import { ALL, Permission } from '../block/permissions.ts'
 import { openPlace, openRepository } from '../push/open-place.ts'
 import type { PushMemory } from '../push/push-memory.ts'
 import type { SharedSealers } from '../repository/shared-sealers.ts'
@@ -143,14 +141,8 @@ export class PushSession {
     signal.throwIfAborted()
     await using edges = new AsyncDisposableStack()
     const sources = disks.map(({ disk, freeze, changes }): PushDisk => {
-      const source = graph.attach(freeze.view, {
-        description: `backup session '${this.name}'`,
-        perm: Permission.consistentRead | Permission.write, // to discard what it has read
-        shared: ALL,
-      })
+      const { source, release } = freeze.read(`backup session '${this.name}'`)
       edges.defer(() => graph.detach(source))
-      // What guests overwrite from then on need not be kept, and what was kept of it is given back.
-      const release = (range: Range) => source.discard(range)
       return { name: disk.name, source, changes, checkpoint, release }
     })
     await using place = await openPlace(wanted.name, wanted.settings, log)

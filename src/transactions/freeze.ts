@@ -4,10 +4,13 @@
 // the view breaks (`broken`) and the guest goes on.
 
 import assert from 'node:assert/strict'
+import type { Range } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
+import type { Edge } from '../block/edge.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
-import type { PermissionChange } from '../block/permissions.ts'
+import { openFilter } from '../block/open-filter.ts'
+import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import type { Scratch } from '../block/scratch.ts'
 
 export interface FreezeOptions {
@@ -46,6 +49,21 @@ export class Freeze implements Action, AsyncDisposable {
     return this.#view
   }
 
+  /**
+   * Lets somebody read the view. By `release` he says that he is done with a range, which need not be kept any more; of a disk that is read-only
+   * nothing ever is.
+   */
+  read(description: string, childName?: string): { readonly source: Edge; release(this: void, range: Range): Promise<void> } {
+    const { readOnly } = this.view
+    const source = this.graph.attach(this.view, {
+      description,
+      ...(childName !== undefined && { childName }),
+      perm: Permission.consistentRead | (readOnly ? 0 : Permission.write),
+      shared: ALL,
+    })
+    return { source, release: async range => (readOnly ? undefined : source.discard(range)) }
+  }
+
   get broken() {
     return this.#broken
   }
@@ -54,7 +72,7 @@ export class Freeze implements Action, AsyncDisposable {
     const { target, bitmap, filterNodeName, minClusterSize = 0 } = this.options
     try {
       if (!target) this.#target = await this.scratch.openNode(this.disk.size)
-      this.#filter = await this.graph.open({
+      this.#filter = await openFilter(this.graph, {
         driver: 'copy-before-write',
         file: this.disk.name,
         target: (target ?? this.#target!).name,

@@ -182,6 +182,73 @@ t.test('after any outcome, in every bitmap mode, no granule that the target lack
   )
 })
 
+inRoom('a disk that is read-only is copied as any other', async (t, { start, graph, memory }) => {
+  const still = await graph.add({ driver: 'memory', 'node-name': 'still', size: SIZE, 'read-only': true })
+  memory('still').bytes.set(diskContent(SIZE, 3))
+  still.bitmaps.add({ name: 'b', granularity: GRANULE })
+  still.bitmaps.get('b').mark(0, SIZE)
+  for (const options of [{ sync: 'full' }, { sync: 'incremental', bitmap: 'b' }] as const) {
+    memory('target').bytes.fill(0)
+    const job = await start({ jobId: options.sync, source: still, ...options })
+    await job.over
+    t.equal(job.error, undefined)
+    t.ok(memory('target').bytes.equals(memory('still').bytes), options.sync)
+  }
+  await t.rejects(start({ jobId: 'k', source: still, sync: 'full', discardSource: true }), {
+    message: "Block node 'still' is read-only",
+  })
+  t.equal(still.jobs.size, 0, 'and what was refused holds nothing')
+})
+
+inRoom('discard-source gives back what was kept for a view, as it is copied', async (t, { start, graph, guest, memory }) => {
+  const content = randomBytes(SIZE, 5)
+  memory('disk').bytes.set(content)
+  await graph.add({ driver: 'memory', 'node-name': 'kept', size: SIZE, discard: 'unmap' })
+  // Only whole clusters can be given back.
+  for (const disk of ['disk', 'kept'])
+    memory(disk).extents = async function* (range) {
+      yield { ...range, allocated: true, zero: false }
+    }
+  const filter = await graph.add({
+    driver: 'copy-before-write',
+    'node-name': 'cbw',
+    file: 'disk',
+    target: 'kept',
+    discard: 'unmap',
+  })
+  graph.planReplace(graph.get('disk'), filter).commit()
+  const view = await graph.add({ driver: 'snapshot-access', 'node-name': 'view', file: 'cbw', discard: 'unmap' })
+  for (const granule of [2, 3, 30]) await guest.write(granule * GRANULE, randomBytes(GRANULE, granule))
+  const given = () => memory('kept').requests.filter(({ kind }) => kind === 'discard')
+  const job = await start({ source: view, sync: 'full', discardSource: true })
+  await job.over
+  t.equal(job.error, undefined)
+  t.ok(memory('target').bytes.equals(content))
+  for (const granule of [2, 3, 30])
+    t.ok(
+      given().some(({ offset, length }) => offset <= granule * GRANULE && offset + length >= (granule + 1) * GRANULE),
+      `granule ${granule} is given back`,
+    )
+})
+
+inRoom(
+  'min-cluster-size is what is kept at least when a guest overwrites a byte',
+  async (t, { start, guest, memory, content, jobs }) => {
+    for (const size of [100_000, 2 ** 31])
+      await t.rejects(start({ sync: 'none', minClusterSize: size }), { message: /min-cluster-size needs to be a power of 2/ })
+    await t.rejects(start({ sync: 'full', minClusterSize: 4 * GRANULE, maxChunk: GRANULE }), {
+      message: 'Required max-chunk (65536) is less than backup cluster size (262144)',
+    })
+    const job = await start({ sync: 'none', minClusterSize: 4 * GRANULE })
+    await guest.write(9 * GRANULE, randomBytes(1, 1))
+    const kept = (from: number, to: number) => memory('target').bytes.subarray(from * GRANULE, to * GRANULE)
+    t.ok(kept(8, 12).equals(content.subarray(8 * GRANULE, 12 * GRANULE)))
+    t.ok(kept(0, 8).equals(Buffer.alloc(8 * GRANULE)) && kept(12, 40).equals(Buffer.alloc(28 * GRANULE)), 'and no more')
+    await jobs.get('j').cancel()
+    await job.over
+  },
+)
+
 inRoom('a target that fails, is full or hangs never reaches the guest', async (t, { start, guest, memory, events }) => {
   const hung = Promise.withResolvers<void>()
   memory('target').pause = () => hung.promise
