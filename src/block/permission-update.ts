@@ -1,6 +1,7 @@
 // What a change of the graph does to permissions: worked out first, for every edge below the change, and refused as a whole where two
 // parents of one node do not go together (QEMU's bdrv_refresh_perms in block.c), or where another process is in the way (file locks).
 
+import { ReadOnly } from '../base/errors.ts'
 import type { ChildRule } from './driver.ts'
 import type { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
@@ -61,8 +62,9 @@ export function planPermissions({
     const users = parents.map(permissionsOf)
     const soon = expected.get(node)
     const together = union(soon ? [...users, soon] : users)
-    if (readOnly.get(node) && together.perm & (Permission.write | Permission.writeUnchanged))
-      throw new PermissionConflict(`Read-only block node '${node.name}' cannot support read-write users`)
+    if (readOnly.get(node) ?? node.readOnly) {
+      if (together.perm & (Permission.write | Permission.writeUnchanged)) throw noWriters(node, readOnly)
+    }
     // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
     const leaving = parents.length === 0 && node.isBusy
     const change = leaving ? undefined : node.preparePermissions(together)
@@ -91,6 +93,11 @@ export function planPermissions({
     abort,
   }
 }
+
+const noWriters = (node: GraphNode, readOnly: ReadonlyMap<GraphNode, boolean>) =>
+  readOnly.has(node)
+    ? new PermissionConflict(`Read-only block node '${node.name}' cannot support read-write users`)
+    : new ReadOnly('Block node is read-only')
 
 /** What a node asks of the one below; with QMP's force-share there whoever else may do anything. */
 export function childPermissions(

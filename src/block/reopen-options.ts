@@ -10,12 +10,19 @@ import { inlineChildren, type Change } from './reopen.ts'
 /** Of each driver, which options are those of the file that is open. */
 const FIXED = new Set(['filename', 'server', 'export', 'size'])
 
+/** These stay as they are where nothing is said of them. */
+const FIXED_WHERE_SAID = ['locking', 'aio', 'force-share']
+
 export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] {
   const named = all.map(options => {
     const name = options['node-name'] as string | undefined
     if (name === undefined) throw new InvalidParameter('node-name not specified')
     const node = graph.find(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
+    for (const name of FIXED_WHERE_SAID) {
+      if (options[name] !== undefined && options[name] !== node.options[name])
+        throw new InvalidParameter(`Cannot change the option '${name}'`)
+    }
     return { node, options }
   })
   const changes = new Map<GraphNode, Change>()
@@ -60,7 +67,8 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix =
       if (!to) throw new NotFound(`Cannot find device='' nor node-name='${given}'`)
       if (to !== child) links.set(name, to)
     } else if (given) {
-      if (!child) throw new InvalidParameter(`Cannot change the option '${prefix}${name}.driver'`)
+      // Who has a name of his own is not opened in another way by his parent.
+      if (!child || child.owned) throw new InvalidParameter(`Cannot change the option '${prefix}${name}.driver'`)
       below.push(...changesOf(graph, child, { ...inheritedBy(name), ...(given as NodeOptions) }, `${prefix}${name}.`))
     }
   }

@@ -37,7 +37,7 @@ export const raw: BlockDriver<RawOptions> = {
     }
     if (size !== undefined && offset + size > below.size) {
       throw new InvalidParameter(
-        `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the actual size of the containing file (${below.size})`,
+        `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the  actual size of the containing file (${below.size})`,
       )
     }
     const sidecar = bitmaps && (await Sidecar.open(bitmaps, below, { readOnly, report, filename: filenames['file'] }))

@@ -18,6 +18,7 @@ export const throttle: BlockDriver<ThrottleOptions> = {
   options,
   children: oneFile,
   compresses: true,
+  reopens: true,
   open: async ({ 'throttle-group': id }, { children, object }) =>
     new ThrottleFilter(children['file']!, throttleGroup(object(id), id)),
 }

@@ -5,7 +5,7 @@ import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
 import { PermissionConflict } from '../block/permissions.ts'
-import { filteredBy } from '../block/chain.ts'
+import { filteredBy, withoutFilters } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
 
@@ -63,7 +63,7 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
   const replaced = replacedBy(graph, options)
   if (sync === 'incremental' || sync === 'bitmap') throw new InvalidParameter(`Sync mode '${sync}' not supported`)
   if (bufSize < 0) throw new InvalidParameter("Invalid parameter 'buf-size'")
-  if (source === target) throw new InvalidParameter("Can't mirror node into itself")
+  if (withoutFilters(source) === withoutFilters(target)) throw new InvalidParameter("Can't mirror node into itself")
   checkNotRead(source, target)
   checkSpeed(speed)
   if (targetTimeout > LONGEST_TIMEOUT)

@@ -9,6 +9,7 @@ import type { Edge } from '../block/edge.ts'
 import type { Extent } from '../block/driver.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
+import { openFilter } from '../block/open-filter.ts'
 import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
 import { ALL, type PermissionChange } from '../block/permissions.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
@@ -91,7 +92,8 @@ class Stream implements JobWork {
         this.#held.push({ [Symbol.dispose]: () => jobs.delete('stream') })
       }
       if (this.#wasReadOnly) await graph.setReadOnly(image, false)
-      this.#filter = await graph.open(
+      this.#filter = await openFilter(
+        graph,
         {
           driver: 'copy-on-read',
           file: image.name,

@@ -10,11 +10,15 @@ import type { GraphNode } from '../block/graph-node.ts'
 import type { PermissionChange } from '../block/permissions.ts'
 import { makeImage } from './new-image.ts'
 
+/** By transaction: what its snapshots are going to put over which node. */
+const plannedBy = new WeakMap<object, Map<GraphNode, GraphNode>>()
+
 /** The image is read-only afterwards, as far as nobody but its overlay uses it. */
 export class Snapshot implements Action {
   #node: GraphNode | undefined
   #overlay: GraphNode | undefined
   #plan: PermissionChange | undefined
+  #planned: Map<GraphNode, GraphNode> | undefined
 
   /** Both are asked for when it is prepared. `overlay` opens a node that goes with the last of its users, or says which one is to be used. */
   constructor(
@@ -28,23 +32,29 @@ export class Snapshot implements Action {
     return this.#overlay
   }
 
-  async prepare() {
+  async prepare(transaction: object) {
+    const planned = plannedBy.get(transaction) ?? new Map<GraphNode, GraphNode>()
+    plannedBy.set(transaction, planned)
     const node = this.nodeOf()
     node.checkNoJob()
-    for (const { parent } of node.parents)
-      if (parent.childName === 'backing' && parent.node)
-        throw new InvalidParameter(`Node '${node.name}' is busy: node is used as backing hd of '${parent.node.name}'`)
+    const isBehind = (name: string) =>
+      new InvalidParameter(`Node '${node.name}' is busy: node is used as backing hd of '${name}'`)
+    for (const { parent } of node.parents) if (parent.childName === 'backing' && parent.node) throw isBehind(parent.node.name)
+    if (planned.has(node)) throw isBehind(planned.get(node)!.name)
     const overlay = await this.overlayOf(node)
     this.#node = node
     this.#overlay = overlay
     try {
-      if ([...overlay.parents].some(({ parent }) => !parent.node)) throw new InvalidParameter('The overlay is already in use')
-      if (overlay.children.has('backing')) throw new InvalidParameter('The overlay already has a backing image')
+      const [below] = [...planned].find(([, over]) => over === overlay) ?? []
+      if (isInUse(overlay) || (below && isInUse(below))) throw new InvalidParameter('The overlay is already in use')
+      if (overlay.children.has('backing') || below) throw new InvalidParameter('The overlay already has a backing image')
       if (!overlay.driver.children['backing']) throw new InvalidParameter('The overlay does not support backing images')
       overlay.checkNoJob()
-      if (reachable(node).has(overlay))
+      if (willReach(node, planned).has(overlay))
         throw new InvalidParameter(`Making '${node.name}' a backing child of '${overlay.name}' would create a cycle`)
       this.#plan = this.graph.planBacking(overlay, node, { replacing: true })
+      planned.set(node, overlay)
+      this.#planned = planned
     } catch (error) {
       await this.graph.closeUnused(overlay)
       throw error
@@ -59,16 +69,27 @@ export class Snapshot implements Action {
 
   async abort() {
     this.#plan?.abort()
+    if (this.#node) this.#planned?.delete(this.#node)
     await this.graph.closeUnused(this.overlay)
   }
 
   async settle() {
     const node = this.#node
     await this.graph.closeUnused(this.overlay) // of a disk that nobody uses
-    // Where a bitmap of it is in use it stays as it is: nobody writes to it, read-only or not.
-    if (node && this.graph.find(node.name) === node && !node.readOnly && !node.busyBitmap)
-      await this.graph.setReadOnly(node, true)
+    // A filter, and what has a bitmap that is in use, stays as it is: nobody writes to it, read-only or not.
+    const canBe = node?.driver.reopens && !node.busyBitmap
+    if (node && canBe && this.graph.find(node.name) === node && !node.readOnly) await this.graph.setReadOnly(node, true)
   }
+}
+
+const isInUse = ({ parents }: GraphNode) => [...parents].some(({ parent }) => !parent.node)
+
+/** What is below a node, when what is planned has happened. */
+function willReach(node: GraphNode, planned: ReadonlyMap<GraphNode, GraphNode>): ReadonlySet<GraphNode> {
+  const below = new Set(reachable(node))
+  for (const found of below)
+    for (const [under, over] of planned) if (over === found) for (const one of reachable(under)) below.add(one)
+  return below
 }
 
 export interface NewOverlay {

@@ -7,7 +7,9 @@ import { commands } from '../../src/control/commands/index.ts'
 import { eventTypes } from '../../src/control/event-types.ts'
 import type { Difference, Scenario } from '../helpers/scenario.ts'
 import {
+  bitmapScenarios,
   commitScenarios,
+  filterScenarios,
   jobScenarios,
   oddScenarios,
   scenarios,
@@ -59,6 +61,8 @@ t.test('each difference from QEMU that a scenario knows is told', async t => {
     ...commitScenarios,
     ...snapshotScenarios,
     ...oddScenarios,
+    ...bitmapScenarios,
+    ...filterScenarios,
   })
     .flat()
     .flatMap(({ steps, rest }: Scenario): (Difference | undefined)[] => [...steps.map(({ differs }) => differs), rest])

@@ -69,6 +69,9 @@ async function bottomOf(
   return bottom
 }
 
-/** The image through which the base shows. */
-const imageAbove = (node: GraphNode, base: GraphNode) =>
-  imagesFrom(node).findLast(image => image !== withoutFilters(base) && chainFrom(image).includes(base))
+/** The image through which the base shows. @throws InvalidParameter where there are only filters above it */
+function imageAbove(node: GraphNode, base: GraphNode): GraphNode {
+  const image = imagesFrom(node).findLast(image => image !== withoutFilters(base) && chainFrom(image).includes(base))
+  if (!image) throw new InvalidParameter(`'${base.name}' is not in the backing chain of '${node.name}'`)
+  return image
+}

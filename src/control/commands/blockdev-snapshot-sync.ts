@@ -30,9 +30,15 @@ export const blockdevSnapshotSync = actionCommand({
       if (nodeName === undefined) throw new InvalidParameter('New overlay node-name missing')
       if (graph.find(nodeName)) throw new InvalidParameter('New overlay node-name already in use')
       const existing = args.mode === 'existing'
-      if (format === 'raw' && !existing) throw new InvalidParameter("Backing file not supported for file format 'raw'")
+      if (format === 'raw')
+        throw new InvalidParameter(
+          existing ? 'The overlay does not support backing images' : "Backing file not supported for file format 'raw'",
+        )
       if (format !== 'qcow2') throw new InvalidParameter(`Unknown file format '${format}'`)
-      return openOverlay(graph, node, { filename, nodeName, existing, backingFile: await filenameOf(node) })
+      const backingFile = await filenameOf(node)
+      if (!existing && backingFile === filename)
+        throw new InvalidParameter('Error: Trying to create an image with the same filename as the backing file')
+      return openOverlay(graph, node, { filename, nodeName, existing, backingFile })
     })
     return machines.followed(snapshot, disk)
   },

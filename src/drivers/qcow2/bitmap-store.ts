@@ -67,6 +67,8 @@ export class Qcow2BitmapStore implements BitmapStore {
       throw new CorruptImage(`${this.#problem}; 'stillpoint image bitmap --repair' takes the damaged bitmaps away`)
     if (granularity > 2 ** GRANULARITY_BITS.most)
       throw new InvalidParameter(`Granularity exceeds maximum (${2 ** GRANULARITY_BITS.most} bytes)`)
+    if (Buffer.byteLength(name) > Limit.bitmapName)
+      throw new InvalidParameter(`Name length exceeds maximum (${Limit.bitmapName} characters)`)
     if (bitmapBytes(size, Math.log2(granularity)) > MOST_BITMAP_BYTES)
       throw new InvalidParameter('Too much space will be occupied by the bitmap. Use larger granularity')
     if (this.#entries.size >= Limit.bitmaps) throw new InvalidParameter('Maximum number of persistent bitmaps is already reached')
