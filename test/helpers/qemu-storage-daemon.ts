@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { connect } from 'node:net'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { scratchFolder } from './control.ts'
@@ -16,8 +16,12 @@ export const qsdMissing =
 export async function startQsd(stack: AsyncDisposableStack) {
   const folder = await scratchFolder(stack)
   const path = join(folder, 'qmp.sock')
+  // It listens by the time that this is there. A client that only tried would be in the way of the next: it takes one at a time.
+  const pidFile = join(folder, 'pid')
   const chardev = `socket,id=qmp,path=${path},server=on,wait=off`
-  const child = spawn('qemu-storage-daemon', ['--chardev', chardev, '--monitor', 'qmp'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const child = spawn('qemu-storage-daemon', ['--chardev', chardev, '--monitor', 'qmp', '--pidfile', pidFile], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+  })
   const said: Buffer[] = []
   child.stderr.on('data', (data: Buffer) => said.push(data))
   stack.defer(async () => {
@@ -26,24 +30,9 @@ export async function startQsd(stack: AsyncDisposableStack) {
     child.kill()
     await gone
   })
-  while (!(await accepts(path))) {
+  while (!existsSync(pidFile)) {
     if (child.exitCode !== null) throw new Error(`qemu-storage-daemon did not start: ${Buffer.concat(said).toString()}`)
     await sleep(10)
   }
   return path
 }
-
-/**
- * The socket is there a moment before anybody listens. Only one that has greeted is waited for: it takes one client at a time, and one that
- * comes before it has looked at the last may be cut off.
- */
-const accepts = (path: string) =>
-  new Promise<boolean>(resolve => {
-    const socket = connect(path)
-    socket.once('data', () => {
-      socket.destroy()
-      resolve(true)
-    })
-    socket.once('error', () => resolve(false))
-    socket.once('close', () => resolve(false))
-  })
