@@ -45,7 +45,7 @@ export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
 
 /** Odd cases: likewise. */
-export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, oddRequests, managers }
+export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, managers, oddRequests }
 
 /** Filters and encryption: likewise. */
 export const filterScenarios: Readonly<Record<string, readonly Scenario[]>> = { filters, luks }
