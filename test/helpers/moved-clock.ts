@@ -1,8 +1,10 @@
 // Loaded into a daemon before the program (node --import): the time of day that its parent says, and sleeps that pass by it.
 //
-// The parent sends { ahead } over IPC: so many milliseconds is this clock ahead of the machine's. What waits by node:timers/promises, as the
-// schedules do, wakes when its time has come by this clock; time-outs of what is asked of others pass by the machine's.
+// The parent sends { ahead } over IPC: so many milliseconds is this clock ahead of the machine's; where the daemon has another parent, as systemd, the
+// file TEST_CLOCK_FILE has the number, and is looked at all the time. What waits by node:timers/promises, as the schedules do, wakes when its time
+// has come by this clock; time-outs of what is asked of others pass by the machine's.
 
+import { readFileSync } from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 import timers from 'node:timers/promises'
 import { isMainThread } from 'node:worker_threads'
@@ -10,7 +12,9 @@ import { isMainThread } from 'node:worker_threads'
 const now = Date.now.bind(Date)
 const sleep = timers.setTimeout.bind(timers)
 
-let ahead = Number(process.env['TEST_CLOCK_AHEAD'] ?? 0)
+const file = process.env['TEST_CLOCK_FILE']
+const written = () => Number(readFileSync(file!, 'utf8'))
+let ahead = file === undefined ? Number(process.env['TEST_CLOCK_AHEAD'] ?? 0) : written()
 let moved = new AbortController()
 
 globalThis.Date = new Proxy(Date, {
@@ -35,12 +39,21 @@ timers.setTimeout = async <T>(ms = 0, value?: T, options: { signal?: AbortSignal
 }
 syncBuiltinESMExports()
 
-if (isMainThread) {
+const move = (to: number) => {
+  ahead = to
+  const before = moved
+  moved = new AbortController()
+  before.abort()
+}
+
+if (file !== undefined) {
+  setInterval(() => {
+    const now = written()
+    if (now !== ahead) move(now)
+  }, 50).unref()
+} else if (isMainThread) {
   process.on('message', (message: { ahead: number }) => {
-    ;({ ahead } = message)
-    const before = moved
-    moved = new AbortController()
-    before.abort()
+    move(message.ahead)
     process.send!({ ahead })
   })
   process.channel?.unref()

@@ -2,11 +2,12 @@
 // that is moved, and a daemon that is killed at random, in the middle of runs too, and stays down for a while. In the end every time
 // that came must be done or explained, and every restore point be of one instant, and whole.
 //
-// By hand, from the project's folder: scripts/on-node-24 dist/test/helpers/simulated-days.js [MINUTES [SEED]]
+// By hand, from the project's folder: scripts/on-node-24 dist/test/helpers/simulated-days.js [MINUTES [SEED]]; and days-under-systemd.ts, where systemd
+// starts the daemon again.
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readdirSync, readFileSync, statSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -22,7 +23,6 @@ import { done, restored, sealer } from './push-point.ts'
 import { generator } from './random-bytes.ts'
 import { ScriptedS3 } from './scripted-s3.ts'
 import { environment, stillpoint, WHOLE } from './stillpoint.ts'
-import { run } from './tools.ts'
 
 const SIZE = 2 << 20
 const BLOCK = 64 << 10
@@ -53,15 +53,46 @@ export interface DaysResults {
   readonly wrong: string[]
 }
 
-/** The daemon as it runs: another one after each kill. */
-class Daemon {
-  private constructor(
-    readonly child: ChildProcess,
-    readonly exited: Promise<unknown>,
-  ) {}
+/** Where they are lived: a daemon that is ours to kill, and whose clock is ours to move. */
+export interface Site {
+  /** For the images, and for what is backed up into files; the daemon's to write. */
+  readonly folder: string
+  /** The configuration, and the part of it that is about machines, repositories and schedules. */
+  readonly file: string
+  configure(text: string): void
+  /** The daemon's state folder, and its socket for NBD. */
+  readonly state: string
+  readonly socket: string
+  /** Ready to serve when it is done. */
+  start(ahead: number): Promise<void>
+  /** Known to the daemon when it is done. */
+  move(ahead: number): Promise<void>
+  /** Gone when it is done. */
+  end(signal: 'SIGKILL' | 'SIGTERM'): Promise<void>
+  /** `stillpoint`, as somebody whose files the daemon may write. */
+  run(...args: string[]): Promise<unknown>
+}
 
-  static async start(file: string, ahead: number): Promise<Daemon> {
-    const child = spawn(process.execPath, ['--import', PRELOAD, WHOLE, 'daemon', '--config', file], {
+/** A daemon of this process: another one after each kill. */
+class OwnDaemon implements Site {
+  readonly file
+  readonly state
+  readonly socket
+  #child: ChildProcess | undefined
+  #exited: Promise<unknown> | undefined
+
+  constructor(readonly folder: string) {
+    this.file = join(folder, 's.yaml')
+    this.state = join(folder, 'state')
+    this.socket = join(folder, 'nbd.sock')
+  }
+
+  configure(text: string) {
+    writeFileSync(this.file, `state: ./state\ncontrol: { socket: ./control.sock }\nnbd: [ { unix: ./nbd.sock } ]\n${text}`)
+  }
+
+  async start(ahead: number) {
+    const child = spawn(process.execPath, ['--import', PRELOAD, WHOLE, 'daemon', '--config', this.file], {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
       env: { ...process.env, ...environment({ TEST_CLOCK_AHEAD: String(ahead) }) },
     })
@@ -70,19 +101,25 @@ class Daemon {
     const exited = once(child, 'exit')
     while (!/ready machines=/.test(log) && child.exitCode === null) await Promise.race([once(child.stderr!, 'data'), exited])
     if (child.exitCode !== null) throw new Error(`the daemon did not start: ${log}`)
-    return new Daemon(child, exited)
+    this.#child = child
+    this.#exited = exited
   }
 
-  /** Known to the daemon when it is done. */
   async move(ahead: number) {
-    const known = once(this.child, 'message')
-    this.child.send({ ahead })
-    await Promise.race([known, this.exited])
+    const known = once(this.#child!, 'message')
+    this.#child!.send({ ahead })
+    await Promise.race([known, this.#exited])
   }
 
   async end(signal: 'SIGKILL' | 'SIGTERM') {
-    this.child.kill(signal)
-    await this.exited
+    this.#child?.kill(signal)
+    await this.#exited
+  }
+
+  async run(...args: string[]) {
+    const all = [...args, ...(args[0] === 'image' ? [] : ['--config', this.file])]
+    const { code, signal, stderr } = await stillpoint(all, { timeoutMs: 2 * MINUTE })
+    if (code !== 0) throw new Error(`stillpoint ${all.join(' ')}: ${signal ?? code}: ${stderr}`)
   }
 }
 
@@ -152,43 +189,43 @@ const numberOf = (bytes: Buffer) => (bytes.equals(stamped(bytes.readUInt32LE(0))
 
 export interface DaysOptions {
   readonly seed: number
+  /** Default: a folder and a daemon of its own. */
+  readonly site?: Site
   /** How long, by steps of some hours; or in real time, where that is later. */
   readonly steps: number
   readonly realMs?: number
+  /** And not before it was killed so often, however slow the machine. */
+  readonly leastKills?: number
   readonly progress?: (results: DaysResults) => void
 }
 
-export async function liveDays(stack: AsyncDisposableStack, { seed, steps, realMs = 0, progress }: DaysOptions) {
+export async function liveDays(
+  stack: AsyncDisposableStack,
+  { seed, site: given, steps, realMs = 0, leastKills = 0, progress }: DaysOptions,
+) {
   const random = generator(seed)
-  const folder = await scratchFolder(stack)
-  const file = join(folder, 's.yaml')
+  const site = given ?? new OwnDaemon(await scratchFolder(stack))
+  const { folder, file } = site
   const started = Date.now()
   // So that seconds do not matter: the clock begins at a full hour.
   let ahead = HOUR - (started % HOUR)
   const store = stack.use(await ScriptedS3.listen({ now: () => Date.now() + ahead }))
-  mkdirSync(join(folder, 'backup'))
-  writeFileSync(
-    file,
-    `state: ./state
-control: { socket: ./control.sock }
-nbd: [ { unix: ./nbd.sock } ]
-machines: { vm: { disks: { raw: { image: ./disk.raw, format: raw }, qcow2: { image: ./disk.qcow2, format: qcow2 } } } }
+  const [raw, qcow2, backup] = ['disk.raw', 'disk.qcow2', 'backup'].map(name => join(folder, name)) as [string, string, string]
+  site.configure(`machines: { vm: { disks: { raw: { image: ${raw}, format: raw }, qcow2: { image: ${qcow2}, format: qcow2 } } } }
 repositories:
-  near: { plugin: file, path: ./backup }
+  near: { plugin: file, path: ${backup} }
   far: { plugin: s3, endpoint: "${store.endpoint}", bucket: bucket, access-key: k, secret-key: "env:TEST_S3_SECRET" }
 schedules:
   near: { machines: [vm], repository: near, at: "${AT.near}", time-zone: UTC, keep: { last: 3, daily: 3 }, retry-after: 1m }
   far: { machines: [vm], repository: far, at: "${AT.far}", time-zone: UTC, keep: { last: 3 }, retry-after: 1m }
-`,
-  )
+`)
   process.env['TEST_S3_SECRET'] = 'hush'
-  writeFileSync(join(folder, 'disk.raw'), '')
-  truncateSync(join(folder, 'disk.raw'), SIZE)
-  await run('qemu-img', ['create', '-q', '-f', 'qcow2', join(folder, 'disk.qcow2'), String(SIZE)])
-  for (const name of NAMES) {
-    const made = await stillpoint(['repo', 'init', name, '--config', file])
-    if (made.code !== 0) throw new Error(made.stderr)
-  }
+  for (const [format, path] of [
+    ['raw', raw],
+    ['qcow2', qcow2],
+  ] as const)
+    await site.run('image', 'create', '-f', format, path, String(SIZE))
+  for (const name of NAMES) await site.run('repo', 'init', name)
 
   const results: DaysResults = {
     days: 0,
@@ -204,9 +241,9 @@ schedules:
   }
   const wrong = (what: string) => results.wrong.push(`seed ${seed}: ${what}`)
   const begin = started + ahead
-  let daemon = await Daemon.start(file, ahead)
-  stack.defer(() => daemon.end('SIGKILL'))
-  const guest = new Guest(join(folder, 'nbd.sock'), random)
+  await site.start(ahead)
+  stack.defer(() => site.end('SIGKILL'))
+  const guest = new Guest(site.socket, random)
   await guest.connect()
   stack.defer(() => guest.disconnect())
 
@@ -216,7 +253,7 @@ schedules:
   )
   let running: Name[] = []
   const look = () => {
-    const { schedules } = stateSchema.parse(JSON.parse(readFileSync(join(folder, 'state', 'schedules.json'), 'utf8')))
+    const { schedules } = stateSchema.parse(JSON.parse(readFileSync(join(site.state, 'schedules.json'), 'utf8')))
     running = []
     for (const name of NAMES) {
       const all = known.get(name)!
@@ -238,11 +275,11 @@ schedules:
   /** The daemon's clock and those of both stores. */
   const pass = async (ms: number, isDown = false) => {
     ahead += ms
-    age(join(folder, 'backup'), ms)
-    if (!isDown) await daemon.move(ahead)
+    age(backup, ms)
+    if (!isDown) await site.move(ahead)
   }
 
-  for (let step = 0; step < steps || Date.now() - started < realMs; step++) {
+  for (let step = 0; step < steps || Date.now() - started < realMs || results.kills < leastKills; step++) {
     if (step % 20 === 0) progress?.(results)
     let killed = false
     const writing = (async () => {
@@ -264,7 +301,7 @@ schedules:
       continue
     }
     killed = true
-    await daemon.end(fate === 0 ? 'SIGKILL' : 'SIGTERM')
+    await site.end(fate === 0 ? 'SIGKILL' : 'SIGTERM')
     await writing
     await guest.disconnect()
     look()
@@ -272,7 +309,7 @@ schedules:
     else results.stops++
     if (running.length > 0) results.inRuns++
     await pass((random() % 3 === 0 ? random() % 40 : 0) * HOUR, true)
-    daemon = await Daemon.start(file, ahead)
+    await site.start(ahead)
     await guest.connect()
   }
 
@@ -292,7 +329,7 @@ schedules:
   await settled()
   await pass(25 * HOUR)
   await settled()
-  await daemon.end('SIGTERM')
+  await site.end('SIGTERM')
   look()
   results.days = Math.round((10 * (Date.now() + ahead - begin)) / 24 / HOUR) / 10
 
@@ -330,7 +367,11 @@ schedules:
       else if (cut < before) wrong(`${name}: ${key} is of write ${cut}, and one before it of ${before}`)
       before = Math.max(before, cut ?? 0)
     }
-    if (before !== guest.number) wrong(`${name}: the newest point is of write ${before}, and there were ${guest.number}`)
+    if (before !== guest.number) {
+      const last = [...runs.values()].flatMap(all => [...all.values()]).at(-1)
+      const told = JSON.stringify({ last, passed: [...passed.keys()].at(-1) })
+      wrong(`${name}: the newest point is of write ${before}, and there were ${guest.number}: ${told}`)
+    }
   }
   return results
 }

@@ -23,7 +23,7 @@ export const environment = (more: Readonly<Record<string, string>> = {}) => ({
 
 export const stillpoint = (
   args: readonly string[],
-  { env, ...more }: { env?: Record<string, string>; input?: string } & object = {},
+  { env, ...more }: { env?: Record<string, string>; input?: string; timeoutMs?: number } & object = {},
 ) => attempt(process.execPath, [MAIN, ...args], { ...more, env: environment(env) })
 
 /**
