@@ -5,7 +5,7 @@
 //     session key   salt: the session's id (16 bytes)      info: "stillpoint session"
 // A slot, keys/<uuid>, keeps the master key encrypted by a key that scrypt makes of a passphrase; there may be several slots.
 
-import { createCipheriv, createDecipheriv, hkdfSync, randomBytes, scrypt } from 'node:crypto'
+import { createCipheriv, createDecipheriv, hash, hkdfSync, randomBytes, scrypt } from 'node:crypto'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { Damaged, WrongKey } from './faults.ts'
@@ -67,8 +67,22 @@ const COST = { n: 2 ** 16, r: 8, p: 1 }
 
 const scryptKey = promisify<string, Buffer, number, { N: number; r: number; p: number; maxmem: number }, Buffer>(scrypt)
 
-const stretch = (passphrase: string, salt: Buffer, { n, r, p }: { n: number; r: number; p: number }) =>
-  scryptKey(passphrase.normalize('NFC'), salt, 32, { N: n, r, p, maxmem: 256 * n * r + (1 << 20) })
+/** The last few, by what they are made of: whoever opens a repository again in this process need not wait again. */
+const stretched = new Map<string, Promise<Buffer>>()
+const MOST_STRETCHED = 16
+
+function stretch(passphrase: string, salt: Buffer, { n, r, p }: { n: number; r: number; p: number }): Promise<Buffer> {
+  const secret = passphrase.normalize('NFC')
+  const name = hash('sha256', JSON.stringify([secret, salt.toString('base64'), n, r, p]))
+  let key = stretched.get(name)
+  if (!key) {
+    key = scryptKey(secret, salt, 32, { N: n, r, p, maxmem: 256 * n * r + (1 << 20) })
+    if (stretched.size >= MOST_STRETCHED) stretched.delete(stretched.keys().next().value!)
+    stretched.set(name, key)
+    key.catch(() => stretched.delete(name))
+  }
+  return key
+}
 
 export const newMasterKey = () => randomBytes(32)
 
