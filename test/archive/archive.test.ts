@@ -16,7 +16,7 @@ import { Method, ZipWriter } from '../../src/archive/zip-writer.ts'
 import { Busy, Cancelled, InvalidParameter } from '../../src/base/errors.ts'
 import { Damaged } from '../../src/repository/faults.ts'
 import { forget } from '../../src/repository/points.ts'
-import { scratchFolder } from '../helpers/control.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
 import { BytesSink, done, newRepository, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
@@ -201,18 +201,21 @@ t.test('a directory behind 4 GiB, and of more than 65,535 entries, is ZIP64', { 
   t.equal((await zip.read('a', 100)).toString(), 'a'.repeat(100))
   t.equal((await zip.read('c', 100)).toString(), 'c'.repeat(100))
 
+  // By a process that does nothing else: here each promise is watched, and there are hundreds of thousands.
   const many = path('many.zip')
-  {
-    const parts: Buffer[] = []
-    const write = async (bytes: Uint8Array, offset: number, length: number) => {
-      parts.push(Buffer.from(bytes.subarray(offset, offset + length)))
-      return { bytesWritten: length, buffer: bytes }
-    }
-    const writer = new ZipWriter({ write } as never, new Date())
-    for (let number = 0; number < 65_540; number++) await writer.add(stored(String(number), Buffer.alloc(0)))
-    await writer.finish()
-    writeFileSync(many, Buffer.concat(parts))
-  }
+  const script = `
+import { open } from 'node:fs/promises'
+import { Method, ZipWriter } from ${JSON.stringify(new URL('../../src/archive/zip-writer.js', import.meta.url).href)}
+const parts = []
+const write = async (bytes, offset, length) => (parts.push(Buffer.from(bytes.subarray(offset, offset + length))), { bytesWritten: length })
+const zip = new ZipWriter({ write }, new Date())
+for (let number = 0; number < 65_540; number++)
+  await zip.add({ name: String(number), stored: Buffer.alloc(0), method: Method.stored, crc: 0, size: 0 })
+await zip.finish()
+await using file = await open(process.argv[1], 'w')
+await file.write(Buffer.concat(parts))
+`
+  await run(process.execPath, ['--input-type=module', '-e', script, many])
   t.match(await run('zipinfo', ['-h', many]), /number of entries: 65540/)
   await using opened = await ZipFile.open(many)
   t.equal((await opened.read('65539', 0)).length, 0)
@@ -349,8 +352,9 @@ t.test('bombs, overlaps, wrong sizes, names that lead elsewhere and other tricks
       await using zip = await ZipFile.open(await file())
       await zip.read('e', 1000)
     }
-    await t.rejects(read(), BadArchive, what)
-    await t.rejects(read(), { message: pattern }, what)
+    const error = await read().catch((error: unknown) => error)
+    t.type(error, BadArchive, what)
+    t.match(error, { message: pattern }, what)
   }
   const prototype = await zipOf([stored('__proto__', named), stored('e', named)])
   await using zip = await ZipFile.open(prototype)

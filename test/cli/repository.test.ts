@@ -8,6 +8,7 @@ import { initRepository, readRepositoryFile } from '../../src/repository/reposit
 import { Repository } from '../../src/repository/repository.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
 import { CHEAP, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { settingsFor, silent } from '../helpers/s3.ts'
 import { refusal, ScriptedS3, type Answer } from '../helpers/scripted-s3.ts'
@@ -18,9 +19,12 @@ const worker = new CliWorker()
 t.teardown(() => worker[Symbol.asyncDispose]())
 
 async function world(t: Test) {
-  const folder = t.testdir({ key: 'correct horse\n', wrong: 'x' })
-  const store = await ScriptedS3.listen({ create: 'ignored', swap: 'ignored' })
-  t.teardown(() => store[Symbol.asyncDispose]())
+  const stack = new AsyncDisposableStack()
+  t.teardown(() => stack.disposeAsync())
+  const folder = await scratchFolder(stack)
+  writeFileSync(`${folder}/key`, 'correct horse\n')
+  writeFileSync(`${folder}/wrong`, 'x')
+  const store = stack.use(await ScriptedS3.listen({ create: 'ignored', swap: 'ignored' }))
   const config = `${folder}/stillpoint.yaml`
   const s3 = settingsFor(store.endpoint, 'bucket', { prefix: 'site-a/' })
   const repositories = {

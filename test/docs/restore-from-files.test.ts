@@ -9,6 +9,7 @@ import { collect } from '../../src/repository/collector.ts'
 import { forget } from '../../src/repository/points.ts'
 import { verify } from '../../src/repository/verify.ts'
 import { bitmapOf, done, newRepository, pushDisks, sealer, sourceOf } from '../helpers/push-point.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 
 const CHUNK = 65536
@@ -23,7 +24,8 @@ for (const passphrase of [undefined, 'schlüssel'])
     `the reader in Python restores every point of ${passphrase ? 'an encrypted' : 'a'} repository`,
     { skip: passphrase ? noCryptography : missing },
     async t => {
-      const folder = t.testdir()
+      await using stack = new AsyncDisposableStack()
+      const folder = await scratchFolder(stack)
       mkdirSync(`${folder}/out`)
       await using target = await FileTarget.open(`${folder}/repository`)
       const repository = await newRepository(target, { passphrase })

@@ -5,7 +5,7 @@ import { NbdClient } from 'nbd-client-ts'
 import { Appliance } from '../../src/appliance.ts'
 import { createLog } from '../../src/base/log.ts'
 import { loadSettings } from '../../src/settings/load.ts'
-import { scratchFolder } from './control.ts'
+import { scratchFolder } from './qemu.ts'
 import { follow, Follower, type Step, StillpointFunction, stepsOf } from './guide.ts'
 
 export const PATH = `${process.env['PATH']}:/usr/sbin:/sbin`

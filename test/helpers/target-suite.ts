@@ -17,6 +17,8 @@ export interface TargetCapabilities {
   readonly conditional?: boolean
   /** `true`: replies get lost on the way, so that whoever is refused may be told that nobody knows. */
   readonly forgetful?: boolean
+  /** Bytes of the large object. */
+  readonly large?: number
   /** How many objects the listing test makes: more than a page of the store, where that is bearable. */
   readonly many?: number
 }
@@ -44,7 +46,7 @@ export function targetSuite(
   t: Test,
   name: string,
   make: MakeTarget,
-  { conditional = true, forgetful = false, many = 60 }: TargetCapabilities = {},
+  { conditional = true, forgetful = false, many = 60, large = 33 << 20 }: TargetCapabilities = {},
 ) {
   const withTarget = async (use: (target: Target, prefix: string, again: () => Promise<Target>) => Promise<void>) => {
     await using stack = new AsyncDisposableStack()
@@ -83,7 +85,7 @@ export function targetSuite(
 
   void t.test(`${name}: a large body arrives whole, and any range of it`, async t => {
     await withTarget(async (target, prefix) => {
-      const body = randomBytes(33 * (1 << 20) + 77, 5)
+      const body = randomBytes(large + 77, 5)
       const key = `${prefix}large`
       await target.put(key, body, { sha256: createHash('sha256').update(body).digest('hex') })
       t.ok(Buffer.from((await target.get(key)).body).equals(body))
@@ -91,7 +93,7 @@ export function targetSuite(
         [0, 1],
         [body.length - 1, 1],
         [body.length - 10, 100],
-        [1 << 20, 4 << 20],
+        [1 << 20, large >> 3],
         [12_345, 1],
       ] as const) {
         const { body: part } = await target.get(key, { range: { offset, length } })
