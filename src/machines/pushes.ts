@@ -46,8 +46,10 @@ export interface BeginPush {
 
 export type EstimatePush = Pick<BeginPush, 'machine' | 'checkpoints' | 'repository' | 'since'>
 
-/** As its checkpoints begin, by which those of one repository are told. */
+/** As its checkpoints begin. */
 const prefixOf = (repository: string) => `push-${repository}-`
+/** The repository that a checkpoint was made for by a push; one may begin as another does. */
+const repositoryOf = (checkpoint: string) => /^push-(.+)-\d{8}T\d{6}Z(-\d+)?$/.exec(checkpoint)?.[1]
 
 export class Pushes implements AsyncDisposable {
   /** By name; those that have ended stay until the next one of the same machine to the same repository begins. */
@@ -86,7 +88,7 @@ export class Pushes implements AsyncDisposable {
     const checkpoint = this.#newName(checkpoints, wanted)
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)
-      return { disk, freeze, ...changesOf(disk, freeze, checkpoints, candidates(checkpoints, wanted, since)) }
+      return { disk, freeze, ...changesOf(disk, freeze, checkpoints, candidates(checkpoints, since)) }
     })
     const instant: InstantDisk[] = disks.map(({ disk, freeze, collected }) => ({
       disk,
@@ -128,7 +130,7 @@ export class Pushes implements AsyncDisposable {
     const disks = machine.disks.map(disk => {
       const source = graph.attach(disk.node, { description: 'an estimate', ...READER })
       edges.defer(() => graph.detach(source))
-      const names = candidates(checkpoints, wanted, since)
+      const names = candidates(checkpoints, since)
       return { name: disk.name, source, changes: changesNow(disk, checkpoints, names) }
     })
     await using place = await openPlace(wanted, settings, log)
@@ -160,7 +162,7 @@ export class Pushes implements AsyncDisposable {
       freeze.onBroken = () => undefined
       await freeze[Symbol.asyncDispose]()
     }
-    const ours = checkpoints.list.filter(one => one.name.startsWith(prefixOf(repository.name)))
+    const ours = checkpoints.list.filter(one => repositoryOf(one.name) === repository.name)
     const gone = ours.filter(one => (result ? one.name !== checkpoint : one.name === checkpoint))
     for (const one of gone) {
       try {
@@ -200,11 +202,12 @@ export class Pushes implements AsyncDisposable {
 }
 
 /** The checkpoints from which it may be known what changed, newest first; or why none is wanted. */
-function candidates(checkpoints: Checkpoints, repository: string, since: string): readonly string[] | string {
+function candidates(checkpoints: Checkpoints, since: string): readonly string[] | string {
   if (since === 'full') return 'a full read was asked for'
   if (since !== 'auto') return [checkpoints.get(since).name]
-  const names = checkpoints.list.map(({ name }) => name).filter(name => name.startsWith(prefixOf(repository)))
-  return names.length > 0 ? names.toReversed() : 'there is no checkpoint of an earlier push to this repository'
+  // Also of pushes to others: this one may have a copy of what is there.
+  const names = checkpoints.list.map(({ name }) => name).filter(name => repositoryOf(name) !== undefined)
+  return names.length > 0 ? names.toReversed() : 'there is no checkpoint of an earlier push'
 }
 
 interface Collected {

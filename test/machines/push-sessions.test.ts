@@ -8,13 +8,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { QmpClient } from '../../src/control/qmp-client.ts'
+import { copyPoint } from '../../src/push/copy-point.ts'
 import { openTarget } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { startAppliance } from '../helpers/appliance.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
 import { scratchFolder } from '../helpers/control.ts'
 import { gatedPlugin } from '../helpers/gated-store.ts'
-import { newRepository, restored } from '../helpers/push-point.ts'
+import { done, newRepository, restored } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { silent } from '../helpers/s3.ts'
 import { WHOLE } from '../helpers/stillpoint.ts'
@@ -61,7 +62,7 @@ async function repositoryIn(stack: AsyncDisposableStack, folder: string): Promis
 }
 
 /** An appliance with two disks, and a repository whose packs wait while the file `hold` is there. */
-async function world(stack: AsyncDisposableStack, more = '') {
+async function world(stack: AsyncDisposableStack, more = '', repositories = '') {
   const content = { root: diskContent(SIZE, 1), data: diskContent(7 * CHUNK + 700, 2) }
   const plugins = await scratchFolder(stack)
   const plugin = await gatedPlugin(plugins)
@@ -69,7 +70,7 @@ async function world(stack: AsyncDisposableStack, more = '') {
   const repository = await repositoryIn(stack, plugins)
   const appliance = await startAppliance(stack, {
     disks: content,
-    more: `repositories: { offsite: { plugin: '${plugin}', path: '${plugins}/repo', hold: '${hold}' } }\n${more}`,
+    more: `repositories: { offsite: { plugin: '${plugin}', path: '${plugins}/repo', hold: '${hold}' }${repositories} }\n${more}`,
   })
   const guest = await appliance.nbd('db/root')
   const write = async (offset: number, bytes: Buffer) => {
@@ -140,9 +141,35 @@ t.test('a push, a change, an incremental push: both restore points are the disks
   await execute('checkpoint-delete', { machine: 'db', name: three })
   await write(0, randomBytes(9, 4))
   const compared = await pushed(execute)
-  t.match(compared, { disks: [{ read: 'compare', why: 'there is no checkpoint of an earlier push to this repository' }, {}] })
+  t.match(compared, { disks: [{ read: 'compare', why: 'there is no checkpoint of an earlier push' }, {}] })
   await check(compared.point, content.root)
 })
+
+t.test(
+  'after a copy to another repository the first push there is an increment, and neither takes away what the other begins from',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const folder = await scratchFolder(stack)
+    const other = await repositoryIn(stack, folder)
+    // Its name begins as that of the first does.
+    const { execute, content, repository, write } = await world(
+      stack,
+      '',
+      `, offsite-2: { plugin: file, path: '${folder}/repo' }`,
+    )
+    const first = await pushed(execute)
+    await done(copyPoint({ from: repository, key: `points/${first.point}`, to: other, beatMs: 0 }))
+    await write(5 * CHUNK + 10, randomBytes(CHUNK, 5))
+    const there = await pushed(execute, { repository: 'offsite-2' })
+    t.match(there, { disks: [{ read: 'bitmap', why: /since checkpoint 'push-offsite-\d/ }, { read: 'bitmap' }] })
+    t.equal(there.progress.new, 2 * CHUNK)
+    t.ok((await restored(other, `points/${there.point}`, 'root')).equals(content.root))
+    await write(9 * CHUNK, randomBytes(100, 6))
+    t.match(await pushed(execute), { disks: [{ read: 'bitmap' }, {}] })
+    t.match(await pushed(execute, { repository: 'offsite-2' }), { disks: [{ read: 'bitmap', why: /'push-offsite-2-/ }, {}] })
+    t.match(await checkpointsOf(execute), [/^push-offsite-\d/, /^push-offsite-2-/])
+  },
+)
 
 t.test('guests write on while it is pushed, and it is of its instant; one at a time to a repository', async t => {
   await using stack = new AsyncDisposableStack()
