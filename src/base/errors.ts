@@ -89,7 +89,38 @@ export class BadSettings extends Fault {
 
 /** A sentence from whatever was thrown: a Fault's own, or an error's message. */
 export function messageOf(thrown: unknown): string {
+  if (thrown instanceof SuppressedError) return [...new Set(inOrder(thrown).map(messageOf))].join('; and then: ')
   return thrown instanceof Error ? thrown.message : String(thrown)
+}
+
+/** What went wrong, and what went wrong when that was being undone. */
+class Several extends Fault {
+  override readonly qmpClass: QmpClass
+  override readonly nbdError: NbdErrorName
+  override readonly exitCode: number
+  override readonly details: Fault['details']
+
+  constructor([first, ...others]: readonly [Fault, ...Fault[]], thrown: unknown) {
+    super([...new Set([first, ...others].map(messageOf))].join('; and then: '), { cause: thrown })
+    this.qmpClass = first.qmpClass
+    this.nbdError = first.nbdError
+    this.exitCode = first.exitCode
+    this.details = first.details
+  }
+}
+
+/** The fault that was thrown, or all of them where an undoing has failed as well; undefined where any is a bug. */
+export function faultIn(thrown: unknown): Fault | undefined {
+  if (thrown instanceof Fault) return thrown
+  const [first, ...others] = inOrder(thrown)
+  if (!(first instanceof Fault) || !others.every(other => other instanceof Fault)) return undefined
+  return new Several([first, ...others], thrown)
+}
+
+/** As they happened: disposal suppresses what it was done for. */
+function inOrder(thrown: unknown): unknown[] {
+  if (thrown instanceof SuppressedError) return [thrown.suppressed as unknown, thrown.error as unknown].flatMap(inOrder)
+  return thrown instanceof AggregateError ? thrown.errors.flatMap(inOrder) : [thrown]
 }
 
 const byErrno: Record<string, NbdErrorName> = {

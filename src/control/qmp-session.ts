@@ -5,7 +5,7 @@
 // without knowing is worse off. A client that has gone does not stop the command that it sent.
 
 import type { Duplex } from 'node:stream'
-import { Fault, messageOf } from '../base/errors.ts'
+import { faultIn, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { parseArguments } from './arguments.ts'
 import type { ClientTransaction } from './client-transaction.ts'
@@ -161,9 +161,10 @@ export class QmpSession implements Session, AsyncDisposable {
   }
 
   #errorOf(error: unknown, request: Json) {
-    if (error instanceof Fault) {
-      const data = { ...(error.exitCode !== 1 && { 'exit-code': error.exitCode }), ...error.details }
-      return { class: error.qmpClass, desc: error.message, data: Object.keys(data).length > 0 ? data : undefined }
+    const fault = faultIn(error)
+    if (fault) {
+      const data = { ...(fault.exitCode !== 1 && { 'exit-code': fault.exitCode }), ...fault.details }
+      return { class: fault.qmpClass, desc: fault.message, data: Object.keys(data).length > 0 ? data : undefined }
     }
     const command = isJsonObject(request) ? request['execute'] : undefined
     this.log.error('a command failed by a bug', { err: error, command })

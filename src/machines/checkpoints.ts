@@ -148,7 +148,8 @@ export class Checkpoints {
       return await this.add({ name, description, ...taken })
     } catch (error) {
       // It could not be made, made durable or written down, so it is none.
-      await this.#finish()
+      await using undo = new AsyncDisposableStack()
+      undo.defer(() => this.#finish())
       throw error
     }
   }

@@ -72,7 +72,8 @@ export async function snapshotDisks(
     return consistency
   } catch (error) {
     // Where it could not be undone altogether, a restart may look for them.
-    if (!begun && !(error instanceof AggregateError)) for (const file of made) await rm(file, { force: true })
+    if (!begun && !(error instanceof AggregateError || error instanceof SuppressedError))
+      for (const file of made) await rm(file, { force: true })
     throw error
   }
 }

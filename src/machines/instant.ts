@@ -55,9 +55,10 @@ export async function takeInstant(options: InstantOptions): Promise<Taken> {
       consistency = await machine.guest.frozen(quiescing, () => drained(commits))
     })
   } catch (error) {
-    for (const { freeze } of disks) await freeze[Symbol.asyncDispose]()
-    if (checkpoint !== undefined) await checkpoints.withdraw()
-    throw error
+    await using undo = new AsyncDisposableStack()
+    if (checkpoint !== undefined) undo.defer(() => checkpoints.withdraw())
+    for (const { freeze } of disks) undo.use(freeze)
+    throw error // with what goes wrong there
   }
   await using undo = new AsyncDisposableStack()
   for (const { freeze } of disks) undo.use(freeze)

@@ -224,11 +224,9 @@ export class Machines implements AsyncDisposable {
     let overlays: Map<Machine, Map<Disk, GraphNode>>
     const abort = async () => {
       const changed = [...overlays].flatMap(([machine, its]) => (machine.withdraw(its.keys()) ? [machine] : []))
-      try {
-        await this.#rememberPlaces(changed)
-      } finally {
-        for (const action of prepared) await action.abort()
-      }
+      await using undo = new AsyncDisposableStack()
+      for (const action of prepared.toReversed()) undo.defer(async () => action.abort())
+      await this.#rememberPlaces(changed)
     }
     return {
       prepare: async transaction => {

@@ -61,8 +61,9 @@ async function inTurn(slow: readonly Action[], commits: () => void, patienceMs: 
       )
     })
   } catch (error) {
-    for (const action of done.toReversed()) await action.undoInstant?.()
-    throw error
+    await using undo = new AsyncDisposableStack()
+    for (const action of done) undo.defer(async () => action.undoInstant?.())
+    throw error // with what goes wrong there
   }
   commits()
 }

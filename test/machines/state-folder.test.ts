@@ -6,7 +6,9 @@ import { cpSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { z } from 'zod'
+import { messageOf } from '../../src/base/errors.ts'
 import { StateFolder } from '../../src/machines/state-folder.ts'
+import { startAppliance } from '../helpers/appliance.ts'
 import { hangingFile, hangingFileMissing } from '../helpers/hanging-file.ts'
 import { scratchFolder } from '../helpers/qemu.ts'
 
@@ -107,5 +109,67 @@ t.test(
       )
     while (!(await written())) await sleep(20)
     t.match(await readFile(`${folder}/one.json`, 'utf8'), /before/)
+  },
+)
+
+t.test(
+  'where a record cannot be written, and taking back fails as well, it is told as what it is, and all is as before or as after',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const { execute, folder, nbd } = await startAppliance(stack, {
+      disks: { root: Buffer.alloc(1 << 20), data: Buffer.alloc(1 << 20) },
+    })
+    const guest = await nbd('db/root')
+    const file = (name: string) => ({ disk: 'root', file: `${folder}/${name}.qcow2` })
+    const stateOf = async () => {
+      const machines = await execute<{ disks: { image: string }[] }[]>('query-machines')
+      const checkpoints = await execute<{ name: string; usable: boolean }[]>('query-checkpoints')
+      const sessions = await execute<{ name: string }[]>('query-backups')
+      return JSON.stringify([
+        machines[0]!.disks.map(({ image }) => image),
+        checkpoints.map(({ name, usable }) => [name, usable]),
+        sessions.length,
+      ])
+    }
+    await execute('checkpoint-create', { machine: 'db', name: 'first' })
+    const commands = {
+      'checkpoint-create': name => ({ machine: 'db', name }),
+      'disk-snapshot': name => ({ machine: 'db', disks: [file(name)] }),
+      'backup-begin': name => ({ machine: 'db', mode: 'pull', name, since: 'first', checkpoint: name }),
+    } satisfies Record<string, (name: string) => object>
+    for (const [command, argumentsFor] of Object.entries(commands)) {
+      let moments = 0
+      for (let failed = true; failed; moments++) {
+        const at = `${command}, all changes from the ${moments}th on fail`
+        const name = `${command}-${moments}`
+        const before = await stateOf()
+        let [count, refused] = [0, 0]
+        let told: string | undefined
+        {
+          using _watching = watchFiles(`${folder}/state`, ({ what, path }) => {
+            if (!path.includes('.json') || count++ < moments) return
+            refused++
+            throw systemError('ENOSPC', what)
+          })
+          told = await execute(command, argumentsFor(name)).then(() => undefined, messageOf)
+        }
+        failed = refused > 0
+        if (failed && told !== undefined) t.match(told, /^cannot write .*No space left on device/, at)
+        t.notMatch(told ?? '', /internal error|suppressed/, at)
+        await guest.write(0, Buffer.alloc(512, moments))
+        // One more that goes well takes away what was left.
+        await execute('checkpoint-create', { machine: 'db', name: `healed-${name}` })
+        if (command === 'backup-begin' && told === undefined) await execute('backup-finish', { name })
+        const { findings } = await execute<{ findings: object[] }>('checkpoint-repair', { machine: 'db' })
+        t.same(findings, [], at)
+        await execute('checkpoint-delete', { machine: 'db', name: `healed-${name}` })
+        const after = await stateOf()
+        const isThere = after.includes(name)
+        if (told === undefined) t.ok(isThere, `${at}: what was answered is done`)
+        else if (!isThere) t.equal(after, before, at)
+        t.notMatch(after, ',false]', at)
+      }
+      t.ok(moments > 3, `${moments} moments`)
+    }
   },
 )

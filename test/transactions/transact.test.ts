@@ -3,7 +3,7 @@
 import { setImmediate } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
 import t from 'tap'
-import { IoError, messageOf } from '../../src/base/errors.ts'
+import { faultIn, IoError, messageOf, NoSpace } from '../../src/base/errors.ts'
 import type { Action } from '../../src/block/action.ts'
 import { abort, transact, type Drained } from '../../src/transactions/transact.ts'
 
@@ -146,6 +146,29 @@ t.test('what takes time at the instant is done before the commits, and where it 
       t.notOk(done.some(what => what.startsWith('commit')))
     }
   }
+})
+
+t.test('what cannot be undone at the instant keeps nothing else from being undone, and both are told', async t => {
+  const undone: string[] = []
+  const action = (name: string, broken = ''): Action => ({
+    prepare: () => undefined,
+    async atInstant() {
+      if (broken === 'at the instant') throw new NoSpace(`${name} is full`)
+    },
+    async undoInstant() {
+      undone.push(`${name} at the instant`)
+      if (broken === 'undoing') throw new IoError(`${name} cannot be opened again`)
+    },
+    commit: () => undone.push('nothing of it'),
+    abort: () => void undone.push(name),
+  })
+  const actions = [action('one'), action('two', 'undoing'), action('three', 'at the instant')]
+  const thrown: unknown = await transact(actions, noRequests).catch((error: unknown) => error)
+  t.same(undone, ['two at the instant', 'one at the instant', 'three', 'two', 'one'])
+  const fault = faultIn(thrown)
+  t.equal(fault?.message, 'three is full; and then: two cannot be opened again')
+  t.equal(fault?.nbdError, 'ENOSPC', 'it is of the kind of the first')
+  t.equal(faultIn(new AggregateError([fault, new TypeError('a bug')])), undefined, 'a bug among them is one')
 })
 
 t.test('guests are not held for what hangs at the instant: nothing happens, and what comes of it later is undone', async t => {
