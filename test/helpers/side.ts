@@ -4,16 +4,15 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, open as openFile, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { RawClient, type Message } from './control.ts'
-import { encryptedVolume } from './encrypted-volume.ts'
-import { diskContent } from './random-bytes.ts'
+import { copyImages } from './made-images.ts'
 import type { ImageSpec, Step } from './scenario.ts'
-import { attempt, run } from './tools.ts'
+import { attempt } from './tools.ts'
 import { matches, normalize, subjectOf, withoutDrains } from './normalize.ts'
 
 const STEP_MS = 20_000
@@ -82,7 +81,7 @@ export class Side implements AsyncDisposable {
     this.folder = join(this.home, String(++this.#scenarios))
     await mkdir(this.folder)
     this.#events = []
-    await this.makeImages(images)
+    await copyImages(images, this.folder)
   }
 
   /** Takes away what the scenario has left; false when the daemon is not as new after that. */
@@ -111,35 +110,6 @@ export class Side implements AsyncDisposable {
 
   get lives() {
     return this.child.exitCode === null && this.child.signalCode === null && !this.client.ended
-  }
-
-  private async makeImages(images: Readonly<Record<string, ImageSpec>>) {
-    for (const [name, { size, format = 'raw', seed, backing, options, damage }] of Object.entries(images)) {
-      const path = join(this.folder, name)
-      if (format === 'luks') {
-        await writeFile(path, await encryptedVolume())
-        continue
-      }
-      const behind = backing === undefined ? [] : ['-b', backing, '-F', backing.endsWith('.qcow2') ? 'qcow2' : 'raw']
-      await run('qemu-img', ['create', '-q', '-f', format, ...(options ? ['-o', options] : []), ...behind, path, size])
-      if (damage) {
-        await using file = await openFile(path, 'r+')
-        await file.write(Buffer.from(damage.bytes, 'hex'), 0, undefined, damage.at)
-      }
-      if (seed === undefined) continue
-      const bytes = diskContent(await this.#virtualSize(path, format), seed)
-      if (format === 'raw') await writeFile(path, bytes)
-      else {
-        await writeFile(`${path}.content`, bytes)
-        await run('qemu-img', ['convert', '-n', '-f', 'raw', '-O', format, `${path}.content`, path])
-        await rm(`${path}.content`)
-      }
-    }
-  }
-
-  async #virtualSize(path: string, format: string) {
-    const info = JSON.parse(await run('qemu-img', ['info', '-f', format, '--output=json', path])) as { 'virtual-size': number }
-    return info['virtual-size']
   }
 
   /** What came of a step, in a form that can be compared with the other side's. */
