@@ -176,10 +176,11 @@ export class Checkpoints {
     ])
   }
 
-  /** What a transaction does that puts an overlay over a disk, at the same instant. `continued` follows. */
-  overlayActions(disk: Disk, overlay: () => GraphNode): Action[] {
+  /** What a transaction does that puts an overlay over a disk, at the same instant, over so many others of its own. `continued` follows. */
+  overlayActions(disk: Disk, overlay: () => GraphNode, others = 0): Action[] {
     const { current } = this
-    return current?.disks.includes(disk.name) ? [startPart(overlay, bitmapName(current.name, partsIn(current, disk) + 1))] : []
+    if (!current?.disks.includes(disk.name)) return []
+    return [startPart(overlay, bitmapName(current.name, partsIn(current, disk) + others + 1))]
   }
 
   /** The overlay is there. */

@@ -35,8 +35,8 @@ interface Entry {
 }
 
 export class Machines implements AsyncDisposable {
-  /** By transaction: what it puts over disks. */
-  readonly #overlays = new WeakMap<object, Map<Machine, Map<Disk, GraphNode>>>()
+  /** By transaction: what it puts over disks, one over the other. */
+  readonly #overlays = new WeakMap<object, Map<Machine, Map<Disk, readonly GraphNode[]>>>()
   readonly #entries = new Map<string, Entry>()
   readonly #exported = new Map<string, NodeExport>()
   #settings: Readonly<Record<string, MachineSettings>> = {}
@@ -207,7 +207,7 @@ export class Machines implements AsyncDisposable {
   }
 
   #overlaysOf(transaction: object) {
-    const known = this.#overlays.get(transaction) ?? new Map<Machine, Map<Disk, GraphNode>>()
+    const known = this.#overlays.get(transaction) ?? new Map<Machine, Map<Disk, readonly GraphNode[]>>()
     this.#overlays.set(transaction, known)
     return known
   }
@@ -221,7 +221,7 @@ export class Machines implements AsyncDisposable {
     let found: { machine: Machine; disk: Disk; checkpoints: Checkpoints }[] = []
     const prepared: Action[] = []
     /** Of all that this transaction puts over disks. */
-    let overlays: Map<Machine, Map<Disk, GraphNode>>
+    let overlays: Map<Machine, Map<Disk, readonly GraphNode[]>>
     const abort = async () => {
       const changed = [...overlays].flatMap(([machine, its]) => (machine.withdraw(its.keys()) ? [machine] : []))
       await using undo = new AsyncDisposableStack()
@@ -233,10 +233,13 @@ export class Machines implements AsyncDisposable {
         overlays = this.#overlaysOf(transaction)
         const node = nodeOf()
         const disks = this.list.flatMap(({ machine, checkpoints }) => machine.disks.map(disk => ({ machine, disk, checkpoints })))
-        found = disks.filter(({ disk }) => disk.node === node)
+        // It may be over an overlay that the same transaction puts there.
+        found = disks.filter(({ machine, disk }) => (overlays.get(machine)?.get(disk)?.at(-1) ?? disk.node) === node)
         actions = [
           snapshot,
-          ...found.flatMap(({ disk, checkpoints }) => checkpoints.overlayActions(disk, () => snapshot.overlay)),
+          ...found.flatMap(({ machine, disk, checkpoints }) =>
+            checkpoints.overlayActions(disk, () => snapshot.overlay, overlays.get(machine)?.get(disk)?.length),
+          ),
         ]
         try {
           for (const action of actions) {
@@ -245,7 +248,8 @@ export class Machines implements AsyncDisposable {
           }
           for (const { machine, disk } of found) {
             if (!overlays.has(machine)) overlays.set(machine, new Map())
-            overlays.get(machine)!.set(disk, snapshot.overlay)
+            const its = overlays.get(machine)!
+            its.set(disk, [...(its.get(disk) ?? []), snapshot.overlay])
           }
         } catch (error) {
           await abort()
@@ -254,7 +258,7 @@ export class Machines implements AsyncDisposable {
       },
       // Before anything is written there, and all of the transaction in one go.
       announce: async () => {
-        for (const [machine, its] of overlays) machine.announce(its)
+        for (const [machine, its] of overlays) machine.announce(new Map([...its].map(([disk, all]) => [disk, all.at(-1)!])))
         await this.#rememberPlaces([...overlays.keys()])
       },
       commit: () => actions.forEach(action => action.commit()),
