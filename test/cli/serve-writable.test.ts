@@ -72,7 +72,8 @@ t.test('it goes on after each kill, with every write that was flushed', { skip }
   const overlays = path('overlays')
   mkdirSync(overlays)
   const model = Buffer.concat([newer.root])
-  const args = [second, '--writable', '--overlay', overlays, '--stream']
+  // What is read of the repository goes by a cache, which is killed as well.
+  const args = [second, '--writable', '--overlay', overlays, '--stream', '--cache', path('cache')]
   for (let kill = 0; kill < 4; kill++) {
     const server = await serve(...args)
     t.same(
@@ -112,4 +113,5 @@ t.test('it goes on after each kill, with every write that was flushed', { skip }
     t.match(await attempt('qemu-img', ['compare', `${overlays}/${disk}.qcow2`, path(raw)]), { code: 0 }, `seed ${seed}`)
   }
   t.equal(pins().length, 0)
+  t.ok(readdirSync(path('cache')).length > 0, 'the cache has been used')
 })

@@ -15,6 +15,9 @@ const noQemuImg = missing('qemu-img')
 const noPython = missing('python3', 'zstd')
 const noCryptography = noPython || spawnSync('python3', ['-c', 'import cryptography']).status !== 0
 
+/** For what hangs: a busy machine takes its time. */
+export const PATIENCE_MS = 300_000
+
 /** Sentences; empty when each disk of each restore point is what it must be, and nobody had anything to say. */
 export async function judge(
   target: Target,
@@ -34,7 +37,7 @@ export async function judge(
     await using _server = noQemuImg ? undefined : await servePoint(repository, { point: key, disk: undefined, unix })
     for (const [disk, bytes] of disks) {
       const hear = async (who: string, ...[tool, args, options]: Parameters<typeof attempt>) => {
-        const { code, stderr } = await attempt(tool, args, options)
+        const { code, stderr } = await attempt(tool, args, { timeoutMs: PATIENCE_MS, ...options })
         if (code !== 0 || stderr !== '') wrong.push(`${who} of ${disk} of ${key}: ${code} ${stderr}`)
         else if (!readFileSync(out).equals(bytes)) wrong.push(`${who} restores another ${disk} of ${key}`)
         rmSync(out, { force: true })

@@ -6,9 +6,16 @@ import type { LookupFunction } from 'node:net'
 import t from 'tap'
 import { S3Client } from '../../plugins/s3/client.ts'
 import { NotThere, openTarget } from '../../src/push/target.ts'
+import { addPassphrase } from '../../src/repository/key-slots.ts'
 import { probe } from '../../src/repository/probe.ts'
+import { initRepository, readRepositoryFile } from '../../src/repository/repository-file.ts'
+import { Repository } from '../../src/repository/repository.ts'
 import { Ceph, cephMissing } from '../helpers/ceph.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
 import { makePki } from '../helpers/pki.ts'
+import { CHEAP, pushDisks, sourceOf } from '../helpers/push-point.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
+import { diskContent } from '../helpers/random-bytes.ts'
 import { makeBucket, openS3, optionsFor, settingsFor, silent } from '../helpers/s3.ts'
 import { listed, targetSuite } from '../helpers/target-suite.ts'
 import { missing } from '../helpers/tools.ts'
@@ -143,6 +150,45 @@ async function onCeph() {
     await t.rejects(reader.delete(['kept']), { name: 'Denied' })
     await t.rejects(reader.delete(['kept', 'a', 'b']), { name: 'Denied' })
     t.equal(String((await reader.get('kept')).body), 'x')
+  })
+
+  t.test('keys, copies, exports and imports are there as they are in a folder', async t => {
+    await makeBucket(ceph.endpoint, 'site')
+    await using stack = new AsyncDisposableStack()
+    const folder = await scratchFolder(stack)
+    writeFileSync(`${folder}/key`, 'correct horse\n')
+    const at = (prefix: string) => ({ plugin: 's3', ...settingsFor(ceph.endpoint, 'site', { prefix }) })
+    const encryption = { key: `file:${folder}/key` }
+    const repositories = { open: at('open'), safe: { ...at('safe'), encryption }, again: { ...at('again'), encryption } }
+    const config = `${folder}/stillpoint.yaml`
+    writeFileSync(config, JSON.stringify({ repositories }))
+    const worker = stack.use(new CliWorker())
+    const call = (args: string) => worker.run(...args.split(' '), '--config', config)
+    const cheap = { cost: CHEAP, chunkSize: 65_536 }
+    const [open, safe, again] = await Promise.all(
+      Object.keys(repositories).map(async prefix => stack.use(await openS3(ceph.endpoint, 'site', { prefix }))),
+    )
+    await initRepository(open!, cheap)
+    for (const target of [safe!, again!]) await initRepository(target, { ...cheap, passphrase: 'correct horse' })
+
+    const file = await readRepositoryFile(safe!)
+    const slot = await addPassphrase({ target: safe!, file, passphrase: 'correct horse' }, 'x', {
+      cost: CHEAP,
+      label: 'in the safe',
+    })
+    t.match(await call('repo key list safe'), { code: 0, stdout: /yes +-\n.* no +in the safe\n$/ })
+    t.match(await call(`repo key remove safe ${slot.replace('keys/', '')}`), { code: 0, stdout: /removed/ })
+
+    const bytes = diskContent(30 * 65_536, 1)
+    const { key } = await pushDisks(await Repository.open(open!), [{ name: 'root', source: sourceOf(bytes) }])
+    const point = key.replace('points/', '')
+    t.match(await call('point copy open vm/latest safe'), { code: 0, stdout: /copied to safe/ })
+    t.match(await call('point copy open vm/latest safe'), { code: 0, stdout: `${point}: safe has it already\n` })
+    t.match(await call(`repo export safe vm/latest ${folder}/vm.zip`), { code: 0 })
+    t.match(await call(`repo import ${folder}/vm.zip again`), { code: 0 })
+    t.match(await call('repo check again --level deep'), { code: 0, stdout: /all is well/ })
+    t.match(await call(`restore again ${point} root ${folder}/root.raw`), { code: 0 })
+    t.ok(readFileSync(`${folder}/root.raw`).equals(bytes))
   })
 
   t.test('what is locked stays, whatever is deleted', async t => {

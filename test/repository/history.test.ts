@@ -10,7 +10,7 @@ import { openTarget } from '../../src/push/target.ts'
 import { scratchFolder } from '../helpers/qemu.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
 import { MortalProcesses } from '../helpers/mortal-processes.ts'
-import { judge } from '../helpers/point-judges.ts'
+import { judge, PATIENCE_MS } from '../helpers/point-judges.ts'
 import { RepositoryHistory } from '../helpers/repository-history.ts'
 import { silent } from '../helpers/s3.ts'
 import { seed as first } from '../helpers/seed.ts'
@@ -64,7 +64,9 @@ t.test(
       writeFileSync(`${folder}/key`, passphrase ?? '')
       const encryption = passphrase === undefined ? {} : { encryption: { key: `file:${folder}/key` } }
       writeFileSync(`${folder}/stillpoint.yaml`, JSON.stringify({ repositories: { it: { ...settings, ...encryption } } }))
-      const checked = await stillpoint(['repo', 'check', 'it', '--level', 'deep', '--config', `${folder}/stillpoint.yaml`])
+      const checked = await stillpoint(['repo', 'check', 'it', '--level', 'deep', '--config', `${folder}/stillpoint.yaml`], {
+        timeoutMs: PATIENCE_MS,
+      })
       t.match(checked, { code: 0, stdout: /all is well/, stderr: '' })
     }
     t.comment(`killed: ${JSON.stringify(Object.fromEntries(deaths))}`)
