@@ -72,7 +72,7 @@ class WithGateway implements Doer {
 }
 
 t.test('whoever is killed, those who work in a repository or its gateway, every restore point is what it was', async t => {
-  const kills = Number(process.env['HISTORY_KILLS'] ?? 5)
+  const kills = Number(process.env['HISTORY_KILLS'] ?? 4)
   const deaths = new Map<string, number>()
   let gateways = 0
   const count = () => [...deaths.values()].reduce((sum, one) => sum + one, gateways)

@@ -18,7 +18,7 @@ import { stillpoint } from '../helpers/stillpoint.ts'
 
 const runs = Number(process.env['HISTORY_RUNS'] ?? 1)
 const steps = Number(process.env['HISTORY_STEPS'] ?? 30)
-const kills = Number(process.env['HISTORY_KILLS'] ?? 10)
+const kills = Number(process.env['HISTORY_KILLS'] ?? 6)
 /** Of one history. */
 const MOST_STEPS = 150
 
