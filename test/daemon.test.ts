@@ -89,15 +89,24 @@ inFolder(
   },
 )
 
-inFolder('a second daemon on the same state is refused with 11, and the first goes on', async (t, folder, stack) => {
-  await startDaemon(folder, stack)
-  writeFileSync(join(folder, 's.yaml'), CONFIG.replaceAll('.sock', '2.sock'))
-  const { code, stderr } = await daemon(folder)
-  t.equal(code, 11)
-  t.match(stderr, /another daemon runs on the state folder/)
-  t.notOk(existsSync(join(folder, 'nbd2.sock')))
-  await cli(folder, 'disk', 'list')
-})
+inFolder(
+  'a second daemon on the same state, or on the same image, is refused with 11, and the first goes on',
+  async (t, folder, stack) => {
+    await startDaemon(folder, stack)
+    writeFileSync(join(folder, 's.yaml'), CONFIG.replaceAll('.sock', '2.sock'))
+    const { code, stderr } = await daemon(folder)
+    t.equal(code, 11)
+    t.match(stderr, /another daemon runs on the state folder/)
+    t.notOk(existsSync(join(folder, 'nbd2.sock')))
+    writeFileSync(join(folder, 's.yaml'), CONFIG.replaceAll('.sock', '2.sock').replace('./state', './state2'))
+    const other = await daemon(folder)
+    t.equal(other.code, 11)
+    t.match(other.stderr, /root\.raw is a disk of another Stillpoint daemon/)
+    t.notOk(existsSync(join(folder, 'nbd2.sock')))
+    writeFileSync(join(folder, 's.yaml'), CONFIG)
+    await cli(folder, 'disk', 'list')
+  },
+)
 
 inFolder('a socket that is in use is refused with 11, and is left as it is', async (t, folder, stack) => {
   for (const name of ['control.sock', 'nbd.sock']) {

@@ -48,6 +48,7 @@ function packagesFor(root, cpu, scratch) {
     '--libc=glibc',
     '--no-audit',
     '--no-fund',
+    '--loglevel=error',
   ]
   const { status, error } = spawnSync(npm[0], [...npm.slice(1), ...options], { cwd: scratch, stdio: ['ignore', 2, 2] })
   if (error) throw error

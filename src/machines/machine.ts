@@ -15,6 +15,7 @@ import { READER, type Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { DiskSettings, MachineSettings } from '../settings/settings.ts'
 import { foreignFormatOf } from './foreign-format.ts'
+import { claimImage } from './image-claim.ts'
 import { Guest } from './quiesce/guest.ts'
 import type { StateFolder, StateRecord } from './state-folder.ts'
 
@@ -106,6 +107,14 @@ export class Machine implements AsyncDisposable {
     const moved = () => this.diskMoved()
     const edge = graph.attach(node, { description: `machine '${name}'`, moved, ...READER })
     parts.defer(() => graph.detach(edge))
+    try {
+      const { driver, filename } = node.children.get('file')?.node ?? {}
+      if (!configured.readOnly && driver?.name === 'file' && filename !== undefined)
+        parts.use(await claimImage(filename, this.log))
+    } catch (error) {
+      await parts.disposeAsync()
+      throw error
+    }
     const disk: Disk = {
       name: diskName,
       get node() {
