@@ -35,9 +35,13 @@ export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] 
   return [...changes.values()]
 }
 
-function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix = ''): Change[] {
+/**
+ * `inherited` counts where the options say nothing, and is not kept as one of them: what a parent has said once is not what the node is
+ * told for ever.
+ */
+function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix = '', inherited: object = {}): Change[] {
   if (options.driver !== node.driver.name) throw new InvalidParameter(`Cannot change the option '${prefix}driver'`)
-  const { generic, own, children } = split(node.driver, options)
+  const { generic, own, children } = split(node.driver, { ...inherited, ...options })
   for (const name of FIXED) {
     const isOfDriver = !(node.driver.name === 'raw' && name === 'size')
     if (isOfDriver && JSON.stringify(options[name]) !== JSON.stringify(node.options[name]))
@@ -69,13 +73,13 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix =
     } else if (given) {
       // Who has a name of his own is not opened in another way by his parent.
       if (!child || child.owned) throw new InvalidParameter(`Cannot change the option '${prefix}${name}.driver'`)
-      below.push(...changesOf(graph, child, { ...inheritedBy(name), ...(given as NodeOptions) }, `${prefix}${name}.`))
+      below.push(...changesOf(graph, child, given as NodeOptions, `${prefix}${name}.`, inheritedBy(name)))
     }
   }
   const isGiven = new Set(below.map(change => change.node))
   for (const [name, child] of inlineChildren(node)) {
     if (links.has(name) || isGiven.has(child)) continue
-    below.push(...changesOf(graph, child, { ...inheritedBy(name), ...child.options, ...namedChildren(child) }))
+    below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, prefix, inheritedBy(name)))
   }
   return [...below, { node, readOnly: generic['read-only'], generic, own, options, links }]
 }

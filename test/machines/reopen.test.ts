@@ -72,6 +72,30 @@ t.test('bitmaps go through read-only and back', { skip: qsdMissing }, async t =>
 })
 
 t.test(
+  'a file that was opened for the image’s sake goes with it, to read only and back, however often',
+  { skip: qsdMissing },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const folder = await scratchFolder(stack)
+    const image = join(folder, 'disk.qcow2')
+    await qemuImg('create', '-q', '-f', 'qcow2', image, '8M')
+    const { execute, open } = await room(stack, folder, 'a.sock')
+    await open()
+    await execute('block-dirty-bitmap-add', { node: 'disk', name: 'b', persistent: true })
+    const isReadOnly = async () =>
+      ((await execute('query-named-block-nodes', { flat: true })) as { readonly ro: boolean }[]).map(({ ro }) => ro)
+    for (const readOnly of [true, false, true, false]) {
+      await execute('blockdev-reopen', {
+        options: [{ driver: 'qcow2', 'node-name': 'disk', file: 'below', 'read-only': readOnly }],
+      })
+      t.same(await isReadOnly(), [readOnly, readOnly])
+      const clear = execute('block-dirty-bitmap-clear', { node: 'disk', name: 'b' })
+      await (readOnly ? t.rejects(clear, /readonly and cannot be modified/) : clear)
+    }
+  },
+)
+
+t.test(
   'where bitmaps cannot be made writable the reopening fails, says so, and all stays read-only',
   { skip: qsdMissing },
   async t => {

@@ -282,6 +282,13 @@ export const snapshots: readonly Scenario[] = [
       all,
       qmp('blockdev-reopen', { options: [{ driver: 'raw', 'node-name': 'disk', file: 'diskf', offset: 65536 }] }),
       all,
+      // What the parent has said of its file once does not hold for ever.
+      ...[true, false, true, false].flatMap(readOnly => [
+        qmp('blockdev-reopen', {
+          options: [{ driver: 'qcow2', 'node-name': 'over', file: 'overf', backing: null, 'read-only': readOnly }],
+        }),
+        all,
+      ]),
     ],
   },
 ]
