@@ -2,6 +2,7 @@
 // own list has them (/proc/PID/fdinfo), for us as far as we may look.
 
 import { readdirSync, readFileSync } from 'node:fs'
+import { basename } from 'node:path'
 
 /** Nobody waits longer for a better sentence: meanwhile everything else stands still. */
 const PATIENCE_MS = 100
@@ -32,9 +33,18 @@ function locksIn(pid: string, fd: string) {
 }
 
 const describe = (pid: string) =>
-  Number(pid) === process.pid
-    ? 'this process itself, under another node'
-    : `${orGone(() => readFileSync(`/proc/${pid}/comm`, 'utf8'))?.trim() ?? 'a program'} (process ${pid})`
+  Number(pid) === process.pid ? 'this process itself, under another node' : `${nameOf(pid) ?? 'a program'} (process ${pid})`
+
+/** The kernel's name for a program under Node is that of a thread, which tells nobody anything: then its script's, or ours. */
+function nameOf(pid: string): string | undefined {
+  const name = orGone(() => readFileSync(`/proc/${pid}/comm`, 'utf8'))?.trim()
+  if (name !== 'MainThread' && name !== 'node') return name
+  const words = orGone(() => readFileSync(`/proc/${pid}/cmdline`, 'utf8'))?.split('\0') ?? []
+  const at = words.findIndex(word => /\.[cm]?[jt]s$/.test(word))
+  const script = words[at]
+  if (script === undefined) return 'node'
+  return script.endsWith('/dist/src/main.js') ? ['stillpoint', words[at + 1]].filter(Boolean).join(' ') : basename(script)
+}
 
 const listed = (folder: string) => orGone(() => readdirSync(folder)) ?? []
 

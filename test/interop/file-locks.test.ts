@@ -151,7 +151,7 @@ t.test("we do not get at an image that QEMU's programs, or another of ours, use,
   const first = { driver: 'qcow2', 'node-name': 'n' }
   for (const [holder, who] of [
     [qemu, /qemu-storage-da\w* \(process \d+\)/],
-    [another, /node|MainThread|stillpoint/],
+    [another, /stillpoint.* \(process \d+\)/],
   ] as const) {
     await holder.begin(images)
     await ours.begin(images)

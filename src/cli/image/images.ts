@@ -74,7 +74,7 @@ export class Images implements AsyncDisposable {
 }
 
 /** The name comes first, as qemu-img has it, unless the sentence has it anyway. */
-function named(name: string, error: unknown): unknown {
+export function named(name: string, error: unknown): unknown {
   const known = [Busy, InvalidParameter, NotSupported, ReadOnly].find(Class => error instanceof Class)
   if (!(error instanceof Error) || !known || error.message.includes(name)) return error
   return new known(`Could not open '${name}': ${error.message}`, { cause: error })

@@ -7,7 +7,7 @@ import { ALL } from '../../block/permissions.ts'
 import { pathOf } from '../../drivers/qcow2/backing-name.ts'
 import { Image, readHeader } from '../../drivers/qcow2/image.ts'
 import { qcow2 } from '../../drivers/qcow2/qcow2.ts'
-import { optionsOf, type Images, type ImageName } from './images.ts'
+import { named, optionsOf, type Images, type ImageName } from './images.ts'
 
 interface How {
   readonly readOnly: boolean
@@ -20,6 +20,14 @@ export async function openQcow2(images: Images, wanted: ImageName, { readOnly, f
   const { driver, file: below } = await optionsOf(wanted)
   if (driver !== 'qcow2' || typeof below !== 'object' || below === null)
     throw new NotSupported(`'${wanted.name}' is ${driver}, and this is for qcow2 images in files`)
+  try {
+    return await openParts(images, wanted, below as NodeOptions, { readOnly, forRepair })
+  } catch (error) {
+    throw named(wanted.name, error)
+  }
+}
+
+async function openParts(images: Images, wanted: ImageName, below: NodeOptions, { readOnly, forRepair }: Required<How>) {
   await using opened = new AsyncDisposableStack()
   const share = wanted.forceShare ? { 'force-share': true } : {}
   const rule = qcow2.children['file']!.permissions({ perm: 0, shared: ALL }, readOnly)
@@ -31,7 +39,7 @@ export async function openQcow2(images: Images, wanted: ImageName, { readOnly, f
     opened.defer(() => images.graph.detach(edge))
     return edge
   }
-  const file = await open(below as NodeOptions)
+  const file = await open(below)
   const { dataFile: dataName } = await readHeader(file)
   const dataFile =
     dataName === undefined ? undefined : await open({ driver: 'file', filename: pathOf(dataName, file.node.filename) })
