@@ -2,7 +2,7 @@
 
 import { NotSupported } from '../../base/errors.ts'
 import { alignDown, alignUp, endOf, intersect, pieces, type Range } from '../../base/ranges.ts'
-import type { ZeroFlags } from '../../block/driver.ts'
+import type { BlockIo, ZeroFlags } from '../../block/driver.ts'
 import { freeEntry } from './free-entry.ts'
 import type { Image } from './image.ts'
 import { hostAt, isCompressed, isOwn, setEntry, type L2Tables } from './l2-tables.ts'
@@ -25,7 +25,7 @@ export class Zeroing {
   async zero(range: Range, { unmap = false, fast = false }: ZeroFlags) {
     const { image } = this
     const { subclusterSize, version } = image.geometry
-    if (image.rawData) return this.#zeroRaw(range, { unmap, fast })
+    if (image.rawData) return this.#eachRaw(range, (part, dataFile) => dataFile.zero(part, { unmap, fast }))
     if (version === 2) {
       if (fast) throw new NotSupported('zeroing in a qcow2 image of version 2 is as slow as writing zeroes')
       return this.#writeZeroes(range)
@@ -45,7 +45,7 @@ export class Zeroing {
     const start = alignUp(range.offset, clusterSize)
     const end = endOf(range) === image.size ? image.size : alignDown(endOf(range), clusterSize)
     if (end <= start) return
-    if (image.rawData) return this.#discardRaw({ offset: start, length: end - start })
+    if (image.rawData) return this.#eachRaw({ offset: start, length: end - start }, (part, dataFile) => dataFile.discard(part))
     await this.#eachEntry({ offset: start, length: end - start }, true, (slice, at) => {
       if (hostAt(slice, at) === 0 && !isCompressed(slice, at) && !isOwn(slice, at) && !image.backing) return
       this.#makeZero(slice, at)
@@ -135,8 +135,8 @@ export class Zeroing {
     }
   }
 
-  /** The external file must be zero there too; what is not mapped to it is zero in it and here. */
-  async #zeroRaw(range: Range, flags: ZeroFlags) {
+  /** What is mapped to the external file. What is not is zero in it and here. */
+  async #eachRaw(range: Range, change: (part: Range, dataFile: BlockIo) => Promise<void>) {
     const { mapping, dataFile } = this.image
     for (let offset = range.offset; offset < endOf(range);) {
       if (!mapping.find(offset, endOf(range) - offset)) {
@@ -145,21 +145,7 @@ export class Zeroing {
       }
       const length = mapping.length
       const there = Math.min(length, Math.max(0, dataFile!.size - offset))
-      if (mapping.kind === Kind.data && there > 0) await dataFile!.zero({ offset, length: there }, flags)
-      offset += length
-    }
-  }
-
-  async #discardRaw(range: Range) {
-    const { mapping, dataFile } = this.image
-    for (let offset = range.offset; offset < endOf(range);) {
-      if (!mapping.find(offset, endOf(range) - offset)) {
-        await mapping.load(offset)
-        continue
-      }
-      const length = mapping.length
-      const there = Math.min(length, Math.max(0, dataFile!.size - offset))
-      if (mapping.kind === Kind.data && there > 0) await dataFile!.discard({ offset, length: there })
+      if (mapping.kind === Kind.data && there > 0) await change({ offset, length: there }, dataFile!)
       offset += length
     }
   }
