@@ -2,11 +2,11 @@
 
 import t from 'tap'
 import { killRepeatedly } from '../helpers/kill-daemon.ts'
+import { seed } from '../helpers/seed.ts'
 import { missing } from '../helpers/tools.ts'
 
 t.test('a daemon that is killed loses no mark and no write', { skip: missing('qemu-img') }, async t => {
   await using stack = new AsyncDisposableStack()
-  const seed = Date.now() % 1e6
   const { wrong, kills, answeredWrites, changed } = await killRepeatedly(stack, { kills: 8, seed })
   t.same(wrong, [])
   t.equal(kills, 8)

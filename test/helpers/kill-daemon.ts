@@ -13,6 +13,7 @@ import { NbdClient } from 'nbd-client-ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { scratchFolder } from './control.ts'
 import { generator, randomBytes } from './random-bytes.ts'
+import { seed as ownSeed } from './seed.ts'
 import { environment, WHOLE } from './stillpoint.ts'
 import { run } from './tools.ts'
 
@@ -20,6 +21,8 @@ const SIZE = 64 << 20
 const GRANULARITY = 65536
 const DEPTH = 16
 const LONGEST = 64 << 10
+/** The daemon is killed a moment after so many, or fewer, writes were answered, however long they took. */
+const MOST_ANSWERS = 500
 
 export interface KillResults {
   kills: number
@@ -110,6 +113,8 @@ export async function killRepeatedly(
     await daemon.qmp.execute('block-dirty-bitmap-clear', { node: 'disk', name: 'b' })
 
     let killed = false
+    const underLoad = Promise.withResolvers<void>()
+    let answersToCome = 1 + (random() % MOST_ANSWERS)
     const answered = new Set<number>()
     const uncertain = new Set<number>()
     /** What an image knows of where its clusters are is in the daemon's memory until it is flushed. */
@@ -134,6 +139,7 @@ export async function killRepeatedly(
         }
         model.set(data, offset)
         results.answeredWrites++
+        if (--answersToCome === 0) underLoad.resolve()
         for (const granule of granules) {
           uncertain.delete(granule)
           answered.add(granule)
@@ -155,7 +161,8 @@ export async function killRepeatedly(
       }
     }
     const busy = [...Array.from({ length: DEPTH }, write), ...(random() % 2 === 0 ? [manage()] : [])]
-    await sleep(5 + (random() % 250))
+    await Promise.race([underLoad.promise, Promise.all(busy)])
+    await sleep(random() % 20)
     killed = true
     await daemon.kill()
     await Promise.all(busy)
@@ -200,7 +207,7 @@ export async function killRepeatedly(
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await using stack = new AsyncDisposableStack()
-  const [kills = 200, seed = Date.now() % 1e6] = process.argv.slice(2).map(Number)
+  const [kills = 200, seed = ownSeed] = process.argv.slice(2).map(Number)
   const progress = (results: KillResults) => process.stderr.write(`${JSON.stringify(results)}\n`)
   process.stdout.write(`${JSON.stringify(await killRepeatedly(stack, { kills, seed, progress }), undefined, 2)}\n`)
 }
