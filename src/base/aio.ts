@@ -27,10 +27,11 @@ const IOCB_SIZE = 64
 const IO_EVENT_SIZE = 32
 
 /** Of the system calls that C libraries do not wrap, by architecture. */
-const NUMBERS: Readonly<Record<string, { readonly setup: number; readonly submit: number; readonly getEvents: number }>> = {
-  x64: { setup: 206, submit: 209, getEvents: 208 },
-  arm64: { setup: 0, submit: 2, getEvents: 4 },
-}
+export const NUMBERS: Readonly<Record<string, { readonly setup: number; readonly submit: number; readonly getEvents: number }>> =
+  {
+    x64: { setup: 206, submit: 209, getEvents: 208 },
+    arm64: { setup: 0, submit: 2, getEvents: 4 },
+  }
 
 type Setup = KoffiFunc<(number: number, count: number, context: BigUint64Array) => number>
 type Submit = KoffiFunc<(number: number, context: bigint, count: number, pointers: BigUint64Array) => number>

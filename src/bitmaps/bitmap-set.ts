@@ -16,6 +16,7 @@ import { checkAllows } from './check-allows.ts'
 import type { BitmapShape } from './bitmap-store.ts'
 import { DirtyBitmap, type BitmapOptions } from './dirty-bitmap.ts'
 import { KnownMarks } from './known-marks.ts'
+import { SharedMarks } from './shared-marks.ts'
 
 /** Bytes of UTF-8 (qcow2's limit, and QEMU's for all bitmaps). */
 const LONGEST_NAME = 1023
@@ -60,6 +61,8 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   #recorders: readonly DirtyBitmap[] = []
   /** What is marked in all recorders; made when the first write comes, where there are several. */
   #known: KnownMarks | undefined
+  /** Of other threads, and how each is told to stop. */
+  readonly #lent = new Map<SharedMarks, () => void>()
   #epoch = 0
   #size: number
   /** Undefined where nothing is stored. */
@@ -114,6 +117,23 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
     if (this.#recorders.length > 1) (this.#known ??= this.#nothingKnown()).add(offset, length)
   }
 
+  /**
+   * For a thread that writes by itself: it marks there what it writes, as `mark` and `epoch` want it, until this is disposed of. `revoke` asks it
+   * to end that soon. Undefined where the disk has too many granules.
+   */
+  lend(revoke: () => void): ({ readonly marks: SharedMarks } & Disposable) | undefined {
+    const marks = SharedMarks.make(this.#size, this.#finest)
+    if (!marks) return undefined
+    this.#lent.set(marks, revoke)
+    return {
+      marks,
+      [Symbol.dispose]: () => {
+        this.#collect()
+        this.#lent.delete(marks)
+      },
+    }
+  }
+
   /** Starts one; it records from now on, if it is not disabled. */
   add(wanted: BitmapToAdd): DirtyBitmap {
     const bitmap = this.#create(wanted)
@@ -129,7 +149,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   /** One that was stored with the image, in the state it was stored in; its marks are for the caller to add. */
   restore(state: Omit<BitmapOptions, 'size'>): DirtyBitmap {
     checkExtent(this.#size, state.granularity)
-    const bitmap = new DirtyBitmap({ ...state, size: this.#size }, taken => this.#told(taken))
+    const bitmap = new DirtyBitmap({ ...state, size: this.#size }, taken => this.#told(taken), this.#collect)
     this.#insert(bitmap)
     return bitmap
   }
@@ -181,6 +201,7 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
 
   /** Removes it whatever its state. */
   release(bitmap: DirtyBitmap) {
+    this.#collect()
     this.#bitmaps = this.#bitmaps.filter(other => other !== bitmap)
     this.#changed()
   }
@@ -208,7 +229,11 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
     if (this.find(name) || this.#reservedAs(name)) throw new InvalidParameter(`Bitmap already exists: ${name}`)
     if (Buffer.byteLength(name) > LONGEST_NAME) throw new InvalidParameter(`Bitmap name too long: ${name}`)
     checkExtent(this.#size, granularity)
-    return new DirtyBitmap({ name, granularity, persistent, disabled, size: this.#size }, taken => this.#told(taken))
+    return new DirtyBitmap(
+      { name, granularity, persistent, disabled, size: this.#size },
+      taken => this.#told(taken),
+      this.#collect,
+    )
   }
 
   #checkStorable(name: string, granularity: number) {
@@ -235,27 +260,43 @@ export class BitmapSet implements Iterable<DirtyBitmap> {
   }
 
   #insert(bitmap: DirtyBitmap) {
+    this.#collect() // which it need not have
     this.#bitmaps = [bitmap, ...this.#bitmaps]
     this.#changed()
   }
 
   /** As the finest of the recorders has it, so that a granule of it lies in one of each of theirs. */
   #nothingKnown() {
-    const granularity = Math.min(...this.#recorders.map(bitmap => bitmap.granularity))
-    return new KnownMarks(this.#size, granularity)
+    return new KnownMarks(this.#size, this.#finest)
+  }
+
+  get #finest() {
+    const granularities = this.#recorders.map(bitmap => bitmap.granularity)
+    return granularities.length > 0 ? Math.min(...granularities) : this.#defaultGranularity()
+  }
+
+  /** What other threads have marked is marked here: before anybody looks at a bitmap, or anything changes. */
+  readonly #collect = () => {
+    for (const marks of this.#lent.keys()) marks.fold((offset, length) => this.mark(offset, length))
+  }
+
+  #moved() {
+    this.#epoch++
+    for (const marks of this.#lent.keys()) marks.moved()
   }
 
   #told(taken: Range | undefined) {
     if (taken === undefined) return this.#changed()
-    this.#epoch++
+    this.#moved()
     this.#known?.forget(taken)
     this.keeper?.changed()
   }
 
   #changed() {
-    this.#epoch++
+    this.#moved()
     this.#known = undefined
     this.#recorders = this.#bitmaps.filter(bitmap => bitmap.recording).map(bitmap => bitmap.successor ?? bitmap)
+    for (const [marks, revoke] of this.#lent) if (marks.terms.granularity > this.#finest) revoke()
     this.keeper?.changed()
   }
 }

@@ -60,7 +60,7 @@ export class DirtyBitmap implements BitmapReader {
   #size: number
   /** Granules to a byte: exact, since a granule is a power of two, and faster than to divide. */
   readonly #perByte: number
-  #bits: BitSet
+  #held: BitSet
   #recording: boolean
   #successor: DirtyBitmap | undefined
   #holds: readonly Hold[] = []
@@ -68,11 +68,12 @@ export class DirtyBitmap implements BitmapReader {
 
   /**
    * `tell` is called after marks were taken away, with the range when they all lay in one, and after what is written will be marked
-   * elsewhere, or no longer.
+   * elsewhere, or no longer. `collect` is called before anybody looks at the marks, or changes where they go: it brings those that others keep.
    */
   constructor(
     options: BitmapOptions,
     private readonly tell: (taken?: Range) => void = () => {},
+    private readonly collect: () => void = () => {},
   ) {
     this.name = options.name
     this.granularity = options.granularity
@@ -83,7 +84,13 @@ export class DirtyBitmap implements BitmapReader {
     this.readOnly = options.readOnly ?? false
     this.#recording = !options.disabled && !this.inconsistent
     this.#size = options.size
-    this.#bits = new BitSet(this.#granules(options.size))
+    this.#held = new BitSet(this.#granules(options.size))
+  }
+
+  /** With all that was marked until now. */
+  get #bits() {
+    this.collect()
+    return this.#held
   }
 
   /** Bytes of the disk. */
@@ -127,14 +134,14 @@ export class DirtyBitmap implements BitmapReader {
 
   /** Every granule that the range touches is dirty. */
   mark(offset: number, length: number) {
-    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#bits.length)
-    this.#bits.set(Math.floor(offset * this.#perByte), end)
+    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#held.length)
+    this.#held.set(Math.floor(offset * this.#perByte), end)
   }
 
   /** Whether a mark of the range would change nothing; it is looked at only where that is cheap, and else it is said that it would. */
   hasMarked(offset: number, length: number) {
-    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#bits.length)
-    return this.#bits.hasAllOfOneWord(Math.floor(offset * this.#perByte), end)
+    const end = Math.min(Math.ceil((offset + length) * this.#perByte), this.#held.length)
+    return this.#held.hasAllOfOneWord(Math.floor(offset * this.#perByte), end)
   }
 
   /** Every granule that lies wholly in the range is clean. */
@@ -145,7 +152,7 @@ export class DirtyBitmap implements BitmapReader {
   }
 
   clear() {
-    this.#bits = new BitSet(this.#bits.length)
+    this.#held = new BitSet(this.#bits.length)
     this.#changed()
   }
 
@@ -202,15 +209,15 @@ export class DirtyBitmap implements BitmapReader {
   /** The same marks in a bitmap of its own, that has no name and does not record. */
   copy() {
     const copy = new DirtyBitmap({ size: this.#size, granularity: this.granularity, disabled: true })
-    copy.#bits = this.#bits.copy()
+    copy.#held = this.#bits.copy()
     return copy
   }
 
   /** Holds what `copy` holds, and no more. */
   restore(copy: DirtyBitmap) {
     assert(copy.granularity === this.granularity)
-    this.#bits = new BitSet(this.#bits.length)
-    this.#bits.union(copy.#bits)
+    this.#held = new BitSet(this.#bits.length)
+    this.#held.union(copy.#bits)
     this.#changed()
   }
 
@@ -219,7 +226,7 @@ export class DirtyBitmap implements BitmapReader {
     this.#successor?.truncate(size)
     const bits = new BitSet(this.#granules(size))
     bits.union(this.#bits)
-    this.#bits = bits
+    this.#held = bits
     this.#size = size
     this.#changed()
   }
@@ -252,12 +259,14 @@ export class DirtyBitmap implements BitmapReader {
 
   enable() {
     assert(!this.#successor && !this.inconsistent)
+    this.collect()
     this.#recording = true
     this.#changed()
   }
 
   disable() {
     assert(!this.#successor)
+    this.collect()
     this.#recording = false
     this.#changed()
   }
@@ -285,14 +294,16 @@ export class DirtyBitmap implements BitmapReader {
   /** It stays as it is, for a job; what is written meanwhile is marked in a successor, if this one was recording. */
   freeze() {
     assert(!this.#successor && !this.inconsistent)
-    this.#successor = new DirtyBitmap({ size: this.#size, granularity: this.granularity, disabled: !this.#recording })
+    this.collect()
+    const options = { size: this.#size, granularity: this.granularity, disabled: !this.#recording }
+    this.#successor = new DirtyBitmap(options, () => {}, this.collect)
     this.#changed()
   }
 
   /** The job has dealt with what was marked when it began: only what was written since is dirty. */
   abdicate() {
     assert(this.#successor)
-    this.#bits = this.#successor.#bits
+    this.#held = this.#successor.#bits
     this.#successor = undefined
     this.#changed()
   }

@@ -6,6 +6,7 @@
 
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
+import type { SharedMarks } from '../bitmaps/shared-marks.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
 import type { DebugEvent } from './debug-event.ts'
 import type { NodeInfo, SnapshotInfo } from './node-info.ts'
@@ -50,6 +51,28 @@ export interface ReadyRead {
   ready: boolean
 }
 
+/**
+ * Where the bytes of a disk stand as they are, lent to a thread that reads and writes them there by itself. It does with each write what the nodes in
+ * between would have done.
+ */
+export interface LentFile {
+  readonly fd: number
+  /** The disk's first byte in the file. */
+  readonly start: number
+  /** Where each write is to be marked, before and, where the epoch has moved, behind it; the disk's first byte is at `start` there. */
+  readonly marks: readonly { readonly shared: SharedMarks; readonly start: number }[]
+  /** Nobody uses it any more. */
+  end(): void
+}
+
+/** Who reads and writes by himself. */
+export interface Borrower {
+  /** To give back what he was lent, soon. He may be asked more than once. */
+  revoke(): void
+  /** Where the furthest of his writes has ended; 0: there was none. */
+  highestWrite(): number
+}
+
 /** The requests. Every method may be called many times at once; requests that overlap may land in any order. */
 export interface BlockIo {
   /** Bytes; a multiple of nothing. */
@@ -61,6 +84,11 @@ export interface BlockIo {
    * there is always something to wait for. They are small: who calls it wants them all before it goes on.
    */
   readReady?(reads: readonly ReadyRead[]): void
+  /**
+   * For as long as nothing but reads and writes of a file is to be done for a read or a write; undefined where there is more to it. Counts as a
+   * write under way until it has ended, which a drain asks for and waits for.
+   */
+  lend?(borrower: Borrower): LentFile | undefined
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void>
   /** Makes the range read as zeroes. */
   zero(range: Range, flags?: ZeroFlags): Promise<void>

@@ -9,7 +9,7 @@
 import { OutOfRange, ReadOnly } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import type { DebugEvent } from './debug-event.ts'
-import type { BlockIo, Extent, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
+import type { BlockIo, Borrower, Extent, LentFile, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
 import type { GraphNode } from './graph-node.ts'
 import { ALL, Permission, type Permissions } from './permissions.ts'
 
@@ -31,6 +31,8 @@ export class Edge implements BlockIo {
   #gate: PromiseWithResolvers<void> | undefined
   #writes = 0
   #idle: PromiseWithResolvers<void> | undefined
+  /** They read and write by themselves. */
+  readonly #lent = new Set<Borrower>()
 
   /** Made by the graph, and pointed elsewhere by nobody else. */
   constructor(
@@ -46,6 +48,7 @@ export class Edge implements BlockIo {
 
   /** Requests that begin from now on go there; those under way end where they began. */
   pointTo(node: GraphNode) {
+    this.#revoke()
     this.child.parents.delete(this)
     this.child = node
     node.parents.add(this)
@@ -71,6 +74,25 @@ export class Edge implements BlockIo {
   readReady(reads: readonly ReadyRead[]) {
     const { io } = this.child
     if (io.readReady && reads.every(({ offset, bytes }) => isWithin(io.size, offset, bytes.length))) io.readReady(reads)
+  }
+
+  lend(borrower: Borrower): LentFile | undefined {
+    const node = this.child
+    const mayWrite = !node.readOnly && (this.permissions.perm & Permission.write) !== 0
+    const lent = mayWrite && !this.#gate ? node.lend(borrower) : undefined
+    if (!lent) return undefined
+    const open = node.use()
+    this.#writes++
+    this.#lent.add(borrower)
+    return {
+      ...lent,
+      end: () => {
+        lent.end()
+        this.#lent.delete(borrower)
+        this.#wrote()
+        open[Symbol.dispose]()
+      },
+    }
   }
 
   announce(event: DebugEvent) {
@@ -112,6 +134,7 @@ export class Edge implements BlockIo {
   hold() {
     this.#held++
     this.#gate ??= Promise.withResolvers()
+    this.#revoke()
   }
 
   release() {
@@ -141,11 +164,18 @@ export class Edge implements BlockIo {
     try {
       await request(node)
     } finally {
-      if (--this.#writes === 0) {
-        this.#idle?.resolve()
-        this.#idle = undefined
-      }
+      this.#wrote()
     }
+  }
+
+  #wrote() {
+    if (--this.#writes > 0) return
+    this.#idle?.resolve()
+    this.#idle = undefined
+  }
+
+  #revoke() {
+    for (const borrower of this.#lent) borrower.revoke()
   }
 }
 

@@ -15,7 +15,9 @@ import type {
   AnyDriver,
   BlockIo,
   BlockNode,
+  Borrower,
   InternalSnapshots,
+  LentFile,
   NodeEvent,
   NodeOptions,
   OpenContext,
@@ -75,11 +77,12 @@ export class GraphNode {
   #persistence: PersistentBitmaps | undefined
   #logs: LogFolder | undefined
   #threshold: WriteThreshold | undefined
-  /** Where the furthest write has ended since it was opened. */
-  highestWrite = 0
+  #highestWrite = 0
   /** Of discards that were handed down. */
   readonly discards = { done: 0, failed: 0, bytes: 0 }
   readonly #tell: (event: NodeEvent) => void
+  /** They read and write by themselves. */
+  readonly #lent = new Set<Borrower>()
   readonly #watchers = new Set<(event: NodeEvent) => void>()
 
   constructor({ name, driver, node, readOnly, generic, options, children, uses, report }: NodeParts) {
@@ -243,6 +246,28 @@ export class GraphNode {
     return this.#marked(offset, data.length, () => this.io.write(offset, data, flags))
   }
 
+  /** Undefined also where a write is more than its marks: where zeroes are looked for, or bitmaps are stored with the image. */
+  lend(borrower: Borrower): LentFile | undefined {
+    if (this.generic['detect-zeroes'] !== 'off' || this.#threshold || this.#persistence) return undefined
+    const own = this.bitmaps.lend(() => borrower.revoke())
+    const lent = own && this.io.lend?.(borrower)
+    if (!lent) {
+      own?.[Symbol.dispose]()
+      return undefined
+    }
+    this.#lent.add(borrower)
+    return {
+      ...lent,
+      marks: [...lent.marks, { shared: own.marks, start: 0 }],
+      end: () => {
+        this.#highestWrite = this.highestWrite
+        this.#lent.delete(borrower)
+        own[Symbol.dispose]()
+        lent.end()
+      },
+    }
+  }
+
   /** Leaves no holes where discards are ignored. */
   zero(range: Range, flags: ZeroFlags = {}) {
     const { unchanged, ...rest } = flags
@@ -277,6 +302,11 @@ export class GraphNode {
     }
   }
 
+  /** Where the furthest write has ended since it was opened. */
+  get highestWrite() {
+    return Math.max(this.#highestWrite, ...[...this.#lent].map(borrower => borrower.highestWrite()))
+  }
+
   /** Of block-set-write-threshold; 0: none. */
   get writeThreshold() {
     return this.#threshold?.offset ?? 0
@@ -285,6 +315,7 @@ export class GraphNode {
   /** Calls `exceeded` once, when something is written behind the offset, with the number of bytes; undefined: never. */
   watchWrites(threshold: WriteThreshold | undefined) {
     this.#threshold = threshold
+    for (const borrower of this.#lent) borrower.revoke()
   }
 
   /** @throws Busy while a job works on it, in QEMU's words (bdrv_op_is_blocked) */
@@ -404,7 +435,7 @@ export class GraphNode {
 
   /** Before it is written, as QEMU tells it. */
   #reaches(end: number) {
-    if (end > this.highestWrite) this.highestWrite = end
+    if (end > this.#highestWrite) this.#highestWrite = end
     const threshold = this.#threshold
     if (!threshold || end <= threshold.offset) return
     this.#threshold = undefined

@@ -16,7 +16,17 @@ import { WriteBatches } from '../base/write-batches.ts'
 import { alignDown, alignUp, endOf, pieces, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { within } from '../base/time.ts'
-import type { BlockDriver, BlockNode, Extent, OpenContext, ReadyRead, Reopened, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type {
+  BlockDriver,
+  BlockNode,
+  Extent,
+  LentFile,
+  OpenContext,
+  ReadyRead,
+  Reopened,
+  WriteFlags,
+  ZeroFlags,
+} from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
 import { FileLocks } from './file-locks.ts'
@@ -186,6 +196,10 @@ export class FileNode implements BlockNode {
     if (!this.native || !this.#able.cached) return
     const small = reads.filter(({ bytes }) => bytes.length <= READY_MOST)
     for (let from = 0; from < small.length; from += MOST_PARTS) this.#readReady(this.native, small.slice(from, from + MOST_PARTS))
+  }
+
+  lend(): LentFile {
+    return { fd: this.#fd, start: 0, marks: [], end() {} }
   }
 
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {

@@ -3,7 +3,18 @@
 import { z } from 'zod'
 import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
-import type { BlockDriver, BlockIo, BlockNode, ChildRule, Extent, ReadyRead, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import type {
+  BlockDriver,
+  BlockIo,
+  BlockNode,
+  Borrower,
+  ChildRule,
+  Extent,
+  LentFile,
+  ReadyRead,
+  WriteFlags,
+  ZeroFlags,
+} from '../block/driver.ts'
 import { ALL, passThrough, Permission } from '../block/permissions.ts'
 import { Sidecar } from './raw-bitmaps.ts'
 
@@ -69,6 +80,21 @@ class RawNode implements BlockNode {
     const moved = reads.map(read => ({ ...read, offset: this.start + read.offset }))
     this.below.readReady?.(moved)
     for (const [at, { ready }] of moved.entries()) reads[at]!.ready = ready
+  }
+
+  lend(borrower: Borrower): LentFile | undefined {
+    const below: Borrower = {
+      revoke: () => borrower.revoke(),
+      highestWrite: () => borrower.highestWrite() && this.start + borrower.highestWrite(),
+    }
+    const lent = this.below.lend?.(below)
+    return (
+      lent && {
+        ...lent,
+        start: this.start + lent.start,
+        marks: lent.marks.map(({ shared, start }) => ({ shared, start: this.start + start })),
+      }
+    )
   }
 
   write(offset: number, data: Buffer, flags?: WriteFlags) {

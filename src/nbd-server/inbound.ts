@@ -135,6 +135,34 @@ export class Inbound {
     }
   }
 
+  /** All that is available, as if it had never come. No payload is being received. */
+  take(): Uint8Array {
+    const bytes = new Uint8Array(this.#buffer.subarray(this.#start, this.#end))
+    this.#start = this.#end
+    this.#paused = true // until they are put back: who is about to go on does not
+    return bytes
+  }
+
+  /** Puts back in front of what comes next; nothing is available. False: there is no room for more, as of `arrived`. */
+  unread(bytes: Uint8Array): boolean {
+    this.#paused = false
+    if (this.#given === 'room' && bytes.length <= RESERVE) this.#start = RESERVE - bytes.length
+    else {
+      const given = this.#given === 'room' ? this.#buffer : this.#other!
+      // The socket keeps the buffer that it was given.
+      this.#buffer = Buffer.allocUnsafeSlow(Math.max(bytes.length, RESERVE + CAPACITY))
+      this.#room = this.#buffer.subarray(RESERVE)
+      this.#other = given
+      this.#given = 'other'
+      this.#start = this.#buffer.length - bytes.length
+    }
+    this.#end = this.#start + bytes.length
+    this.#buffer.set(bytes, this.#start)
+    this.onProgress()
+    this.#paused = this.available > RESERVE
+    return !this.#paused
+  }
+
   end() {
     this.#ended = true
     if (!this.#rest) this.onProgress()

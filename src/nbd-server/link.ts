@@ -34,6 +34,7 @@ export class Link {
   #error: Error | undefined
   /** Beside Node's streams, while the bytes on the socket are those of the protocol. */
   #direct: Direct | undefined
+  readonly #lent = { received: 0, sent: 0 }
   /** Whether nothing is to be done before the client sends something, so that it is worth looking whether it has. */
   isWaiting = () => false
 
@@ -126,6 +127,32 @@ export class Link {
     return this.#socket.destroyed
   }
 
+  /** The socket's descriptor, where what goes over it is the protocol in the clear; undefined also where the system's calls are not there. */
+  get plainSocket() {
+    const { _handle: handle } = this.#socket as unknown as { _handle?: { fd?: number } | null }
+    const fd = handle?.fd ?? -1
+    return this.#direct && fd >= 0 && !this.#ending && !this.destroyed ? fd : undefined
+  }
+
+  /** Nothing is received any more, until `goOn`. What has been and nobody has looked at. Nothing is being sent. */
+  pause(): Uint8Array {
+    this.#socket.pause()
+    return this.inbound.take()
+  }
+
+  /** As if `rest` had just come, and as if what is `unsent` were sent now. */
+  goOn(rest: Uint8Array, unsent?: Uint8Array) {
+    if (this.destroyed) return
+    if (unsent && unsent.length > 0) this.#send([Buffer.from(unsent)], () => {})
+    if (this.inbound.unread(rest) && !this.destroyed) this.#socket.resume()
+  }
+
+  /** So much has gone over it beside us. */
+  wasLent(received: number, sent: number) {
+    this.#lent.received += received
+    this.#lent.sent += sent
+  }
+
   /** The system has not taken all that was sent. */
   get sending() {
     return this.#sending.size > 0
@@ -135,11 +162,17 @@ export class Link {
   get bytesTaken() {
     // Node counts a write as a whole once it has begun; how much of it is left only the handle knows.
     const { _handle: handle } = this.#socket as unknown as { _handle?: { writeQueueSize?: number } | null }
-    return (this.#direct?.sent ?? 0) + this.#socket.bytesWritten - this.#socket.writableLength - (handle?.writeQueueSize ?? 0)
+    return (
+      this.#lent.sent +
+      (this.#direct?.sent ?? 0) +
+      this.#socket.bytesWritten -
+      this.#socket.writableLength -
+      (handle?.writeQueueSize ?? 0)
+    )
   }
 
   get bytesReceived() {
-    return (this.#direct?.received ?? 0) + this.#socket.bytesRead
+    return this.#lent.received + (this.#direct?.received ?? 0) + this.#socket.bytesRead
   }
 
   /** Sends what is in the outbox, then says that no more comes; what the client still sends is thrown away. */

@@ -2,7 +2,6 @@
 
 import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
 import { alignDown } from '../base/ranges.ts'
-import { isZero } from '../base/zeroes.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { extentSize, maxExtents, readFilter, sendStatus, statusOf } from './block-status.ts'
 import { HEADROOM, type Buffers, type Payload } from './buffers.ts'
@@ -12,11 +11,10 @@ import type { Replies } from './replies.ts'
 import type { Request } from './request.ts'
 import { Vanished } from './vanished.ts'
 import type { Window } from './window.ts'
+import { runsOf } from './zero-runs.ts'
 
 /** A long read is answered in chunks of at most this much, so that it takes no more memory than a few of them. */
 const PIECE = 1 << 20
-/** Zeroes are looked for in blocks of this size. */
-const ZERO_BLOCK = 64 << 10
 /** A longer read is not asked for before the others of its turn go on. */
 const SMALL = 32 << 10
 
@@ -242,24 +240,4 @@ export class Operations {
       forget()
     }
   }
-}
-
-interface Run {
-  readonly from: number
-  to: number
-  readonly zero: boolean
-}
-
-/** Where the bytes, which stand at `offset` of the disk, are zero: whole blocks, and a part of one only at the edges. */
-function runsOf(bytes: Buffer, offset: number): Run[] {
-  const runs: Run[] = []
-  for (let from = 0; from < bytes.length;) {
-    const to = Math.min(alignDown(offset + from, ZERO_BLOCK) + ZERO_BLOCK - offset, bytes.length)
-    const zero = bytes[from] === 0 && isZero(bytes.subarray(from, to))
-    const last = runs.at(-1)
-    if (last?.zero === zero) last.to = to
-    else runs.push({ from, to, zero })
-    from = to
-  }
-  return runs
 }

@@ -29,7 +29,7 @@ export class Replies {
   readonly #extended: boolean
 
   constructor(
-    private readonly outbox: Outbox,
+    private readonly outbox: Pick<Outbox, 'small' | 'large'>,
     readonly mode: ReplyMode,
   ) {
     this.#extended = mode === 'extended'

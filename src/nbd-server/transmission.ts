@@ -16,6 +16,7 @@ import {
 import type { Log } from '../base/log.ts'
 import type { Buffers } from './buffers.ts'
 import type { Agreement } from './handshake.ts'
+import { Lease } from './lease/lease.ts'
 import type { Link } from './link.ts'
 import type { Share } from './memory.ts'
 import { MAX_PAYLOAD } from './offer.ts'
@@ -30,6 +31,8 @@ import { Window } from './window.ts'
 import { failureOf } from './wire-errors.ts'
 
 const MAX_REQUESTS = 128
+/** For so long nothing is begun, so that a connection can be lent. */
+const LEND_MS = 5
 const GOING_AWAY: Refusal = { error: 'ESHUTDOWN', message: 'the export is going away' }
 
 export interface TransmissionTerms {
@@ -55,6 +58,10 @@ export class Transmission {
   /** Calls of the node that have not ended. */
   #running = 0
   readonly #oneByOne = new OneByOne()
+  readonly #lease: Lease
+  /** Nothing more is begun for a moment, so that it can be lent once nothing is in flight; until the timer says that it has been long enough. */
+  #heldBack = false
+  #lendSoon: NodeJS.Timeout | undefined
 
   #parsing = false
   /** Waits for room: for memory, or where that is not said for others to be done. */
@@ -84,6 +91,7 @@ export class Transmission {
     const { buffers } = terms
     this.#window = new Window(terms.share)
     this.#traffic = trafficOf(agreement.export)
+    this.#lease = new Lease(link, agreement, this.#traffic, error => this.#returned(error))
     this.#extended = mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
@@ -95,7 +103,7 @@ export class Transmission {
   /** Serves until the client has taken its leave, or is gone, and all its requests are over. Throws when it breaks the protocol. */
   async run() {
     this.link.inbound.onProgress = () => this.#parse()
-    this.link.isWaiting = () => !this.#over && this.#inFlight === 0
+    this.link.isWaiting = () => !this.#over && this.#inFlight === 0 && !this.#lease.isOut
     this.#parse()
     await this.#finished.promise
     if (this.#violation) throw this.#violation
@@ -103,13 +111,14 @@ export class Transmission {
 
   /** Something is in flight, or waits to be. */
   get busy() {
-    return this.#inFlight > 0 || this.#waiting !== undefined
+    return this.#inFlight > 0 || this.#waiting !== undefined || this.#lease.isOut
   }
 
   /** From now on requests are answered with ESHUTDOWN; after `lingerMs` without any in flight the connection is over. */
   shutDown(lingerMs: number) {
     if (this.#shuttingDown) return
     this.#shuttingDown = true
+    this.#lease.revoke()
     this.#settle()
     const timer = setTimeout(() => {
       this.#over = true
@@ -127,6 +136,7 @@ export class Transmission {
    */
   leave() {
     this.#over = this.#leaving = true
+    this.#lease.revoke()
     this.#forgetWaiting?.()
     this.#forgetWaiting = undefined
     this.#waiting = undefined
@@ -135,11 +145,15 @@ export class Transmission {
 
   #parse() {
     if (this.#parsing) return
+    if (this.#lease.isOut) {
+      if (this.link.destroyed) this.#lease.revoke()
+      return
+    }
     this.#parsing = true
     try {
       while (!this.#over && !this.link.destroyed && this.#step());
       const { inbound } = this.link
-      if (inbound.ended && !this.#waiting) this.#over = true // whatever is left is only a part of something
+      if (inbound.ended && !this.#waiting && !this.#heldBack) this.#over = true // whatever is left is only a part of something
     } catch (error) {
       this.#violation = error instanceof Error ? error : new Error(String(error))
       this.#over = true
@@ -148,6 +162,39 @@ export class Transmission {
     this.#runReady()
     this.#parsing = false
     if (this.#running === 0 && !this.link.outbox.empty) this.link.outbox.flush()
+    if (this.link.destroyed) this.#abandon()
+    this.#settle()
+    if (this.#heldBack || this.#lease.isWanted) this.#lend()
+  }
+
+  /** Between two requests, when nothing is in flight. Should something hang it is not waited for. */
+  #lend() {
+    const { link } = this
+    const isIdle = this.#inFlight === 0 && !this.#waiting && link.outbox.empty && !link.sending
+    if (this.#over || this.#shuttingDown || link.destroyed || link.inbound.ended) this.#lease.decline()
+    else if (this.#lease.isWanted) {
+      if (isIdle) this.#lease.begin()
+      else if (this.#heldBack) {
+        this.#lendSoon ??= setTimeout(() => {
+          this.#lease.decline()
+          this.#lend()
+        }, LEND_MS)
+        return
+      }
+    }
+    clearTimeout(this.#lendSoon)
+    this.#lendSoon = undefined
+    if (!this.#heldBack) return
+    this.#heldBack = false
+    this.#parse()
+  }
+
+  /** It is here again, with nothing in flight. */
+  #returned(error: Error | undefined) {
+    if (error) {
+      this.terms.log.error('a thread that served a client has died, and the client is closed', { err: error })
+      this.link.destroy()
+    }
     if (this.link.destroyed) this.#abandon()
     this.#settle()
   }
@@ -172,6 +219,10 @@ export class Transmission {
       return true
     }
     if (inbound.available < this.#headerSize) return false
+    if (this.#lease.isWanted) {
+      this.#heldBack = true
+      return false
+    }
     if (inbound.bytes.readUInt32BE(inbound.start) !== this.#magic)
       throw new ProtocolViolation('a request begins with a wrong magic number')
     const request = decodeRequest(inbound.bytes, inbound.start, this.#extended)
@@ -286,6 +337,7 @@ export class Transmission {
   /** Its reply is in the outbox; goes out now if there is nothing to wait for, else with others. */
   #answer(admitted: Admitted) {
     this.#traffic.answered(admitted.request)
+    this.#lease.answered(admitted.request)
     if (admitted.begun !== undefined) this.#traffic.wrote(performance.now() - admitted.begun)
     this.link.outbox.whenSent(() => this.#sent(admitted))
     if (this.#running === 0 && !this.#parsing) this.link.outbox.flush()
@@ -298,6 +350,7 @@ export class Transmission {
     if (held > 0) this.#window.give(held)
     if (this.#waiting && !this.#forgetWaiting) this.#readmit(this.#waiting)
     if (this.#over) this.#settle()
+    if (!this.#parsing && (this.#heldBack || (this.#inFlight === 0 && this.#lease.isWanted))) this.#lend()
   }
 
   /** What is waited for does not come any more. */
@@ -310,7 +363,8 @@ export class Transmission {
 
   /** Sees whether the export is no longer used, and whether all is done. */
   #settle() {
-    if ((this.#shuttingDown || this.#leaving) && this.#running === 0 && !this.#isUnused) {
+    const isUsed = this.#running > 0 || this.#lease.isOut
+    if ((this.#shuttingDown || this.#leaving) && !isUsed && !this.#isUnused) {
       this.#isUnused = true
       this.terms.unused()
     }
@@ -321,6 +375,6 @@ export class Transmission {
       this.#inFlight--
       this.#window.give(unfinished.held) // its buffer is not used again: the socket may still have it
     }
-    if (this.#inFlight === 0) this.#finished.resolve()
+    if (this.#inFlight === 0 && !this.#lease.isOut) this.#finished.resolve()
   }
 }

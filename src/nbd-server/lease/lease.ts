@@ -1,0 +1,108 @@
+// A connection whose client writes small pieces, many of them, is lent to a thread, which answers what needs no decision (serve.ts). To hand each write
+// to a thread and to hear of its end takes several times what the write takes.
+//
+// There is only ever one owner. The main thread lends between two requests, with nothing in flight, and does nothing with the socket until it has it
+// back. It asks for it before anything changes that the thread relies on: a drain (block/edge.ts), the end of the export or the server. What else
+// the thread must not miss it sees in shared memory (bitmaps/shared-marks.ts).
+//
+// To lend and to be given back costs as much as some ten requests. So it is lent after as many writes without anything else as it was lent for in vain.
+
+import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
+import type { LentFile } from '../../block/driver.ts'
+import type { Agreement } from '../handshake.ts'
+import type { Link } from '../link.ts'
+import type { Request } from '../request.ts'
+import type { Traffic } from '../traffic.ts'
+import { lender, type Loan } from './lender.ts'
+import { countsOf, HIGHEST, LONGEST, READS, RECEIVED, SENT, WRITES, type Returned } from './terms.ts'
+
+/** After so many writes without anything that the thread may not answer, at least and at most; the user may say another number. */
+const FIRST = Number(process.env['STILLPOINT_LEND_AFTER'] ?? 64)
+const LAST = 256 * FIRST
+/** It was worth it when it was lent for so many times as many. */
+const WORTH = 8
+
+export class Lease {
+  #score = 0
+  #after = FIRST
+  #loan: Loan | undefined
+  readonly #writeFlags: number
+
+  constructor(
+    private readonly link: Link,
+    private readonly agreement: Agreement,
+    private readonly traffic: Traffic,
+    /** It is here again; what was received is still to come. With an error where nobody knows what the client was sent. */
+    private readonly onReturn: (error?: Error) => void,
+  ) {
+    this.#writeFlags = agreement.mode === 'extended' ? Flag.PAYLOAD_LEN : 0
+  }
+
+  /** The connection is somebody else's. */
+  get isOut() {
+    return this.#loan !== undefined
+  }
+
+  /** One more request was answered here. */
+  answered({ type, flags, length }: Request) {
+    if (type === Command.WRITE && length <= LONGEST && flags === this.#writeFlags) this.#score++
+    else if (type !== Command.READ || length > LONGEST) this.#score = 0
+  }
+
+  /** Nothing more should be begun, so that it can be lent. */
+  get isWanted() {
+    if (this.#score < this.#after) return false
+    if (!lender.hasRoom) this.#score = 0
+    return this.#score > 0
+  }
+
+  /** It could not be lent. */
+  decline() {
+    this.#score = 0
+  }
+
+  /** Nothing is in flight. False when it stays here. */
+  begin(): boolean {
+    this.#score = 0
+    const { link, agreement, traffic } = this
+    const { export: exported, mode, size } = agreement
+    const socket = link.plainSocket
+    if (socket === undefined || exported.writethrough) return false
+    const revoke = () => this.revoke()
+    const highestWrite = () => this.#loan?.counters[HIGHEST] ?? 0
+    const file = exported.io.lend?.({ revoke, highestWrite })
+    if (!file) return false
+    const marks = file.marks.map(({ shared, start }) => ({ terms: shared.terms, start }))
+    const terms = { file: file.fd, start: file.start, size: Math.min(size, exported.io.size), mode, marks }
+    const rest = link.pause()
+    this.#loan = lender.lend(socket, { ...terms, rest }, returned => this.#returned(returned, file, counted))
+    if (!this.#loan) {
+      file.end()
+      link.goOn(rest)
+      return false
+    }
+    const { counters } = this.#loan
+    const counted = traffic.lend(() => countsOf(counters))
+    return true
+  }
+
+  /** Asks for it; nothing where it is here. */
+  revoke() {
+    this.#loan?.revoke()
+    if (this.link.destroyed) this.#loan?.hangUp()
+  }
+
+  #returned(returned: Returned | Error, file: LentFile, counted: Disposable) {
+    const { counters } = this.#loan!
+    counted[Symbol.dispose]()
+    file.end() // which looks at the counters
+    this.#loan = undefined
+    this.link.wasLent(counters[RECEIVED]!, counters[SENT]!)
+    const served = counters[READS]! + counters[WRITES]!
+    if (returned instanceof Error) return this.onReturn(returned)
+    if (served >= WORTH * this.#after) this.#after = FIRST
+    else if (returned.reason !== 'revoked') this.#after = Math.min(2 * this.#after, LAST)
+    this.onReturn()
+    this.link.goOn(returned.rest, returned.unsent)
+  }
+}

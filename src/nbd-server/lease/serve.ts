@@ -1,0 +1,414 @@
+// The loop of a thread that a connection was lent to: small reads that the page cache holds, and small writes, many of them by one system call.
+//
+// Invariants. Before each step the thread looks whether the connection is asked for, and at whatever it may not answer it gives it back: with all that
+// was received and not answered, so that the main thread goes on as if it had just come. What failed is given back too: it fails there again, and is
+// told by the rules of there. Marks are made before a write, and once more behind it where an epoch has moved (bitmaps/shared-marks.ts).
+
+import { availableParallelism } from 'node:os'
+import {
+  Command,
+  CommandFlag as Flag,
+  EXTENDED_REQUEST_MAGIC,
+  REQUEST_MAGIC,
+  extendedRequest,
+  request as compactRequest,
+} from 'nbd-client-ts/protocol'
+import { EAGAIN, EINTR, POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
+import { SharedMarks } from '../../bitmaps/shared-marks.ts'
+import { Replies } from '../replies.ts'
+import { decodeRequest, type Request } from '../request.ts'
+import { bucketOf } from '../traffic.ts'
+import { runsOf } from '../zero-runs.ts'
+import {
+  countersOf,
+  HIGHEST,
+  LATENCIES,
+  LONGEST,
+  READ_BYTES,
+  READS,
+  RECEIVED,
+  SENT,
+  STOP,
+  WRITE_BYTES,
+  WRITE_MS,
+  WRITES,
+  type Lent,
+  type Reason,
+  type Returned,
+} from './terms.ts'
+
+/** Requests that are done together. */
+const MOST = 64
+const IN = 4 * LONGEST
+const OUT = 16 * LONGEST
+/** What a reply may take beside its data: a header, and no more chunks than the two blocks have that the data may lie in. */
+const REPLY = 256
+const VECTORS = 4 * MOST
+/** How long the next request is awaited before the thread sleeps, in milliseconds. */
+const AWAITED_MS = 0.05
+/** Then it is given back, so that somebody else can have the thread. */
+const IDLE_MS = 2000
+/** A batch of writes that takes longer waits for the disk. */
+const SLOW_MS = 5
+
+/** From Linux's include/uapi/linux/aio_abi.h and fs.h. */
+const PREAD = 0
+const PWRITE = 1
+const RWF_NOWAIT = 8
+const IOCB_SIZE = 64
+const IO_EVENT_SIZE = 32
+
+/** With one processor the client could not even run meanwhile. */
+const mayAwait = availableParallelism() > 1
+
+export class Server {
+  readonly #in = Buffer.allocUnsafeSlow(IN)
+  readonly #out = Buffer.allocUnsafeSlow(OUT)
+  readonly #inAddress: number
+  readonly #outAddress: number
+  readonly #iocbs = new Uint32Array((MOST * IOCB_SIZE) / 4)
+  readonly #pointers = new BigUint64Array(MOST)
+  readonly #pointersAddress: number
+  readonly #events = new Int32Array((MOST * IO_EVENT_SIZE) / 4)
+  readonly #eventsAddress: number
+  readonly #vectors = new Uint32Array(4 * VECTORS)
+  readonly #vectorsAddress: number
+
+  private constructor(
+    private readonly calls: ThreadCalls,
+    private readonly context: bigint,
+  ) {
+    this.#inAddress = calls.addressOf(this.#in)
+    this.#outAddress = calls.addressOf(this.#out)
+    const iocbs = calls.addressOf(this.#iocbs)
+    for (let at = 0; at < MOST; at++) this.#pointers[at] = BigInt(iocbs + at * IOCB_SIZE)
+    this.#pointersAddress = calls.addressOf(this.#pointers)
+    this.#eventsAddress = calls.addressOf(this.#events)
+    this.#vectorsAddress = calls.addressOf(this.#vectors)
+  }
+
+  /** Undefined where the system does not let us. */
+  static make(calls: ThreadCalls): Server | undefined {
+    const context = calls.setUp(MOST)
+    return context === undefined ? undefined : new Server(calls, context)
+  }
+
+  serve(lent: Lent): Returned {
+    return new Service(lent, this).run()
+  }
+
+  /** Puts one in the place of its number, which comes back with its result. */
+  prepare(index: number, write: boolean, fd: number, offset: number, at: number, length: number) {
+    const words = this.#iocbs
+    const word = (index * IOCB_SIZE) / 4
+    const address = write ? this.#inAddress + at : this.#outAddress + at
+    words[word] = index
+    words[word + 3] = write ? 0 : RWF_NOWAIT
+    words[word + 4] = write ? PWRITE : PREAD
+    words[word + 5] = fd
+    words[word + 6] = address
+    words[word + 7] = address / 2 ** 32
+    words[word + 8] = length
+    words[word + 10] = offset
+    words[word + 11] = offset / 2 ** 32
+  }
+
+  /** Does the first so many: bytes, or an errno below 0, of each. */
+  perform(count: number, results: Int32Array) {
+    const { calls, context } = this
+    results.fill(-EAGAIN, 0, count) // as what is not even begun
+    const begun = calls.submit(context, count, this.#pointersAddress)
+    for (let done = 0; done < begun;) {
+      const more = calls.results(context, begun - done, MOST, this.#eventsAddress)
+      if (more < 0 && more !== -EINTR) throw new Error(`io_getevents: errno ${-more}`)
+      for (let index = 0; index < more; index++) {
+        const word = (index * IO_EVENT_SIZE) / 4
+        results[this.#events[word]!] = this.#events[word + 4]!
+      }
+      done += Math.max(more, 0)
+    }
+  }
+
+  receive(socket: number, at: number) {
+    return this.calls.receive(socket, this.#inAddress + at, IN - at)
+  }
+
+  /** Sends parts of `out` as far as the socket takes them, `from` and `to` of each. */
+  send(socket: number, parts: Int32Array, count: number) {
+    for (let index = 0; index < count; index++) {
+      const address = this.#outAddress + parts[2 * index]!
+      this.#vectors[4 * index] = address
+      this.#vectors[4 * index + 1] = address / 2 ** 32
+      this.#vectors[4 * index + 2] = parts[2 * index + 1]! - parts[2 * index]!
+    }
+    return this.calls.send(socket, this.#vectorsAddress, count)
+  }
+
+  wait(socket: number, wanted: number, event: number, timeoutMs: number) {
+    const came = this.calls.wait(socket, wanted, event, timeoutMs)
+    this.calls.reset(event)
+    return came
+  }
+
+  get in() {
+    return this.#in
+  }
+
+  get out() {
+    return this.#out
+  }
+}
+
+/** Of one connection, from when it is lent until it is given back. */
+class Service {
+  readonly #control: Int32Array
+  readonly #counters: Float64Array
+  readonly #lentToAll: Int32Array
+  readonly #marks: { readonly shared: SharedMarks; readonly start: number; epoch: number }[]
+  readonly #extended: boolean
+  readonly #headerSize: number
+  readonly #magic: number
+  readonly #replies: Replies
+  /** In `in`: received, and not looked at. */
+  #start = 0
+  #end = 0
+  /** Of `out`. */
+  #used = 0
+  /** Of the batch: its requests, where each begins in `in` and ends, and where the data of a read are in `out`. */
+  readonly #requests: Request[] = []
+  readonly #from = new Int32Array(MOST)
+  readonly #to = new Int32Array(MOST)
+  readonly #data = new Int32Array(MOST)
+  readonly #results = new Int32Array(MOST)
+  #count = 0
+  #writes = 0
+  /** What of `out` is to be sent. */
+  readonly #parts = new Int32Array(2 * VECTORS)
+  #partCount = 0
+  /** Given back. */
+  readonly #again: Buffer[] = []
+  readonly #unsent: Buffer[] = []
+  #mayAwait = mayAwait
+
+  constructor(
+    private readonly lent: Lent,
+    private readonly server: Server,
+  ) {
+    this.#control = new Int32Array(lent.control, 0, 1)
+    this.#counters = countersOf(lent.control)
+    this.#lentToAll = new Int32Array(lent.lent)
+    this.#marks = lent.marks.map(({ terms, start }) => ({ shared: new SharedMarks(terms), start, epoch: 0 }))
+    this.#extended = lent.mode === 'extended'
+    this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
+    this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
+    const outbox = { small: (length: number) => this.#room(length), large: () => {} }
+    this.#replies = new Replies(outbox, lent.mode)
+    server.in.set(lent.rest)
+    this.#end = lent.rest.length
+  }
+
+  run(): Returned {
+    for (;;) {
+      const stop = this.#serveWhatIsThere() ?? this.#receive()
+      if (!stop) continue
+      const rest = Buffer.concat([...this.#again, this.server.in.subarray(this.#start, this.#end)])
+      return { reason: stop, rest: new Uint8Array(rest), unsent: new Uint8Array(Buffer.concat(this.#unsent)) }
+    }
+  }
+
+  get #isRevoked() {
+    return Atomics.load(this.#control, STOP) !== 0
+  }
+
+  #serveWhatIsThere(): Reason | undefined {
+    for (;;) {
+      if (this.#isRevoked) return 'revoked'
+      const foreign = this.#gather()
+      if (this.#count > 0) {
+        const stop = this.#perform()
+        if (stop) return stop
+      } else if (!foreign) return undefined
+      if (foreign) return 'foreign'
+    }
+  }
+
+  /** Takes requests for the next batch. True where the one behind them is not for us. */
+  #gather(): boolean {
+    const { in: input } = this.server
+    const headerSize = this.#headerSize
+    const { file, start: base, size } = this.lent
+    const { dataHeader } = this.#replies
+    this.#count = this.#writes = this.#used = this.#partCount = 0
+    while (this.#count < MOST && this.#end - this.#start >= headerSize) {
+      const at = this.#start
+      if (input.readUInt32BE(at) !== this.#magic) return true
+      const request = decodeRequest(input, at, this.#extended)
+      const { type, flags, length } = request
+      if (length === 0 || length > LONGEST || request.offset + length > size) return true
+      const index = this.#count
+      if (type === Command.READ && (flags & ~Flag.DF) === 0) {
+        if (this.#used + length + REPLY * (MOST + 1) > OUT) return false
+        const data = this.#used + dataHeader
+        this.server.prepare(index, false, file, base + request.offset, data, length)
+        this.#data[index] = data
+        this.#used = data + length
+        this.#start += headerSize
+      } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
+        if (this.#end - at < headerSize + length) return false
+        this.server.prepare(index, true, file, base + request.offset, at + headerSize, length)
+        this.#writes++
+        this.#start += headerSize + length
+      } else return true
+      this.#from[index] = at
+      this.#to[index] = this.#start
+      this.#requests[index] = request
+      this.#count++
+    }
+    return false
+  }
+
+  #perform(): Reason | undefined {
+    const begun = this.#writes > 0 ? performance.now() : 0
+    if (this.#writes > 0) this.#markWrites(true)
+    this.server.perform(this.#count, this.#results)
+    if (this.#writes > 0) this.#markWrites(false)
+    const ms = this.#writes > 0 ? performance.now() - begun : 0
+    let missed = false
+    for (let index = 0; index < this.#count; index++) {
+      const request = this.#requests[index]!
+      if (this.#results[index] !== request.length) {
+        missed = true
+        this.#again.push(Buffer.from(this.server.in.subarray(this.#from[index], this.#to[index])))
+      } else if (request.type === Command.READ) this.#answerRead(request, this.#data[index]!)
+      else this.#answerWrite(request, ms)
+    }
+    const stop = this.#send()
+    this.#mayAwait = mayAwait
+    return stop ?? (missed ? 'missed' : ms > SLOW_MS ? 'slow' : undefined)
+  }
+
+  /** Before they are made, all of them; behind them where an epoch has moved. */
+  #markWrites(before: boolean) {
+    for (const marks of this.#marks) {
+      const { epoch } = marks.shared
+      if (!before && epoch === marks.epoch) continue
+      marks.epoch = epoch
+      for (let index = 0; index < this.#count; index++) {
+        const { type, offset, length } = this.#requests[index]!
+        if (type === Command.WRITE) marks.shared.mark(marks.start + offset, length)
+      }
+    }
+  }
+
+  #answerRead(request: Request, data: number) {
+    const { out } = this.server
+    const { offset, length } = request
+    const counters = this.#counters
+    counters[READS]!++
+    counters[READ_BYTES]! += length
+    const mayBeSparse = out[data] === 0 || out[data + length - 1] === 0
+    const runs =
+      this.#replies.mode === 'simple' || (request.flags & Flag.DF) !== 0 || !mayBeSparse
+        ? []
+        : runsOf(out.subarray(data, data + length), offset)
+    if (runs.some(({ zero }) => zero)) {
+      for (const [at, { from, to, zero }] of runs.entries()) {
+        const last = at === runs.length - 1
+        if (zero) this.#replies.hole(request, offset + from, to - from, last)
+        else {
+          const { at: header } = this.#room(this.#replies.dataHeader)
+          this.#replies.dataBefore(out, this.#used, request, offset + from, to - from, last)
+          this.#part(header, this.#used)
+          this.#part(data + from, data + to)
+        }
+      }
+    } else {
+      this.#replies.dataBefore(out, data, request, offset, length, true)
+      this.#part(data - this.#replies.dataHeader, data + length)
+    }
+  }
+
+  #answerWrite(request: Request, ms: number) {
+    const counters = this.#counters
+    counters[WRITES]!++
+    counters[WRITE_BYTES]! += request.length
+    counters[WRITE_MS]! += ms
+    counters[LATENCIES + bucketOf(ms)]!++
+    counters[HIGHEST] = Math.max(counters[HIGHEST]!, request.offset + request.length)
+    this.#replies.done(request)
+  }
+
+  /** For a header or a reply without data, behind all that is in `out`. */
+  #room(length: number) {
+    const at = this.#used
+    this.#used += length
+    this.#part(at, at + length)
+    return { into: this.server.out, at }
+  }
+
+  #part(from: number, to: number) {
+    const last = 2 * this.#partCount - 2
+    if (last >= 0 && this.#parts[last + 1] === from) {
+      this.#parts[last + 1] = to
+      return
+    }
+    this.#parts[2 * this.#partCount] = from
+    this.#parts[2 * this.#partCount + 1] = to
+    this.#partCount++
+  }
+
+  /** All that is to be sent, or what the client does not take is given back. */
+  #send(): Reason | undefined {
+    const { socket, wake } = this.lent
+    const parts = this.#parts
+    for (let first = 0; first < this.#partCount;) {
+      const left = parts.subarray(2 * first)
+      let sent = this.server.send(socket, left, this.#partCount - first)
+      if (sent === -EAGAIN) {
+        if (this.#isRevoked) {
+          for (let at = first; at < this.#partCount; at++)
+            this.#unsent.push(this.server.out.subarray(parts[2 * at], parts[2 * at + 1]))
+          return 'revoked'
+        }
+        this.server.wait(socket, POLLOUT, wake, IDLE_MS)
+      } else if (sent < 0 && sent !== -EINTR) return 'gone'
+      if (sent > 0) this.#counters[SENT]! += sent
+      for (; sent > 0; first++) {
+        const length = parts[2 * first + 1]! - parts[2 * first]!
+        if (sent < length) {
+          parts[2 * first]! += sent
+          break
+        }
+        sent -= length
+      }
+    }
+    return undefined
+  }
+
+  #receive(): Reason | undefined {
+    const { socket, wake } = this.lent
+    if (this.#start === this.#end) this.#start = this.#end = 0
+    else if (IN - this.#end < 2 * LONGEST) {
+      this.server.in.copyWithin(0, this.#start, this.#end)
+      this.#end -= this.#start
+      this.#start = 0
+    }
+    let received = this.server.receive(socket, this.#end)
+    if (received === -EAGAIN && this.#mayAwait && Atomics.load(this.#lentToAll, 0) === 1) {
+      for (const begun = performance.now(); received === -EAGAIN && performance.now() - begun < AWAITED_MS;)
+        received = this.server.receive(socket, this.#end)
+      this.#mayAwait = false // until something came of it
+    }
+    if (received > 0) {
+      this.#end += received
+      this.#counters[RECEIVED]! += received
+      return undefined
+    }
+    if (received === -EAGAIN) return this.server.wait(socket, POLLIN, wake, IDLE_MS) ? this.#revoked() : 'idle'
+    return received === -EINTR ? undefined : 'gone'
+  }
+
+  #revoked(): Reason | undefined {
+    return this.#isRevoked ? 'revoked' : undefined
+  }
+}

@@ -1,0 +1,74 @@
+// What is said between the main thread and one that a connection is lent to (lease.ts, serve.ts).
+
+import type { MarksTerms } from '../../bitmaps/shared-marks.ts'
+import type { ReplyMode } from '../offer.ts'
+import { BOUNDS_MS, type Counts } from '../traffic.ts'
+
+/** Longer reads and writes are for the main thread, whose others may go on beside them. */
+export const LONGEST = 64 << 10
+
+/** A connection, lent. */
+export interface Lent {
+  /** A descriptor of its own for the socket, which stays open until the connection was given back. */
+  readonly socket: number
+  /** Becomes readable when the thread is to look at `control`. */
+  readonly wake: number
+  /** Where the disk's bytes stand as they are, from `start` on. */
+  readonly file: number
+  readonly start: number
+  /** Bytes of the disk. */
+  readonly size: number
+  readonly mode: ReplyMode
+  readonly marks: readonly { readonly terms: MarksTerms; readonly start: number }[]
+  /** Received already, and not looked at. */
+  readonly rest: Uint8Array
+  readonly control: SharedArrayBuffer
+  /** How many are lent, to all threads: an Int32. */
+  readonly lent: SharedArrayBuffer
+}
+
+/**
+ * Why it was given back: it was asked for; there is a request that the thread may not answer, or one that has failed or would wait for the disk; writes
+ * wait for the disk; nothing was asked for; the client is gone.
+ */
+export type Reason = 'revoked' | 'foreign' | 'missed' | 'slow' | 'idle' | 'gone'
+
+export interface Returned {
+  readonly reason: Reason
+  /** Received, and not answered: whole requests, and perhaps the beginning of one. */
+  readonly rest: Uint8Array
+  /** Of replies that the system has taken in part. */
+  readonly unsent: Uint8Array
+}
+
+/** Of `control`: an Int32, not 0 when the connection is asked for. */
+export const STOP = 0
+const COUNTERS = 8
+
+/** Of the counters. */
+export const RECEIVED = 0
+export const SENT = 1
+export const READS = 2
+export const READ_BYTES = 3
+export const WRITES = 4
+export const WRITE_BYTES = 5
+export const WRITE_MS = 6
+/** Where the furthest write has ended. */
+export const HIGHEST = 7
+/** How many writes took so long, as Traffic has them. */
+export const LATENCIES = 8
+const COUNTED = LATENCIES + BOUNDS_MS.length + 1
+
+export const makeControl = () => new SharedArrayBuffer(COUNTERS + 8 * COUNTED)
+/** Written by the thread alone; of eight bytes that are aligned nobody sees a half on x64 and arm64. */
+export const countersOf = (control: SharedArrayBuffer) => new Float64Array(control, COUNTERS, COUNTED)
+
+/** As they are at this moment. */
+export const countsOf = (counters: Float64Array): Counts => ({
+  reads: counters[READS]!,
+  readBytes: counters[READ_BYTES]!,
+  writes: counters[WRITES]!,
+  writeBytes: counters[WRITE_BYTES]!,
+  writeMs: counters[WRITE_MS]!,
+  latencies: Array.from(counters.subarray(LATENCIES)),
+})
