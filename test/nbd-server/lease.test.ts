@@ -337,45 +337,52 @@ t.test('a thread marks exactly what it writes, and what it does is counted while
   await quiet(served)
 })
 
-t.test('a client that takes no replies keeps nobody from draining, and gets all of them', { skip }, async t => {
-  await using stack = new AsyncDisposableStack()
-  const here = await world(stack)
-  const { graph, disk, content, served } = here
-  await warmUp(here)
-  const block = 64 << 10
-  await using peer = await RawPeer.connect(served.socket)
-  await peer.send(Buffer.concat([flags(3), option(8), go('disk')]))
-  const before = lender.loans
-  let cookie = 0n
-  const write = () =>
-    request({ type: Command.WRITE, cookie: ++cookie, offset: 0, payload: Buffer.alloc(block, Number(cookie % 250n) + 1) })
-  // Its replies are small, and stay in the socket.
-  for (let wait = 0; lender.loans === before; wait++) {
-    if (wait > 500) throw new Error('it was never lent')
-    await peer.send(write())
-    await turns(20)
-  }
-  const reads = 100
-  const first = cookie + 1n
-  await peer.send(
-    Buffer.concat(Array.from({ length: reads }, () => request({ type: Command.READ, cookie: ++cookie, length: block }))),
-  )
-  await turns(50)
-  await graph.drained([disk], () => {})
-  await peer.send(request({ type: Command.DISC }))
-  const reader = new Reader(await peer.upTo(Infinity))
-  reader.greeting()
-  reader.optionAnswers()
-  const answers = reader.answers(read => (read >= first ? block : 0))
-  const answered = answers.filter(answer => answer.cookie >= first)
-  t.equal(answered.length, reads)
-  t.equal(answers.length, Number(cookie))
-  const expected = content().subarray(0, block)
-  t.ok(
-    answered.every(({ data }) => data?.equals(expected)),
-    'each with what the disk holds',
-  )
-})
+for (const [what, over] of Object.entries({
+  'keeps nobody from draining': (drain: () => Promise<void>) => drain(),
+  'does not keep its thread': async () => {
+    while (lender.out > 0) await turns(20)
+  },
+}))
+  t.test(`a client that takes no replies ${what}, and gets all of them`, { skip }, async t => {
+    await using stack = new AsyncDisposableStack()
+    const here = await world(stack)
+    const { graph, disk, content, served } = here
+    await warmUp(here)
+    const block = 64 << 10
+    await using peer = await RawPeer.connect(served.socket)
+    await peer.send(Buffer.concat([flags(3), option(8), go('disk')]))
+    const before = lender.loans
+    let cookie = 0n
+    const write = () =>
+      request({ type: Command.WRITE, cookie: ++cookie, offset: 0, payload: Buffer.alloc(block, Number(cookie % 250n) + 1) })
+    // Its replies are small, and stay in the socket.
+    for (let wait = 0; lender.loans === before; wait++) {
+      if (wait > 500) throw new Error('it was never lent')
+      await peer.send(write())
+      await turns(20)
+    }
+    const reads = 100
+    const first = cookie + 1n
+    await peer.send(
+      Buffer.concat(Array.from({ length: reads }, () => request({ type: Command.READ, cookie: ++cookie, length: block }))),
+    )
+    await turns(50)
+    await over(() => graph.drained([disk], () => {}))
+    t.equal(lender.out, 0)
+    await peer.send(request({ type: Command.DISC }))
+    const reader = new Reader(await peer.upTo(Infinity))
+    reader.greeting()
+    reader.optionAnswers()
+    const answers = reader.answers(read => (read >= first ? block : 0))
+    const answered = answers.filter(answer => answer.cookie >= first)
+    t.equal(answered.length, reads)
+    t.equal(answers.length, Number(cookie))
+    const expected = content().subarray(0, block)
+    t.ok(
+      answered.every(({ data }) => data?.equals(expected)),
+      'each with what the disk holds',
+    )
+  })
 
 t.test('when a thread dies its client is closed, no mark is lost, and others are served', { skip }, async t => {
   await using stack = new AsyncDisposableStack()

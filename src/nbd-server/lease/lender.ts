@@ -33,6 +33,11 @@ class Lender {
   /** How often one was lent. */
   loans = 0
 
+  /** How many are lent. */
+  get out() {
+    return Atomics.load(new Int32Array(this.#lent), 0)
+  }
+
   /** A thread is free, or soon will be if it is asked for again. */
   get hasRoom() {
     if (native === undefined || process.env['STILLPOINT_LEND_AFTER'] === 'never' || this.#calls === null) return false

@@ -365,12 +365,12 @@ class Service {
       const left = parts.subarray(2 * first)
       let sent = this.server.send(socket, left, this.#partCount - first)
       if (sent === -EAGAIN) {
-        if (this.#isRevoked) {
+        // A client that does not read is closed after a while, which the main thread sees to, and keeps the thread from nobody meanwhile.
+        if (this.#isRevoked || !this.server.wait(socket, POLLOUT, wake, IDLE_MS)) {
           for (let at = first; at < this.#partCount; at++)
             this.#unsent.push(this.server.out.subarray(parts[2 * at], parts[2 * at + 1]))
-          return 'revoked'
+          return this.#revoked() ?? 'idle'
         }
-        this.server.wait(socket, POLLOUT, wake, IDLE_MS)
       } else if (sent < 0 && sent !== -EINTR) return 'gone'
       if (sent > 0) this.#counters[SENT]! += sent
       for (; sent > 0; first++) {
