@@ -139,7 +139,8 @@ t.test("raw refuses a window that reaches beyond the file, in QEMU's words", asy
   const open = (options: unknown) => raw.open(raw.options.parse(options), context)
   await t.rejects(open({ offset: 1001 }), { message: 'Offset (1001) cannot be greater than size of the containing file (1000)' })
   await t.rejects(open({ offset: 500, size: 501 }), {
-    message: 'The sum of offset (500) and size (501) has to be smaller or equal to the  actual size of the containing file (1000)',
+    message:
+      'The sum of offset (500) and size (501) has to be smaller or equal to the  actual size of the containing file (1000)',
   })
   t.equal((await open({ offset: 1000 })).size, 0)
   t.throws(() => raw.options.parse({ offset: -1 }))
