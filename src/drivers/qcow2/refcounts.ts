@@ -90,7 +90,7 @@ export class Refcounts {
         if (this.#read(slice.bytes, at % refcountsPerSlice) !== 0) first = at + 1
       }
       if (at - first === count) return this.#take(first, at)
-      await this.#prepare(at, first + count - at)
+      await this.#prepare(at, first + count - at, count)
       from = first
     }
   }
@@ -248,17 +248,20 @@ export class Refcounts {
     return block / sliceSize + Math.floor((cluster % refcountsPerBlock) / refcountsPerSlice)
   }
 
-  /** Makes it possible to say whether `cluster` is free, and to use it if so. One at a time. */
-  async #prepare(cluster: number, count: number) {
+  /**
+   * Makes it possible to say whether `cluster` is free, and to use it and `count` in all if so. One at a time. Where counts are missing
+   * there will be so many for `row` clusters in a row: the blocks that hold them stand before these, so what is free before ends there.
+   */
+  async #prepare(cluster: number, count: number, row = count) {
     if (this.#preparing) {
       await this.#preparing
       return
     }
-    this.#preparing = this.#prepareNow(cluster, count).finally(() => (this.#preparing = undefined))
+    this.#preparing = this.#prepareNow(cluster, count, row).finally(() => (this.#preparing = undefined))
     await this.#preparing
   }
 
-  async #prepareNow(cluster: number, count: number) {
+  async #prepareNow(cluster: number, count: number, row: number) {
     const { clusterSize, refcountsPerBlock } = this.image.geometry
     if ((cluster + count) * clusterSize > MOST_BYTES)
       throw new NoSpace(`the image file has grown to ${MOST_BYTES} bytes, and qcow2 can address no more`)
@@ -268,7 +271,7 @@ export class Refcounts {
     if (key !== undefined && !this.image.refcountCache.get(key)) return this.image.refcountCache.load(key)
     if (key !== undefined) return this.image.file.grow((cluster + count) * clusterSize)
 
-    await this.#makeBlocks(index, count)
+    await this.#makeBlocks(index, row)
   }
 
   /**
