@@ -1,7 +1,7 @@
 // What a person is told when a command fails, and what the program exits with.
 
 import { CommanderError } from 'commander'
-import { Fault, messageOf } from '../base/errors.ts'
+import { Fault, faultIn, messageOf } from '../base/errors.ts'
 import { exitCodes } from './exit-codes.ts'
 
 /** Something in how the program was called makes no sense; the sentence says what would. */
@@ -16,9 +16,10 @@ export function tellFailure(error: unknown, write = toStderr): number {
   // Commander has said what it has to say; what it calls 1 is a mistake in the call.
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitCodes.usage
   const debug = process.env['STILLPOINT_DEBUG'] === '1'
-  if (error instanceof Fault) {
-    write(`stillpoint: ${debug ? stackOf(error) : error.message}\n`)
-    return error.exitCode
+  const fault = faultIn(error)
+  if (fault) {
+    write(`stillpoint: ${debug ? stackOf(fault) : fault.message}\n`)
+    return fault.exitCode
   }
   const advice = debug ? stackOf(error) : `${messageOf(error)}\nThis is a bug in stillpoint; STILLPOINT_DEBUG=1 shows where.`
   write(`stillpoint: ${advice}\n`)

@@ -10,6 +10,7 @@ import type { Command } from 'commander'
 import t from 'tap'
 import { commands } from '../../src/cli/commands/index.ts'
 import type { Noun, Verb } from '../../src/cli/define.ts'
+import { NoSpace } from '../../src/base/errors.ts'
 import { tellFailure } from '../../src/cli/failure.ts'
 import { createProgram } from '../../src/cli/program.ts'
 import { NEVER, Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
@@ -247,4 +248,19 @@ t.test('the program loads what it needs, and no more, to say its version', async
   t.ok(files.size > 10)
   const folders = new Set([...files].map(file => file.split('/dist/src/')[1]!.split('/')[0]))
   t.same(folders, new Set(['base', 'cli']))
+})
+
+t.test('a full disk is no bug, also where putting things away has failed for it too', async t => {
+  const file = { [Symbol.asyncDispose]: () => Promise.reject(new NoSpace('disk.qcow2: No space left on device')) }
+  let said = ''
+  try {
+    await using _file = file
+    throw new NoSpace('disk.qcow2: No space left on device')
+  } catch (error) {
+    t.equal(
+      tellFailure(error, text => (said += text)),
+      1,
+    )
+  }
+  t.equal(said, 'stillpoint: disk.qcow2: No space left on device\n')
 })
