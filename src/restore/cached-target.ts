@@ -189,9 +189,14 @@ export class CachedTarget implements Target {
       throw error
     }
     this.#written += block.length
-    // Others write here too, so it is counted anew from time to time.
-    if (this.#bytes + this.#written > this.options.bytes || this.#written > this.options.bytes / 8)
-      await (this.#tidying ??= this.#tidy().finally(() => (this.#tidying = undefined)))
+    // Once more where it was written while that went on.
+    while (this.#mayBeTooMuch) await (this.#tidying ??= this.#tidy().finally(() => (this.#tidying = undefined)))
+  }
+
+  /** Others write here too, so it is counted anew from time to time. */
+  get #mayBeTooMuch() {
+    const { bytes: most } = this.options
+    return this.#bytes + this.#written > most || this.#written > most / 8
   }
 
   /** Counts what is there, and takes away what was not read for longest. */
