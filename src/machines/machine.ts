@@ -144,10 +144,12 @@ export class Machine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
+    // All of them, also where one cannot be closed well.
+    await using disks = new AsyncDisposableStack()
+    for (const { parts } of this.#opened) disks.use(parts)
     await this.guest[Symbol.asyncDispose]()
     await this.#remembering
     clearTimeout(this.#rememberAgain)
-    for (const { parts } of this.#opened.toReversed()) await parts[Symbol.asyncDispose]()
   }
 
   /**

@@ -323,9 +323,11 @@ export class Machines implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
-    for (const { machine } of this.list.toReversed()) {
-      for (const disk of machine.disks.toReversed()) await this.#unexport(`${machine.name}/${disk.name}`)
-      await this.#close(machine)
+    // All of them, also where one cannot be closed well.
+    await using all = new AsyncDisposableStack()
+    for (const { machine } of this.list) {
+      all.defer(() => this.#close(machine))
+      for (const disk of machine.disks) all.defer(() => this.#unexport(`${machine.name}/${disk.name}`))
     }
   }
 }

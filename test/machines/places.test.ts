@@ -1,10 +1,12 @@
 // Where a machine's disk is found after a restart when jobs have moved it: never at an image that lacks what was answered since.
 
+import { systemError, watchFiles } from '../helpers/file-changes.ts'
 import { existsSync, readFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { messageOf } from '../../src/base/errors.ts'
 import { startAppliance, type TestAppliance } from '../helpers/appliance.ts'
 import { hangingFile, hangingFileMissing } from '../helpers/hanging-file.ts'
 import { qemuImg } from '../helpers/qemu.ts'
@@ -137,3 +139,19 @@ t.test(
     await guest[Symbol.asyncDispose]()
   },
 )
+
+t.test('where one disk cannot be closed well the others are, and whoever comes next has them', async t => {
+  await using stack = new AsyncDisposableStack()
+  const disks = { one: diskContent(SIZE, 1), two: diskContent(SIZE, 2), three: diskContent(SIZE, 3) }
+  const daemon = await startAppliance(stack, { disks })
+  await daemon.execute('checkpoint-create', { machine: 'db', name: 'c' })
+  for (const disk of Object.keys(disks)) await (await daemon.nbd(`db/${disk}`)).write(0, Buffer.alloc(512, 1))
+  {
+    using _watching = watchFiles(daemon.folder, ({ what, path }) => {
+      if (what === 'fdatasync' && path.includes('two')) throw systemError('EIO', what)
+    })
+    const error: unknown = await daemon.appliance[Symbol.asyncDispose]().catch((thrown: unknown) => thrown)
+    t.match(messageOf(error), /db\.two.*Input\/output error/)
+  }
+  await t.resolves(daemon.start().then(again => again[Symbol.asyncDispose]()))
+})
