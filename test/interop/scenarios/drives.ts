@@ -67,6 +67,7 @@ export const drives: readonly Scenario[] = [
       event('BLOCK_JOB_CANCELLED'),
       job('j', 'concluded'),
       qmp('job-dismiss', { id: 'j' }),
+      job('j', 'null'),
       infoOf('none.qcow2'),
       transaction([
         ['drive-backup', { 'job-id': 'j', device: 'disk', target: '$D/with.qcow2', sync: 'full', format: 'qcow2' }],

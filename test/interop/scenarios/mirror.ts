@@ -135,6 +135,7 @@ export const mirrors: readonly Scenario[] = [
       job('j', 'concluded'),
       qmp('query-jobs', {}, { ignoring: ['current-progress', 'total-progress'] }),
       qmp('job-dismiss', { id: 'j' }),
+      job('j', 'null'),
       mirror({ speed: 1 }),
       qmp('block-job-set-speed', { device: 'j', speed: 0 }),
       ready,
