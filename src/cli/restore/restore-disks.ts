@@ -87,7 +87,7 @@ async function restoreDisk(source: RestoreSource, disk: DiskManifest, target: st
     damaged.sort((a, b) => a.offset - b.offset)
     return { disk: disk.name, target, size: disk.size, written, zeroed, damaged, ms: performance.now() - begun }
   } catch (error) {
-    await images[Symbol.asyncDispose]().catch(messageOf) // what it could not write nobody wants any more
+    await images[Symbol.asyncDispose]().catch((other: unknown) => note(`Nor could its image be closed: ${messageOf(other)}.`))
     note(`The restore of disk '${clean(disk.name)}' has failed; ${await sink.drop()}.`)
     throw error
   }
