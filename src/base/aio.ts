@@ -18,13 +18,13 @@ export interface FilePart {
 /** How many at once, at most. */
 export const MOST_PARTS = 64
 /** From Linux's include/uapi/linux/aio_abi.h, fs.h, and asm-generic/errno-base.h. */
-const PREAD = 0
-const PWRITE = 1
+export const PREAD = 0
+export const PWRITE = 1
 export const RWF_NOWAIT = 8
-const EAGAIN = 11
-const EINTR = 4
-const IOCB_SIZE = 64
-const IO_EVENT_SIZE = 32
+export const EAGAIN = 11
+export const EINTR = 4
+export const IOCB_SIZE = 64
+export const IO_EVENT_SIZE = 32
 
 /** Of the system calls that C libraries do not wrap, by architecture. */
 export const NUMBERS: Readonly<Record<string, { readonly setup: number; readonly submit: number; readonly getEvents: number }>> =

@@ -5,17 +5,14 @@
 
 import type { KoffiFunc } from 'koffi'
 import { addresses, type AddressOf } from './address.ts'
-import { NUMBERS } from './aio.ts'
+import { NUMBERS, RWF_NOWAIT } from './aio.ts'
 
-/** From Linux's include/uapi/asm-generic/errno-base.h and poll.h. */
-export const EINTR = 4
-export const EAGAIN = 11
+/** From Linux's include/uapi/asm-generic/poll.h. */
 export const POLLIN = 1
 export const POLLOUT = 4
 
-/** From include/linux/socket.h, include/uapi/linux/fs.h, eventfd.h and fcntl.h. */
+/** From include/linux/socket.h, include/uapi/linux/eventfd.h and fcntl.h. */
 const MSG_DONTWAIT = 0x40
-const RWF_NOWAIT = 8
 const EFD_CLOEXEC = 0o2000000
 const EFD_NONBLOCK = 0o4000
 const F_DUPFD_CLOEXEC = 1030

@@ -296,8 +296,6 @@ async function notMarked(daemon: Daemon, machine: string, name: string, copies: 
 const asked = process.env['STILLPOINT_STEPS']
 const most = ({ steps = 2 }: Duty) => (asked === 'all' ? Infinity : Number(asked ?? steps))
 
-/** The same each time, if nobody asks for another. */
-
 function pick(count: number, duty: Duty, random: () => number): number[] {
   const all = Array.from({ length: count }, (_, index) => index)
   while (all.length > most(duty)) all.splice(random() % all.length, 1)

@@ -13,7 +13,8 @@ import {
   extendedRequest,
   request as compactRequest,
 } from 'nbd-client-ts/protocol'
-import { EAGAIN, EINTR, POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
+import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
+import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
 import { Replies } from '../replies.ts'
 import { decodeRequest, type Request } from '../request.ts'
@@ -50,13 +51,6 @@ const AWAITED_MS = 0.05
 const IDLE_MS = 2000
 /** A batch of writes that takes longer waits for the disk. */
 const SLOW_MS = 5
-
-/** From Linux's include/uapi/linux/aio_abi.h and fs.h. */
-const PREAD = 0
-const PWRITE = 1
-const RWF_NOWAIT = 8
-const IOCB_SIZE = 64
-const IO_EVENT_SIZE = 32
 
 /** With one processor the client could not even run meanwhile. */
 const mayAwait = availableParallelism() > 1
