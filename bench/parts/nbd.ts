@@ -4,7 +4,8 @@
 import { readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { randomFillSync } from 'node:crypto'
 import { join } from 'node:path'
-import { QmpClient } from '../../src/control/qmp-client.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { NotQmp, QmpClient } from '../../src/control/qmp-client.ts'
 import { run } from '../demo/tools.ts'
 import { fioResult, type Load } from '../fio.ts'
 import { plotRatios } from '../plot.ts'
@@ -49,10 +50,22 @@ const daemon =
     const view = pulled ? ['--export', 'type=nbd,id=view,node-name=view,name=view'] : []
     const options = [...daemonOptions(socket, nodes), ...view, ...monitor]
     const pid = await startProgram(stack, [...servers[name], ...options], control, env)
-    await using qmp = await QmpClient.connect(control)
+    await using qmp = await monitorAt(control)
     await qmp.execute('block-dirty-bitmap-add', { node: pulled ? 'image' : 'disk', name: 'b', granularity: 64 * KiB })
     return { pid, uri: `nbd+unix:///disk?socket=${socket}` }
   }
+
+/** Where somebody has just been, to see whether it listens: qemu-storage-daemon cuts off who comes before it has noticed that they left. */
+async function monitorAt(control: string): Promise<QmpClient> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await QmpClient.connect(control)
+    } catch (error) {
+      if (attempt === 100 || !(error instanceof NotQmp)) throw error
+      await sleep(20)
+    }
+  }
+}
 
 /** As a pull backup has them: the filter over the disk, and the view that clients read. */
 const pulledNodes = (image: string, scratch: string) => [
