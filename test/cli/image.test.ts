@@ -150,3 +150,18 @@ t.test('compare answers as qemu-img compare does', { skip }, async t => {
     t.equal(mine.stdout, qemu.stdout, args.join(' '))
   }
 })
+
+t.test('an image that is damaged is named, in the words of qemu-img', { skip }, async t => {
+  const image = `${folder}/damaged.qcow2`
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, '1M'])
+  const bytes = readFileSync(image)
+  const firstExtension = bytes.readUInt32BE(100)
+  bytes.writeUInt32BE(0x7fff_ffff, firstExtension + 4)
+  writeFileSync(image, bytes)
+  const said = `Could not open '${image}': Header extension too large\n`
+  for (const command of ['info', 'check', 'map']) {
+    const [mine, qemu] = await Promise.all([ours(command, image), theirs(command, image)])
+    t.equal(mine.stderr, `stillpoint: ${said}`)
+    t.equal(qemu.stderr, `qemu-img: ${said}`)
+  }
+})

@@ -1,7 +1,7 @@
 // A graph of our own, for commands that work on images without a daemon. Images are locked as the daemon and QEMU lock them.
 
 import { open } from 'node:fs/promises'
-import { Busy, InvalidParameter, NotSupported, ReadOnly } from '../../base/errors.ts'
+import { Busy, InvalidParameter, IoError, NotSupported, ReadOnly } from '../../base/errors.ts'
 import type { NodeOptions } from '../../block/driver.ts'
 import type { Edge } from '../../block/edge.ts'
 import { Graph } from '../../block/graph.ts'
@@ -75,7 +75,7 @@ export class Images implements AsyncDisposable {
 
 /** The name comes first, as qemu-img has it, unless the sentence has it anyway. */
 export function named(name: string, error: unknown): unknown {
-  const known = [Busy, InvalidParameter, NotSupported, ReadOnly].find(Class => error instanceof Class)
+  const known = [Busy, InvalidParameter, IoError, NotSupported, ReadOnly].find(Class => error instanceof Class)
   if (!(error instanceof Error) || !known || error.message.includes(name)) return error
   return new known(`Could not open '${name}': ${error.message}`, { cause: error })
 }
