@@ -6,24 +6,28 @@ import { parseDuration, parseSize } from '../../src/base/units.ts'
 
 const text = z.string().min(1, 'must not be empty')
 
-const secret = z.string().superRefine((reference, context) => {
-  const message = objectionTo(reference)
-  if (message !== undefined) context.addIssue({ code: 'custom', message })
-})
-
-const size = z.union([z.string(), z.number()]).transform((value, context) => {
-  const bytes = parseSize(String(value))
-  if (bytes) return bytes
-  context.addIssue({ code: 'custom', message: 'must be a number of bytes a second, such as 50M' })
+/** One that is a number, too, is not repeated. */
+const secret = z.union([z.string(), z.number()], 'must be text').transform((reference, context) => {
+  const message = objectionTo(String(reference))
+  if (message === undefined) return String(reference)
+  context.addIssue({ code: 'custom', message })
   return z.NEVER
 })
 
-const duration = z.string().transform((value, context) => {
-  const ms = parseDuration(value)
-  if (ms) return ms
-  context.addIssue({ code: 'custom', message: 'must be a time with its unit, such as 90s or 2m' })
-  return z.NEVER
-})
+/** As in the configuration's own keys. */
+const written = (read: (text: string) => number | undefined, wanted: string) =>
+  z.union([z.string(), z.number()], `must be ${wanted}`).transform((value, context) => {
+    const result = read(String(value))
+    if (result) return result
+    context.addIssue({ code: 'custom', message: `must be ${wanted}, not ${JSON.stringify(value)}` })
+    return z.NEVER
+  })
+
+const size = written(parseSize, 'a number of bytes a second, such as 50M')
+
+const duration = written(parseDuration, 'a time with its unit, such as 90s or 2m')
+
+const CONNECTIONS = 'must be a whole number from 1 to 256'
 
 const endpoint = z.string().superRefine((value, context) => {
   const url = URL.canParse(value) ? new URL(value) : undefined
@@ -52,13 +56,18 @@ export const s3Options = z
     profile: text.optional().describe('Instead of the keys: a profile in a file of AWS’s tools.'),
     'profile-file': text.optional().describe('That file. Default: ~/.aws/credentials.'),
     addressing: z
-      .enum(['path', 'virtual'])
+      .enum(['path', 'virtual'], 'must be "path" or "virtual"')
       .optional()
       .describe('Whether the bucket is part of the path or of the host name. Default: "virtual" at amazonaws.com, else "path".'),
     ca: text
       .optional()
       .describe('A file with the certificates of the authorities that are trusted, in PEM, instead of the system’s.'),
-    connections: z.number().int().min(1).max(256).default(32).describe('How many requests may be under way at once.'),
+    connections: z
+      .int(CONNECTIONS)
+      .min(1, CONNECTIONS)
+      .max(256, CONNECTIONS)
+      .default(32)
+      .describe('How many requests may be under way at once.'),
     'upload-limit': size.optional().describe('Bytes a second that are sent, all requests together.'),
     'download-limit': size.optional().describe('Bytes a second that are received.'),
     timeout: duration.default(60_000).describe('How long a request may stand still before it is given up and sent again.'),
@@ -66,7 +75,7 @@ export const s3Options = z
       .default(180_000)
       .describe('How long a request is tried again while the store does not answer, or says that it is busy.'),
     'lock-mode': z
-      .enum(['GOVERNANCE', 'COMPLIANCE'])
+      .enum(['GOVERNANCE', 'COMPLIANCE'], 'must be "GOVERNANCE" or "COMPLIANCE"')
       .default('COMPLIANCE')
       .describe('How objects are locked that must not be deleted before a date.'),
     'storage-class': text.optional().describe('The storage class of what is written, where the store has several.'),

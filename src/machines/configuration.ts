@@ -3,7 +3,7 @@
 
 import { BadSettings } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
-import { readTarget } from '../push/target.ts'
+import { readTargets } from '../push/target.ts'
 import { loadSettings } from '../settings/load.ts'
 import type { RepositorySettings, Settings } from '../settings/settings.ts'
 import { differences } from '../settings/sources.ts'
@@ -70,8 +70,7 @@ export class Configuration {
     let next: Settings
     try {
       next = await loadSettings(file)
-      for (const [name, { target }] of Object.entries(next.repositories))
-        await readTarget(target, `${file}: repositories.${name}`)
+      await readTargets(next.repositories)
     } catch (error) {
       if (!(error instanceof BadSettings)) throw error
       this.#problem = error.message

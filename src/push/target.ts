@@ -12,6 +12,7 @@ import { BadSettings, messageOf } from '../base/errors.ts'
 import { nearest } from '../base/nearest.ts'
 import type { Log } from '../base/log.ts'
 import type { Target } from '../repository/target.ts'
+import { refuseOptions, refusePlugin } from '../settings/plugin-options.ts'
 
 export * from '../repository/target.ts'
 
@@ -40,12 +41,28 @@ export async function openTarget(settings: TargetSettings, context: TargetContex
   return plugin.open(options, context)
 }
 
+/** What all the repositories' plugins object to, where each is configured. @throws BadSettings */
+export async function readTargets(repositories: Readonly<Record<string, { readonly target: TargetSettings }>>) {
+  const problems: string[] = []
+  for (const [name, { target }] of Object.entries(repositories)) {
+    try {
+      await readTarget(target, `repositories.${name}`)
+    } catch (error) {
+      if (!(error instanceof BadSettings)) throw error
+      problems.push(error.message)
+    }
+  }
+  if (problems.length > 0) throw new BadSettings(problems.join('\n'))
+}
+
 /** What the plugin makes of the options, without connecting to anything. @throws BadSettings */
-export async function readTarget({ plugin: name, ...options }: TargetSettings, where: string) {
-  const plugin = await loadPlugin(name, where)
+export async function readTarget(settings: TargetSettings, where: string) {
+  const { plugin: name, ...options } = settings
+  const plugin = await loadPlugin(name, where, settings)
   const parsed = plugin.options.safeParse(options)
   if (parsed.success) return { plugin, options: parsed.data }
   const known = Object.keys((plugin.options as { shape?: object }).shape ?? {})
+  refuseOptions(settings, parsed.error.issues, [...known, 'encryption'])
   const problems = parsed.error.issues.map(({ path, message, code, ...issue }) => {
     if (code === 'unrecognized_keys' && 'keys' in issue)
       return issue.keys.map(key => `unknown key "${key}"${meant(key, known)}`).join(', ')
@@ -65,23 +82,29 @@ function meant(key: string, known: readonly string[]) {
 }
 
 /** A name of ours, the name of a package that Node finds from here, or an absolute path. */
-export async function loadPlugin(name: string, where: string): Promise<TargetPlugin> {
-  const module = await importPlugin(name, where)
+export async function loadPlugin(
+  name: string,
+  where: string,
+  settings: TargetSettings = { plugin: name },
+): Promise<TargetPlugin> {
+  const module = await importPlugin(name, where, settings)
   const plugin = (module as { plugin?: unknown } | null)?.plugin
   if (isPlugin(plugin)) return plugin
-  throw new BadSettings(
-    `${where}: '${name}' is no push target: it exports no plugin with a name, options and open (src/push/target.ts)`,
-  )
+  const why = `'${name}' is no push target: it exports no plugin with a name, options and open (src/push/target.ts)`
+  refusePlugin(settings, why)
+  throw new BadSettings(`${where}: ${why}`)
 }
 
-async function importPlugin(name: string, where: string): Promise<unknown> {
+async function importPlugin(name: string, where: string, settings: TargetSettings): Promise<unknown> {
   try {
     return await import(specifierOf(name))
   } catch (error) {
-    throw new BadSettings(
-      `${where}: the plugin '${name}' does not load: ${messageOf(error)}. Ours are ${[...OURS].join(' and ')}; others are npm packages.`,
-      { cause: error },
-    )
+    // Behind that is where Node has looked from.
+    const why = `'${name}' does not load: ${messageOf(error).split(/\n| imported from /)[0]}`
+    const like = nearest(name, [...OURS])
+    const advice = like === undefined ? `ours are ${[...OURS].join(' and ')}; others are npm packages` : `did you mean "${like}"?`
+    refusePlugin(settings, `${why}; ${advice}`)
+    throw new BadSettings(`${where}: ${why}; ${advice}`, { cause: error })
   }
 }
 

@@ -4,14 +4,13 @@ import { open, readdir } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { BadSettings, strerror } from '../base/errors.ts'
 import { nearest } from '../base/nearest.ts'
-import { problemsOf } from './problems.ts'
+import { keepOrigin } from './plugin-options.ts'
+import { problemsOf, refuse } from './problems.ts'
 import { schema, type Checked } from './schema.ts'
 import type { KeepSettings, Listener, QuiesceSettings, ScheduleSettings, Settings } from './settings.ts'
 import { Sources } from './sources.ts'
-import { nameOf, YamlSource, type Path, type Place, type Problem } from './yaml-source.ts'
+import { nameOf, YamlSource, type Path, type Problem } from './yaml-source.ts'
 
-/** As many as one cares to read at once; the next run shows the rest. */
-const MAX_PROBLEMS = 20
 /** No configuration has more; what is named by mistake may be an image. */
 const MAX_BYTES = 4 << 20
 /** Linux's sun_path has 108 bytes, the last of them zero. */
@@ -81,6 +80,8 @@ export function parseFiles(files: readonly [SettingsFile, ...SettingsFile[]]): S
   if (!checked.success) refuse(problemsOf(source, checked.error.issues))
   const settings = settle(checked.data!, file)
   refuse(clashes(settings, source))
+  for (const [name, { target }] of Object.entries(settings.repositories))
+    keepOrigin(target, { source, path: ['repositories', name] })
   return settings
 }
 
@@ -118,30 +119,6 @@ function dataOf(source: Sources, file: string): unknown {
     throw error
   }
 }
-
-function refuse(problems: readonly Problem[]) {
-  if (problems.length === 0) return
-  const seen = new Set<string>()
-  const lines = problems
-    .map(({ place, sentence }) => ({ place, sentence }))
-    .toSorted((a, b) => orderOf(a.place, b.place))
-    // One for each place: what else is wrong there often follows from it.
-    .filter(({ place }) => {
-      const key = place ? `${place.source.file}:${place.offset}` : ''
-      return !seen.has(key) && seen.add(key)
-    })
-    .slice(0, MAX_PROBLEMS)
-    .map(({ place, sentence }) => {
-      if (!place) return sentence
-      const { line, column } = place.source.positionOf(place.offset)
-      return `${place.source.file}:${line}:${column}: ${sentence}`
-    })
-  throw new BadSettings(lines.join('\n'))
-}
-
-/** By file, and in a file from the top. */
-const orderOf = (a: Place | undefined, b: Place | undefined) =>
-  a && b && a.source === b.source ? a.offset - b.offset : (a?.source.file ?? '') < (b?.source.file ?? '') ? -1 : 1
 
 /** Paths are relative to the main file's folder. */
 function settle(

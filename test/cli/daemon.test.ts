@@ -41,14 +41,46 @@ t.test('the daemon runs with the settings and the log level', async t => {
   t.match(odd, { code: 2, stderr: /Allowed choices are debug, info, warn, error, silent/ })
 })
 
-t.test('--check looks at what the plugins of repositories are told, too', async t => {
+t.test('--check looks at what the plugins of repositories are told, too, and tells each mistake with its place', async t => {
   const file = `${t.testdir()}/bad.yaml`
-  for (const [repository, told] of [
-    ['{ plugin: file }', /repositories\.r: the options of plugin 'file' are wrong: it lacks "path"\n$/],
-    ['{ plugin: s3, bucket: bucket, endpoint: s3.example, profile: p }', /: endpoint: must be an address such as https:/],
-    ['{ plugin: files, path: /x }', /: the plugin 'files' does not load: .* Ours are file and s3; others are npm packages\.\n$/],
-  ] as const) {
-    writeFileSync(file, `${good}repositories: { r: ${repository} }\n`)
-    t.match(await stillpointInThread(['daemon', '--config', file, '--check']), { code: 2, stdout: '', stderr: told })
+  const s3 = 'plugin: s3, bucket: bucket, endpoint: "https://s3.example"'
+  /** `^` is where the mistake is. */
+  const cases: [repository: string, told: string][] = [
+    ['^{ plugin: file }', '"repositories.r" lacks "path"'],
+    ['{ plugin: file, path: /x, ^encription: {} }', 'unknown key "encription" in "repositories.r"; did you mean "encryption"?'],
+    ['{ plugin: file, path: ^[/x] }', '"repositories.r.path" must be text, and is a list'],
+    [
+      '{ plugin: s3, bucket: bucket, endpoint: ^s3.example, profile: p }',
+      '"repositories.r.endpoint" must be an address such as https://s3.example.net or http://10.0.0.7:7480, without a path',
+    ],
+    [`^{ ${s3} }`, '"repositories.r" needs either access-key and secret-key, or profile'],
+    [
+      `{ ${s3}, access-key: k, secret-key: ^123456 }`,
+      '"repositories.r.secret-key" must say where the secret is, and not what it is: file:/PATH, credential:NAME or env:NAME',
+    ],
+    [`{ ${s3}, profile: p, ^conections: 2 }`, 'unknown key "conections" in "repositories.r"; did you mean "connections"?'],
+    [`{ ${s3}, profile: p, connections: ^many }`, '"repositories.r.connections" must be a number, and is the text "many"'],
+    [`{ ${s3}, profile: p, connections: ^0 }`, '"repositories.r.connections" must be a whole number from 1 to 256'],
+    [`{ ${s3}, profile: p, retry: ^3 }`, '"repositories.r.retry" must be a time with its unit, such as 90s or 2m, not 3'],
+    [
+      `{ ${s3}, profile: p, addressing: ^host }`,
+      '"repositories.r.addressing" must be "path" or "virtual", and is the text "host"',
+    ],
+    [
+      '{ plugin: ^files, path: /x }',
+      `"repositories.r.plugin" 'files' does not load: Cannot find package 'files'; did you mean "file"?`,
+    ],
+  ]
+  for (const [marked, told] of cases) {
+    const repository = `  r: ${marked}`
+    writeFileSync(file, `${good}repositories:\n${repository.replace('^', '')}\n`)
+    const { code, stdout, stderr } = await stillpointInThread(['daemon', '--config', file, '--check'])
+    t.same([code, stdout, stderr], [2, '', `stillpoint: ${file}:7:${repository.indexOf('^') + 1}: ${told}\n`])
   }
+  writeFileSync(file, `${good}repositories:\n  r: { plugin: file }\n  s: { plugin: file, pth: /x, path: /y }\n`)
+  const both = await stillpointInThread(['daemon', '--config', file, '--check', '--json'])
+  t.same((JSON.parse(both.stdout) as { problems: unknown }).problems, [
+    `${file}:7:6: "repositories.r" lacks "path"`,
+    `${file}:8:22: unknown key "pth" in "repositories.s"; did you mean "path"?`,
+  ])
 })

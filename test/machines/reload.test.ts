@@ -167,7 +167,7 @@ t.test('what is only read when it is needed is said to have changed, by the name
   await t.rejects(appliance.reload(), {
     name: 'BadSettings',
     message:
-      /repositories\.near: the options of plugin 'file' are wrong: it lacks "path"; unknown key "pth"; did you mean "path"\?/,
+      /s\.yaml:4:23: "repositories\.near" lacks "path"\n.*s\.yaml:4:39: unknown key "pth" in "repositories\.near"; did you mean "path"\?$/,
   })
   const more = `repositories: { near: { plugin: file, path: ./far, encryption: { key: "file:/key" } } }
 schedules: { nightly: { machines: [db], repository: near, retry-after: 1m } }

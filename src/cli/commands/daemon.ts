@@ -99,9 +99,7 @@ async function settingsOf(file: string | undefined): Promise<Settings> {
 async function check(file: string, json: boolean) {
   try {
     const settings = await settingsOf(file)
-    const { readTarget } = await import('../../push/target.ts')
-    for (const [name, { target }] of Object.entries(settings.repositories))
-      await readTarget(target, `${file}: repositories.${name}`)
+    await (await import('../../push/target.ts')).readTargets(settings.repositories)
     if (json) printJson({ file: settings.file, good: true })
     else print(`${file} is good: ${whatIsIn(settings)}\n`)
   } catch (error) {
