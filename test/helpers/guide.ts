@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CliWorker } from './cli-worker.ts'
 import { environment, WHOLE } from './stillpoint.ts'
+import type { Ended } from './tools.ts'
 
 const root = fileURLToPath(new URL('../../../', import.meta.url))
 
@@ -145,6 +146,11 @@ export class StillpointFunction implements AsyncDisposable {
   exec {call}>&-
   return "$code"
 }`
+  }
+
+  /** By the same thread, without a shell. */
+  run(...args: string[]): Promise<Ended> {
+    return this.#worker.run(...args)
   }
 
   #serve(socket: Socket) {
