@@ -1,6 +1,5 @@
 // How a notice gets to where it is read: a program of the operator's, or a request to a web server.
 
-import { request } from 'undici'
 import { BadSettings, Fault } from '../base/errors.ts'
 import { isReference, readSecret } from '../base/secret-reference.ts'
 import { runCommand } from '../machines/quiesce/run-command.ts'
@@ -36,6 +35,7 @@ async function post(notice: Notice, where: NonNullable<NotifySettings['webhook']
     throw new BadSettings('notify.webhook: what it leads to is no http:// or https:// address')
   // Most chat programs show `text`.
   const text = `Stillpoint on ${notice.host}: schedule ${notice.schedule} ${notice.event}: ${notice.message}`
+  const { request } = await import('undici') // which is large, and a daemon without webhooks starts without it
   let status
   try {
     const { statusCode, body } = await request(url, {

@@ -1,6 +1,5 @@
 // Whether this machine and an S3 store agree on what time it is: signatures of another time are refused.
 
-import { request } from 'undici'
 import type { RepositorySettings } from '../../settings/settings.ts'
 import type { Finding } from './finding.ts'
 
@@ -13,6 +12,7 @@ const SUSPICIOUS_MS = 60_000
 export async function clockSkew({ target }: RepositorySettings): Promise<Finding[]> {
   const { endpoint } = target as { readonly endpoint?: unknown }
   if (target.plugin !== 's3' || typeof endpoint !== 'string' || !URL.canParse(endpoint)) return []
+  const { request } = await import('undici') // which is large, and most have no S3
   let date: string | string[] | undefined
   try {
     const { headers, body } = await request(endpoint, { method: 'GET', signal: AbortSignal.timeout(TIMEOUT_MS) })
