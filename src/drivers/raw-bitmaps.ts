@@ -118,9 +118,14 @@ export class Sidecar implements BitmapStore, AsyncDisposable {
     return this.#store.reserve(recording, once)
   }
 
+  /**
+   * What was answered before the bitmaps were copied is durable before they are: a disk that lost it in a power cut would have changed since, with no
+   * mark. What the disk was like is noted before: it is not asked for while a session is there, and nobody writes until this has ended.
+   */
   async store(change: BitmapsChange) {
-    await this.#store.store(change)
+    await this.disk.flush()
     if (!change.session && !change.stored.some(({ inUse }) => inUse)) await this.#note()
+    await this.#store.store(change)
   }
 
   markInUse(names: readonly string[], session: Session | undefined) {
