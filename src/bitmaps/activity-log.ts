@@ -11,6 +11,7 @@ import { randomBytes } from 'node:crypto'
 import { messageOf } from '../base/errors.ts'
 import { encodeHeader, encodeLog, encodeSector, regionSizeFor, sectorOf, type Sector } from './activity-log-format.ts'
 import type { Session } from './bitmap-store.ts'
+import { LoggedRegions } from './logged-regions.ts'
 
 /** Where logs are kept. */
 export interface LogFolder {
@@ -53,7 +54,7 @@ export class ActivityLog {
   /** What the file holds, or is about to. */
   readonly #logged: Uint8Array
   /** What it holds for certain. */
-  readonly #durable: Uint8Array
+  readonly #durable: LoggedRegions
   #count = 0
   #missing = new Set<number>()
   #touched: Uint8Array | undefined
@@ -74,7 +75,7 @@ export class ActivityLog {
     private readonly onFailure: (reason: string) => Promise<void>,
   ) {
     this.#logged = new Uint8Array(inFlight.counts.length)
-    this.#durable = new Uint8Array(inFlight.counts.length)
+    this.#durable = LoggedRegions.make(inFlight.counts.length, inFlight.regionSize)
   }
 
   /** A new one, of generation 0 and empty but for what is in flight. */
@@ -83,8 +84,11 @@ export class ActivityLog {
     const regions = Uint8Array.from(inFlight.counts, count => (count > 0 ? 1 : 0))
     const file = await folder.create(id, encodeLog({ id, announced: 0, regionSize: inFlight.regionSize }, 0, regions))
     const log = new ActivityLog(id, file, inFlight, onFailure)
-    for (const [region, there] of regions.entries()) if (there) log.#insert(region)
-    log.#durable.set(log.#logged)
+    for (const [region, there] of regions.entries()) {
+      if (!there) continue
+      log.#insert(region)
+      log.#durable.set(region, true)
+    }
     return log
   }
 
@@ -94,6 +98,11 @@ export class ActivityLog {
 
   get failed() {
     return this.#failed
+  }
+
+  /** What it holds for certain, for those who write by themselves. No region of it leaves but in `stored`. */
+  get regions() {
+    return this.#durable.terms
   }
 
   /** Regions. */
@@ -113,7 +122,7 @@ export class ActivityLog {
     let missing = false
     for (let region = Math.floor(offset / regionSize); region <= last; region++) {
       if (this.#touched) this.#touched[region] = 1
-      if (this.#durable[region]) continue
+      if (this.#durable.has(region)) continue
       missing = true
       this.#missing.add(region)
     }
@@ -131,7 +140,7 @@ export class ActivityLog {
   /** Says durably which generation comes next, and has all that is in flight. The session to be stored; undefined where the log has failed. */
   async announce(): Promise<Session | undefined> {
     for (const [region, count] of this.inFlight.counts.entries())
-      if (count > 0 && !this.#durable[region]) this.#missing.add(region)
+      if (count > 0 && !this.#durable.has(region)) this.#missing.add(region)
     if (this.#missing.size > 0) await this.#sync()
     const announced = this.#generation + 1
     await this.#alone(() => this.#write([encodeHeader({ id: this.id, announced, regionSize: this.inFlight.regionSize })], true))
@@ -146,7 +155,8 @@ export class ActivityLog {
       this.#generation++
       for (let region = 0; region < touched.length; region++) {
         if (touched[region] || !this.#logged[region]) continue
-        this.#logged[region] = this.#durable[region] = 0
+        this.#logged[region] = 0
+        this.#durable.set(region, false)
         this.#count--
       }
       const sectors = new Set(Array.from({ length: sectorOf(touched.length - 1) + 1 }, (_, index) => index))
@@ -191,7 +201,7 @@ export class ActivityLog {
     }
     this.#syncs++
     await this.#write(this.#encode(new Set(added.map(sectorOf))), true)
-    if (!this.#failed) for (const region of added) this.#durable[region] = 1
+    if (!this.#failed) for (const region of added) this.#durable.set(region, true)
   }
 
   /** The nearest that are not there yet, so many. */

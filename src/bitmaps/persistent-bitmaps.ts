@@ -11,14 +11,19 @@
 // write goes on without it. Then bitmaps are as safe as QEMU's: whole after an orderly end, inconsistent after a crash.
 //
 // Without a place for logs there is none. All that changes what is stored is done in turns.
+//
+// A thread that writes by itself (`lend`) does so only where the log has all that it touches, durably, and is not counted as in flight. So before
+// anything is stored, copied or forgotten, all that is lent is called back, and nothing is lent until that is done.
 
-import { Fault, messageOf } from '../base/errors.ts'
+import { Busy, Fault, messageOf } from '../base/errors.ts'
+import { within } from '../base/time.ts'
 import type { NodeEvent } from '../block/driver.ts'
 import { ActivityLog, InFlight, type LogFolder } from './activity-log.ts'
 import type { BitmapKeeper, BitmapSet } from './bitmap-set.ts'
 import type { BitmapShape, BitmapStore, BitmapToStore } from './bitmap-store.ts'
 import type { DirtyBitmap } from './dirty-bitmap.ts'
 import { loadBitmaps } from './load-bitmaps.ts'
+import type { RegionsTerms } from './logged-regions.ts'
 
 export interface PersistenceOptions {
   readonly readOnly: boolean
@@ -38,6 +43,8 @@ class BitmapsAtRisk extends Fault {}
 
 const STORE_EVERY_MS = 180_000
 const SETTLE_AFTER_MS = 1000
+/** What is lent comes back at once, but from a disk that hangs. */
+const RETURN_MS = 30_000
 
 type NamedBitmap = DirtyBitmap & { readonly name: string }
 
@@ -63,6 +70,10 @@ export class PersistentBitmaps implements BitmapKeeper {
   #beginning: Promise<void> | undefined
   #timers = new Map<'settle' | 'store', NodeJS.Timeout>()
   #closed = false
+  /** How each of those that write by themselves is told to end soon. */
+  readonly #loans = new Set<() => void>()
+  #allBack: PromiseWithResolvers<void> | undefined
+  #storing = 0
 
   private constructor(
     private readonly set: BitmapSet,
@@ -110,6 +121,26 @@ export class PersistentBitmaps implements BitmapKeeper {
   /** Before a write that changes nothing that a reader sees, and that no bitmap marks: what it must wait for, if anything. */
   beforeUnmarked(): Promise<void> | undefined {
     return this.#recording && !this.#begun && this.store.cannotTellWriters ? this.#beginOnce() : undefined
+  }
+
+  /**
+   * For a thread that writes by itself until this is disposed of, and only where all `regions` are there; undefined ones: everywhere. `revoke` asks it
+   * to end that soon. Undefined where a write would have to wait now, whatever it touches.
+   */
+  lend(revoke: () => void): ({ readonly regions: RegionsTerms | undefined } & Disposable) | undefined {
+    if (this.#storing > 0 || (this.#recording && !this.#begun)) return undefined
+    const own = () => revoke()
+    this.#loans.add(own)
+    return {
+      // What does not record now and will soon is not stored before all that is lent has come back.
+      regions: this.#recording ? this.#log?.regions : undefined,
+      [Symbol.dispose]: () => {
+        this.#loans.delete(own)
+        if (this.#loans.size > 0) return
+        this.#allBack?.resolve()
+        this.#allBack = undefined
+      },
+    }
   }
 
   // For the set (BitmapKeeper).
@@ -272,7 +303,26 @@ export class PersistentBitmaps implements BitmapKeeper {
    * Copies all at one instant, and stores the copies. `closing`: no write is in flight, and none comes before this has ended, or it will
    * begin anew. `all`: also those that have not changed.
    */
-  async #storeAll({ closing, all = false }: { readonly closing: boolean; readonly all?: boolean }) {
+  async #storeAll(how: { readonly closing: boolean; readonly all?: boolean }) {
+    this.#storing++
+    try {
+      await this.#callBack()
+      await this.#storeAlone(how)
+    } finally {
+      this.#storing--
+    }
+  }
+
+  /** Nobody writes by himself when it returns. @throws Busy */
+  async #callBack() {
+    if (this.#loans.size === 0) return
+    for (const revoke of this.#loans) revoke()
+    const { promise } = (this.#allBack ??= Promise.withResolvers())
+    const late = () => new Busy(`writes did not end within ${RETURN_MS / 1000} s; look at the disk below, then try again`)
+    await within(RETURN_MS, promise, late)
+  }
+
+  async #storeAlone({ closing, all = false }: { readonly closing: boolean; readonly all?: boolean }) {
     if (!closing && this.#recording && !this.#begun && this.#inFlight.total > 0) await this.#begin()
     const before = this.#log
     if (!closing && this.#begun && (!before || before.failed)) this.#log = await this.#newLog()

@@ -6,6 +6,7 @@
 
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
+import type { RegionsTerms } from '../bitmaps/logged-regions.ts'
 import type { SharedMarks } from '../bitmaps/shared-marks.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
 import type { DebugEvent } from './debug-event.ts'
@@ -61,6 +62,8 @@ export interface LentFile {
   readonly start: number
   /** Where each write is to be marked, before and, where the epoch has moved, behind it; the disk's first byte is at `start` there. */
   readonly marks: readonly { readonly shared: SharedMarks; readonly start: number }[]
+  /** Where all that a write touches must be; what is not there is not written. The disk's first byte is at `start` there. */
+  readonly regions: readonly { readonly terms: RegionsTerms; readonly start: number }[]
   /** Nobody uses it any more. */
   end(): void
 }

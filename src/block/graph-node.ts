@@ -246,23 +246,26 @@ export class GraphNode {
     return this.#marked(offset, data.length, () => this.io.write(offset, data, flags))
   }
 
-  /** Undefined also where a write is more than its marks: where zeroes are looked for, or bitmaps are stored with the image. */
+  /** Undefined also where a write is more than its marks and its regions of the log: where zeroes are looked for, or an offset is watched. */
   lend(borrower: Borrower): LentFile | undefined {
-    if (this.generic['detect-zeroes'] !== 'off' || this.#threshold || this.#persistence) return undefined
-    const own = this.bitmaps.lend(() => borrower.revoke())
+    if (this.generic['detect-zeroes'] !== 'off' || this.#threshold) return undefined
+    using parts = new DisposableStack()
+    const revoke = () => borrower.revoke()
+    const kept = parts.use(this.#persistence?.lend(revoke))
+    if (this.#persistence && !kept) return undefined
+    const own = parts.use(this.bitmaps.lend(revoke))
     const lent = own && this.io.lend?.(borrower)
-    if (!lent) {
-      own?.[Symbol.dispose]()
-      return undefined
-    }
+    if (!lent) return undefined
     this.#lent.add(borrower)
+    const held = parts.move()
     return {
       ...lent,
       marks: [...lent.marks, { shared: own.marks, start: 0 }],
+      regions: kept?.regions ? [...lent.regions, { terms: kept.regions, start: 0 }] : lent.regions,
       end: () => {
         this.#highestWrite = this.highestWrite
         this.#lent.delete(borrower)
-        own[Symbol.dispose]()
+        held.dispose()
         lent.end()
       },
     }

@@ -199,7 +199,7 @@ export class FileNode implements BlockNode {
   }
 
   lend(): LentFile {
-    return { fd: this.#fd, start: 0, marks: [], end() {} }
+    return { fd: this.#fd, start: 0, marks: [], regions: [], end() {} }
   }
 
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {

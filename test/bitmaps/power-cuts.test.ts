@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { bitmapAdd, bitmapClear, bitmapDisable, bitmapEnable, bitmapMerge, bitmapRemove } from '../../src/bitmaps/actions.ts'
 import type { Action } from '../../src/block/action.ts'
 import type { AnyDriver, BlockNode } from '../../src/block/driver.ts'
+import type { Edge } from '../../src/block/edge.ts'
 import { Graph } from '../../src/block/graph.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { drivers } from '../../src/drivers/index.ts'
@@ -18,6 +19,7 @@ import { MemoryNode } from '../helpers/memory-node.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
 import { SimulatedDisk } from '../helpers/simulated-disk.ts'
 import { SimulatedFolder } from '../helpers/simulated-folder.ts'
+import { SimulatedThread } from '../helpers/simulated-thread.ts'
 
 const GRANULARITY = 1024
 const SIZE = 192 << 10
@@ -42,27 +44,53 @@ const copyOf = (state: State): State =>
 
 type Writes = readonly (readonly [granule: number, length: number, seed: number])[]
 
+type Format = 'qcow2' | 'raw'
+
+/** The image, and of a raw one also the one that its bitmaps are in. */
+type Files<File> = readonly [image: File, bitmaps?: File]
+
 interface Cut {
-  readonly image: Buffer
+  readonly files: Files<Buffer>
   readonly logs: Map<string, Buffer>
   /** One of them must be what is found. */
   readonly states: readonly State[]
 }
 
-async function openDisk(file: BlockNode, logs: SimulatedFolder | undefined, more: object = {}) {
-  const simulated: AnyDriver = { name: 'simulated', options: z.strictObject({}), children: {}, open: async () => file }
-  const graph = new Graph([simulated, ...drivers], { logs })
+const simulated = (name: string, node: BlockNode): AnyDriver => ({
+  name,
+  options: z.strictObject({}),
+  children: {},
+  open: async () => node,
+})
+
+async function openDisk([file, bitmaps]: Files<BlockNode>, logs: SimulatedFolder | undefined) {
+  const graph = new Graph([simulated('simulated', file), ...(bitmaps ? [simulated('beside', bitmaps)] : []), ...drivers], {
+    logs,
+  })
   const risks: string[] = []
   graph.watch((_name, event) => void risks.push(event.error.message))
   const node = await graph.add({
-    driver: 'qcow2',
     'node-name': 'disk',
     discard: 'unmap',
-    'l2-cache-size': 0,
-    ...more,
+    ...(bitmaps ? { driver: 'raw', bitmaps: { driver: 'beside' } } : { driver: 'qcow2', 'l2-cache-size': 0 }),
     file: { driver: 'simulated' },
   })
   return { graph, node, risks }
+}
+
+async function makeFiles(format: Format): Promise<Files<SimulatedDisk>> {
+  const disk = new SimulatedDisk()
+  if (format === 'qcow2') {
+    await createImage(disk, { size: SIZE, clusterSize: 512 })
+    await disk.flush()
+    return [disk]
+  }
+  const beside = new SimulatedDisk()
+  await disk.resize(SIZE)
+  await disk.flush()
+  await createImage(beside, { size: SIZE, clusterSize: 512, dataFile: 'disk', dataFileRaw: true }, disk)
+  await beside.flush()
+  return [disk, beside]
 }
 
 /** A guest, a manager and a model of what they may find after a crash. */
@@ -77,29 +105,36 @@ class History {
   #changes = 0
   #names = 0
 
+  readonly #lender: Edge
+  #thread: SimulatedThread | undefined
+
   private constructor(
-    readonly disk: SimulatedDisk,
+    readonly files: Files<SimulatedDisk>,
     readonly logs: SimulatedFolder,
     readonly opened: Awaited<ReturnType<typeof openDisk>>,
     private readonly every: number,
     private readonly seed: number,
   ) {
-    disk.onChange = logs.onChange = () => this.#maybeCut()
+    this.#onChange(() => this.#maybeCut())
+    const { graph, node } = opened
+    this.#lender = graph.attach(node, { description: 'a guest', perm: Permission.write, shared: ALL })
   }
 
-  static async begin(every: number, seed: number) {
-    const disk = new SimulatedDisk()
-    await createImage(disk, { size: SIZE, clusterSize: 512 })
-    await disk.flush()
+  static async begin(format: Format, every: number, seed: number) {
+    const files = await makeFiles(format)
     const logs = new SimulatedFolder()
-    return new History(disk, logs, await openDisk(disk, logs), every, seed)
+    return new History(files, logs, await openDisk(files, logs), every, seed)
+  }
+
+  #onChange(call: () => void) {
+    for (const one of [...this.files, this.logs]) if (one) one.onChange = call
   }
 
   #maybeCut() {
     const seed = this.seed + 7 * ++this.#changes
     if (seed % this.every !== 0) return
     this.cuts.push({
-      image: this.disk.afterCrash(seed),
+      files: through(this.files, disk => disk.afterCrash(seed + (disk === this.files[0] ? 0 : 2))),
       logs: this.logs.afterCrash(seed + 1),
       states: this.#states.map(copyOf),
     })
@@ -118,9 +153,14 @@ class History {
         // Two that overlap may land in any order, and nobody would know what is there then.
         if (granules.some(one => this.#underWay.has(one))) return
         for (const one of granules) this.#underWay.add(one)
-        const data = randomBytes(granules.length * GRANULARITY, seed)
-        await edge.write(granule * GRANULARITY, data)
-        this.#model.set(data, granule * GRANULARITY)
+        // What a thread may not write the main one does, and then it may.
+        for (let round = 0; round < 3; round++) {
+          const data = randomBytes(granules.length * GRANULARITY, seed + round)
+          const offset = granule * GRANULARITY
+          if (this.#thread?.isOver !== false) this.#thread = new SimulatedThread(this.#lender, this.files[0])
+          if (!(await this.#thread.write(offset, data, seed % 40))) await edge.write(offset, data)
+          this.#model.set(data, offset)
+        }
         for (const one of granules) this.#underWay.delete(one)
         for (const [index, state] of this.#states.entries())
           if (index > 0 || !this.#isUnsure)
@@ -216,7 +256,9 @@ class History {
   }
 
   async end() {
-    this.disk.onChange = this.logs.onChange = () => undefined
+    this.#onChange(() => undefined)
+    this.#thread?.revoke()
+    await this.opened.graph.detach(this.#lender)
     await this.opened.graph[Symbol.asyncDispose]()
   }
 }
@@ -244,28 +286,36 @@ async function judge(cut: Cut, found: Awaited<ReturnType<typeof openDisk>>): Pro
   return problems.includes(undefined) ? undefined : problems.join('; or: ')
 }
 
+const through = <From, To>([image, bitmaps]: Files<From>, make: (from: From) => To): Files<To> =>
+  bitmaps === undefined ? [make(image)] : [make(image), make(bitmaps)]
+
 /** Opens what is left, and may lose power again while it is recovered. Returns how many crashes were judged. */
 async function recover(cut: Cut, seed: number, times = 2): Promise<number> {
   const logs = new SimulatedFolder(cut.logs)
   if (seed % 3 > 0) {
-    const found = await openDisk(new MemoryNode(cut.image), logs)
+    const found = await openDisk(
+      through(cut.files, bytes => new MemoryNode(bytes)),
+      logs,
+    )
     const problem = await judge(cut, found)
     if (problem !== undefined) throw new Error(problem)
     await found.graph[Symbol.asyncDispose]()
     return 1
   }
-  const disk = SimulatedDisk.holding(cut.image)
+  const files = through(cut.files, bytes => SimulatedDisk.holding(bytes))
   let again: Cut | undefined
   let changes = 0
-  disk.onChange = logs.onChange = () => {
-    if (++changes === 1 + (seed % 9)) again = { ...cut, image: disk.afterCrash(seed), logs: logs.afterCrash(seed + 1) }
+  const onChange = () => {
+    if (++changes !== 1 + (seed % 9)) return
+    again = { ...cut, files: through(files, disk => disk.afterCrash(seed)), logs: logs.afterCrash(seed + 1) }
   }
-  const found = await openDisk(disk, logs)
+  for (const one of [...files, logs]) if (one) one.onChange = onChange
+  const found = await openDisk(files, logs)
   const problem = await judge(cut, found)
   if (problem !== undefined) throw new Error(problem)
   await found.graph[Symbol.asyncDispose]()
-  disk.onChange = logs.onChange = () => undefined
-  const closed = await openDisk(disk, undefined)
+  for (const one of [...files, logs]) if (one) one.onChange = () => undefined
+  const closed = await openDisk(files, undefined)
   const lost = await judge(cut, closed)
   if (lost !== undefined) throw new Error(`when it was closed after a crash: ${lost}`)
   await closed.graph[Symbol.asyncDispose]()
@@ -293,32 +343,38 @@ const step = fc.oneof(
   { weight: 1, arbitrary: fc.constant('flush' as const) },
 )
 
-t.test('every granule that has changed is marked after any crash, and verbs have happened or not', async t => {
-  let crashes = 0
-  await fc.assert(
-    fc.asyncProperty(
-      fc.array(step, { minLength: 6, maxLength: 14 }),
-      fc.integer({ min: 2, max: 5 }),
-      fc.nat({ max: 1e6 }),
-      async (steps, every, seed) => {
-        if (crashes >= ENOUGH) return
-        const history = await History.begin(every, seed)
-        await history.verb(0, 0)
-        for (const step of steps) {
-          if (step === 'flush') await history.flush()
-          else
-            await Promise.all([
-              'writes' in step ? history.guest(step.writes) : undefined,
-              'verb' in step ? history.verb(step.verb, step.pick, 'meanwhile' in step ? step.meanwhile : []) : undefined,
-            ])
-        }
-        await history.end()
-        if (history.opened.risks.length > 0) throw new Error(history.opened.risks.join('; '))
-        if (history.logs.names.length > 0) throw new Error('a log was left')
-        for (const [index, cut] of history.cuts.entries()) crashes += await recover(cut, seed + index)
-      },
-    ),
-    { numRuns: MOST_HISTORIES, endOnFailure: true },
-  )
-  t.ok(crashes >= ENOUGH, `${crashes} crashes`)
-})
+for (const [format, enough] of [
+  ['qcow2', ENOUGH * 0.75],
+  ['raw', ENOUGH * 0.25],
+] as const)
+  t.test(`every granule that has changed is marked after any crash, and verbs have happened or not: ${format}`, async t => {
+    let crashes = 0
+    const before = SimulatedThread.writes
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(step, { minLength: 6, maxLength: 14 }),
+        fc.integer({ min: 2, max: 5 }),
+        fc.nat({ max: 1e6 }),
+        async (steps, every, seed) => {
+          if (crashes >= enough) return
+          const history = await History.begin(format, every, seed)
+          await history.verb(0, 0)
+          for (const step of steps) {
+            if (step === 'flush') await history.flush()
+            else
+              await Promise.all([
+                'writes' in step ? history.guest(step.writes) : undefined,
+                'verb' in step ? history.verb(step.verb, step.pick, 'meanwhile' in step ? step.meanwhile : []) : undefined,
+              ])
+          }
+          await history.end()
+          if (history.opened.risks.length > 0) throw new Error(history.opened.risks.join('; '))
+          if (history.logs.names.length > 0) throw new Error('a log was left')
+          for (const [index, cut] of history.cuts.entries()) crashes += await recover(cut, seed + index)
+        },
+      ),
+      { numRuns: MOST_HISTORIES, endOnFailure: true },
+    )
+    t.ok(crashes >= enough, `${crashes} crashes`)
+    if (format === 'raw') t.ok(SimulatedThread.writes > before, `${SimulatedThread.writes - before} writes were made by threads`)
+  })

@@ -1,7 +1,7 @@
 // A daemon that is killed, without a warning, while a guest writes over NBD and a manager adds and removes bitmaps; and what the next one
 // finds of the disk and of a bitmap that records all along.
 //
-// By hand, from the project's folder: scripts/on-node-24 dist/test/helpers/kill-daemon.js [KILLS [SEED]]
+// By hand, from the project's folder: scripts/on-node-24 dist/test/helpers/kill-daemon.js [KILLS [SEED [qcow2|raw]]]
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -23,6 +23,8 @@ const DEPTH = 16
 const LONGEST = 64 << 10
 /** The daemon is killed a moment after so many, or fewer, writes were answered, however long they took. */
 const MOST_ANSWERS = 500
+/** In which a thread has begun. */
+const BEFORE_THREAD = 700
 
 export interface KillResults {
   kills: number
@@ -38,6 +40,9 @@ export interface KillResults {
   wrong: string[]
 }
 
+/** Of a raw image the bitmaps are in a second one. */
+export type Format = 'qcow2' | 'raw'
+
 interface NodeWithBitmaps {
   readonly 'dirty-bitmaps'?: readonly { readonly name: string; readonly inconsistent?: boolean }[]
 }
@@ -50,10 +55,11 @@ class Daemon implements AsyncDisposable {
     private readonly socket: string,
   ) {}
 
-  static async start(folder: string): Promise<Daemon> {
+  /** Clients are lent to threads as soon as may be. */
+  static async start(folder: string, format: Format): Promise<Daemon> {
     const child = spawn(process.execPath, [WHOLE, 'daemon', '--config', join(folder, 's.yaml')], {
       stdio: ['ignore', 'ignore', 'pipe'],
-      env: { ...process.env, ...environment() },
+      env: { ...process.env, STILLPOINT_LEND_AFTER: '1', ...environment() },
     })
     let log = ''
     child.stderr.on('data', (data: Buffer) => (log += data.toString()))
@@ -62,8 +68,9 @@ class Daemon implements AsyncDisposable {
     if (child.exitCode !== null) throw new Error(`the daemon did not start: ${log}`)
     const qmp = await QmpClient.connect(join(folder, 'control.sock'))
     const daemon = new Daemon(child, exited, qmp, join(folder, 'nbd.sock'))
-    const file = { driver: 'file', filename: join(folder, 'image.qcow2') }
-    await qmp.execute('blockdev-add', { driver: 'qcow2', 'node-name': 'disk', file })
+    const file = { driver: 'file', filename: join(folder, `image.${format}`) }
+    const bitmaps = format === 'raw' && { bitmaps: { driver: 'file', filename: join(folder, 'bitmaps.qcow2') } }
+    await qmp.execute('blockdev-add', { driver: format, 'node-name': 'disk', file, ...bitmaps })
     return daemon
   }
 
@@ -96,14 +103,15 @@ class Daemon implements AsyncDisposable {
 
 export async function killRepeatedly(
   stack: AsyncDisposableStack,
-  { kills, seed, progress }: { kills: number; seed: number; progress?: (results: KillResults) => void },
+  { kills, seed, format, progress }: { kills: number; seed: number; format: Format; progress?: (results: KillResults) => void },
 ) {
   const folder = await scratchFolder(stack)
   writeFileSync(join(folder, 's.yaml'), 'state: ./state\ncontrol: { socket: ./control.sock }\nnbd: [ { unix: ./nbd.sock } ]\n')
-  await run('qemu-img', ['create', '-q', '-f', 'qcow2', join(folder, 'image.qcow2'), String(SIZE)])
+  await run('qemu-img', ['create', '-q', '-f', format, join(folder, `image.${format}`), String(SIZE)])
+  if (format === 'raw') writeFileSync(join(folder, 'bitmaps.qcow2'), '')
   const random = generator(seed)
   const results: KillResults = { kills: 0, answeredWrites: 0, changed: 0, marked: 0, inconsistent: 0, logsLeft: 0, wrong: [] }
-  let daemon = stack.use(await Daemon.start(folder))
+  let daemon = stack.use(await Daemon.start(folder, format))
   await daemon.qmp.execute('block-dirty-bitmap-add', { node: 'disk', name: 'b', granularity: GRANULARITY, persistent: true })
   for (; results.kills < kills; results.kills++) {
     progress?.(results)
@@ -112,9 +120,13 @@ export async function killRepeatedly(
     const baseline = Buffer.from(model)
     await daemon.qmp.execute('block-dirty-bitmap-clear', { node: 'disk', name: 'b' })
 
+    // Every other time the guest is served by a thread, which gives back what is to be durable; it has to be there first, and the log forgets now
+    // and then what it had.
+    const byThread = results.kills % 2 === 0
+    const rareness = byThread ? 300 : 8
     let killed = false
     const underLoad = Promise.withResolvers<void>()
-    let answersToCome = 1 + (random() % MOST_ANSWERS)
+    let answersToCome = 1 + (random() % MOST_ANSWERS) + (byThread ? BEFORE_THREAD : 0)
     const answered = new Set<number>()
     const uncertain = new Set<number>()
     /** What an image knows of where its clusters are is in the daemon's memory until it is flushed. */
@@ -124,7 +136,7 @@ export async function killRepeatedly(
         const length = 512 * (1 + (random() % (LONGEST / 512)))
         const offset = 512 * (random() % ((SIZE - length) / 512))
         const data = randomBytes(length, random())
-        const fua = random() % 8 === 0
+        const fua = random() % rareness === 0
         const granules = Array.from(
           { length: Math.floor((offset + length - 1) / GRANULARITY) - Math.floor(offset / GRANULARITY) + 1 },
           (_, index) => Math.floor(offset / GRANULARITY) + index,
@@ -152,15 +164,15 @@ export async function killRepeatedly(
       try {
         for (;;) {
           await daemon.qmp.execute('block-dirty-bitmap-add', { node: 'disk', name: 't', persistent: true })
-          await sleep(random() % 30)
+          await sleep(random() % (byThread ? 250 : 30))
           await daemon.qmp.execute('block-dirty-bitmap-remove', { node: 'disk', name: 't' })
-          await sleep(random() % 30)
+          await sleep(random() % (byThread ? 250 : 30))
         }
       } catch (error) {
         if (!killed) throw error
       }
     }
-    const busy = [...Array.from({ length: DEPTH }, write), ...(random() % 2 === 0 ? [manage()] : [])]
+    const busy = [...Array.from({ length: DEPTH }, write), ...(byThread || random() % 2 === 0 ? [manage()] : [])]
     await Promise.race([underLoad.promise, Promise.all(busy)])
     await sleep(random() % 20)
     killed = true
@@ -168,7 +180,7 @@ export async function killRepeatedly(
     await Promise.all(busy)
     await guest[Symbol.asyncDispose]().catch((error: unknown) => void error)
 
-    daemon = stack.use(await Daemon.start(folder))
+    daemon = stack.use(await Daemon.start(folder, format))
     const wrong = (what: string) => results.wrong.push(`kill ${results.kills + 1} of seed ${seed}: ${what}`)
     const nodes = (await daemon.qmp.execute('query-named-block-nodes', { flat: true })) as NodeWithBitmaps[]
     const bitmaps = nodes.flatMap(node => node['dirty-bitmaps'] ?? [])
@@ -200,14 +212,15 @@ export async function killRepeatedly(
   }
   await daemon.stop()
   results.logsLeft = readdirSync(join(folder, 'state', 'activity')).length
-  const check = await run('qemu-img', ['info', '--output=json', join(folder, 'image.qcow2')])
+  const check = await run('qemu-img', ['info', '--output=json', join(folder, format === 'raw' ? 'bitmaps.qcow2' : 'image.qcow2')])
   if (check.includes('in-use')) results.wrong.push('a bitmap is in use after an orderly end')
   return results
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await using stack = new AsyncDisposableStack()
-  const [kills = 200, seed = ownSeed] = process.argv.slice(2).map(Number)
+  const [kills = 200, seed = ownSeed] = process.argv.slice(2, 4).map(Number)
+  const format = process.argv[4] === 'raw' ? 'raw' : 'qcow2'
   const progress = (results: KillResults) => process.stderr.write(`${JSON.stringify(results)}\n`)
-  process.stdout.write(`${JSON.stringify(await killRepeatedly(stack, { kills, seed, progress }), undefined, 2)}\n`)
+  process.stdout.write(`${JSON.stringify(await killRepeatedly(stack, { kills, seed, format, progress }), undefined, 2)}\n`)
 }

@@ -4,7 +4,7 @@
 // in any order; a longer file may have its length or the one before.
 
 import { endOf, pieces, type Range } from '../../src/base/ranges.ts'
-import type { BlockNode, Extent, WriteFlags, ZeroFlags } from '../../src/block/driver.ts'
+import type { BlockNode, Extent, LentFile, WriteFlags, ZeroFlags } from '../../src/block/driver.ts'
 import { generator } from './random-bytes.ts'
 
 const SECTOR = 512
@@ -39,6 +39,11 @@ export class SimulatedDisk implements BlockNode {
     await turn()
     if (offset + into.length > this.size) throw new RangeError('a read behind the end of the disk')
     into.set(this.#bytes.subarray(offset, offset + into.length))
+  }
+
+  /** To a simulated thread, which writes here. */
+  lend(): LentFile {
+    return { fd: -1, start: 0, marks: [], regions: [], end() {} }
   }
 
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {

@@ -8,7 +8,7 @@ import { filters } from '../../src/filters/index.ts'
 import { MemoryNode } from './memory-node.ts'
 
 /** A graph whose `memory` driver opens nodes that the test holds in its hands. */
-export function testGraph() {
+export function testGraph(options: ConstructorParameters<typeof Graph>[1] = {}) {
   const nodes = new Map<string, MemoryNode & { closed?: boolean }>()
   const memory: AnyDriver = {
     name: 'memory',
@@ -29,6 +29,6 @@ export function testGraph() {
       return node
     },
   }
-  const graph = new Graph([memory, ...drivers, ...filters])
+  const graph = new Graph([memory, ...drivers, ...filters], options)
   return { graph, memory: (name: string) => nodes.get(name)! }
 }

@@ -11,9 +11,13 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { native } from '../../src/base/native.ts'
+import { bitmapAdd, bitmapRemove } from '../../src/bitmaps/actions.ts'
+import { ActivityFolder } from '../../src/bitmaps/activity-folder.ts'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 import type { ThreadCalls } from '../../src/base/thread-calls.ts'
 import type { DirtyBitmap } from '../../src/bitmaps/dirty-bitmap.ts'
+import { LoggedRegions } from '../../src/bitmaps/logged-regions.ts'
+import type { Borrower } from '../../src/block/driver.ts'
 import { READER } from '../../src/block/graph.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { Scratch } from '../../src/block/scratch.ts'
@@ -35,23 +39,32 @@ const SIZE = BLOCK * BLOCKS + 1000
 const START = 512
 const skip = native === undefined && 'koffi is not there'
 
+const BORROWER: Borrower = { revoke() {}, highestWrite: () => 0 }
+
 const turns = async (count: number) => {
   for (let turn = 0; turn < count; turn++) await new Promise(resolve => setImmediate(resolve))
 }
 
-/** A raw image with a bitmap that records, served, and nothing lent as yet. */
-async function world(stack: AsyncDisposableStack) {
+/** Logs of regions as small as these. */
+class Logs extends ActivityFolder {
+  readonly smallestRegion = 8 * BLOCK
+}
+
+/** A raw image, in the middle of its file or with bitmaps that are kept, served, and nothing lent as yet. */
+async function world(stack: AsyncDisposableStack, { keeps = false } = {}) {
   const folder = await mkdtemp(join(tmpdir(), 'stillpoint-lease-'))
   stack.defer(() => rm(folder, { recursive: true }))
   const filename = join(folder, 'disk.raw')
-  await writeFile(filename, Buffer.alloc(START + SIZE))
-  const { graph } = testGraph()
+  const start = keeps ? 0 : START
+  await writeFile(filename, Buffer.alloc(start + SIZE))
+  await writeFile(join(folder, 'bitmaps.qcow2'), '')
+  const { graph } = testGraph({ logs: new Logs(join(folder, 'activity')) })
   stack.use(graph)
+  const bitmaps = { driver: 'file', filename: join(folder, 'bitmaps.qcow2') }
   const disk = await graph.add({
     driver: 'raw',
     'node-name': 'disk',
-    offset: START,
-    size: SIZE,
+    ...(keeps ? { bitmaps } : { offset: START, size: SIZE }),
     discard: 'unmap',
     file: { driver: 'file', filename, discard: 'unmap' },
   })
@@ -64,9 +77,9 @@ async function world(stack: AsyncDisposableStack) {
   const served = await serve([exported], stack)
   const reader = graph.attach(disk, { description: 'a reader', ...READER })
   const scratch = new Scratch(graph, folder, 2 ** 30, 0)
-  const content = () => readFileSync(filename).subarray(START)
+  const content = () => readFileSync(filename).subarray(start)
   const connect = () => NbdClient.connect(served.uri('disk'))
-  return { graph, disk, edge, exported, served, reader, scratch, content, connect }
+  return { graph, disk, edge, exported, served, reader, scratch, content, connect, keeps }
 }
 
 type World = Awaited<ReturnType<typeof world>>
@@ -151,7 +164,7 @@ class Guest {
   }
 }
 
-const MOMENTS = ['collect', 'collect', 'drain', 'add', 'remove', 'freeze', 'job', 'threshold', 'count'] as const
+const MOMENTS = ['collect', 'collect', 'drain', 'add', 'remove', 'freeze', 'job', 'threshold', 'count', 'keep', 'store'] as const
 type Moment = (typeof MOMENTS)[number]
 
 /** Carries what changed to a replica, and does what else may come between. */
@@ -161,7 +174,7 @@ class Host {
   #others = 0
 
   constructor(private readonly world: World) {
-    this.#bitmap = world.disk.bitmaps.add({ name: 'b', granularity: 8192 })
+    this.#bitmap = world.disk.bitmaps.add({ name: 'b', granularity: 8192, persistent: world.keeps })
   }
 
   async run(moments: readonly { readonly what: Moment; readonly pause: number }[]) {
@@ -233,6 +246,21 @@ class Host {
     this.world.disk.watchWrites(undefined)
   }
 
+  /** Another one comes, or goes, that is kept where some are. */
+  async keep() {
+    const { disk, keeps } = this.world
+    const bitmaps = () => disk.bitmaps
+    const other = disk.bitmaps.find('kept')
+    const action = other
+      ? bitmapRemove(bitmaps, 'kept')
+      : bitmapAdd(bitmaps, { name: 'kept', granularity: 4096, persistent: keeps })
+    await transact([action], async commits => commits())
+  }
+
+  async store() {
+    await this.world.disk.storeBitmaps()
+  }
+
   async count() {
     const { count } = this.#bitmap
     if (count < 0 || count > SIZE + 8192) throw new Error(`${count} bytes are dirty`)
@@ -245,19 +273,20 @@ class Host {
 }
 
 t.test('whatever comes between, no write and no mark is lost, and the instant holds', { skip, timeout: 110_000 }, async t => {
-  {
+  for (const keeps of [false, true]) {
     await using stack = new AsyncDisposableStack()
-    await warmUp(await world(stack))
+    await warmUp(await world(stack, { keeps }))
   }
   const lent = lender.loans
   const scenario = fc.record({
+    keeps: fc.boolean(),
     guests: fc.array(fc.array(fc.nat(9999), { minLength: 100, maxLength: 160 }), { minLength: 1, maxLength: 3 }),
     moments: fc.array(fc.record({ what: fc.constantFrom(...MOMENTS), pause: fc.nat(30) }), { minLength: 8, maxLength: 16 }),
   })
   await fc.assert(
-    fc.asyncProperty(scenario, async ({ guests, moments }) => {
+    fc.asyncProperty(scenario, async ({ keeps, guests, moments }) => {
       await using stack = new AsyncDisposableStack()
-      const here = await world(stack)
+      const here = await world(stack, { keeps })
       const host = new Host(here)
       const all = await Promise.all(
         guests.map(async (steps, at) => {
@@ -293,7 +322,7 @@ t.test('what is cleared while a write of a thread lands is marked once more behi
   } as unknown as ThreadCalls
   const rest = request({ type: Command.WRITE, offset: 5 * BLOCK, payload: Buffer.alloc(2 * BLOCK) })
   const marks = [{ terms: own.marks.terms, start: BLOCK }]
-  const lent = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks, rest } as const
+  const lent = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks, regions: [], rest } as const
   const returned = Server.make(calls)!.serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) })
   t.strictSame(before, [2 * BLOCK], 'it was marked before it began')
   t.strictSame([...bitmap.dirtyRanges({ offset: 0, length: SIZE })], [{ offset: 6 * BLOCK, length: 2 * BLOCK }])
@@ -383,6 +412,37 @@ for (const [what, over] of Object.entries({
       'each with what the disk holds',
     )
   })
+
+t.test('where bitmaps are kept a thread writes only what the log has, and not while they are stored', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const { disk, edge, connect, served } = await world(stack, { keeps: true })
+  const bitmaps = () => disk.bitmaps
+  await transact([bitmapAdd(bitmaps, { name: 'b', granularity: BLOCK, persistent: true })], async commits => commits())
+  t.equal(edge.lend(BORROWER), undefined, 'not before the first write')
+  await edge.write(0, Buffer.alloc(BLOCK, 1))
+  let revoked = false
+  const lent = edge.lend({ ...BORROWER, revoke: () => (revoked = true) })!
+  const has = (block: number) => lent.regions.every(({ terms }) => new LoggedRegions(terms).hasAll(block * BLOCK, BLOCK))
+  t.strictSame([lent.regions.length, has(0), has(200)], [1, true, false])
+  await edge.write(200 * BLOCK, Buffer.alloc(BLOCK, 1))
+  t.ok(has(200), 'what others have brought into the log is there for it too')
+  const stored = disk.storeBitmaps()
+  await turns(50)
+  t.ok(revoked, 'it is called back')
+  t.equal(edge.lend(BORROWER), undefined, 'and nothing is lent meanwhile')
+  t.ok(has(0) && has(200), 'the log forgets nothing before it is back')
+  lent.end()
+  await stored
+  t.notOk(has(0) || has(200))
+  await using client = await connect()
+  await untilLent(client, 3)
+  const count = () => disk.bitmaps.get('b').count / BLOCK
+  for (let block = 0; block < BLOCKS; block++) await client.write(block * BLOCK, Buffer.alloc(BLOCK, 2))
+  t.equal(count(), BLOCKS)
+  t.ok(disk.activity!.regions >= BLOCKS / 8, 'the log has all that was written')
+  await client.close()
+  await quiet(served)
+})
 
 t.test('when a thread dies its client is closed, no mark is lost, and others are served', { skip }, async t => {
   await using stack = new AsyncDisposableStack()

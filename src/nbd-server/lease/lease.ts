@@ -73,7 +73,8 @@ export class Lease {
     const file = exported.io.lend?.({ revoke, highestWrite })
     if (!file) return false
     const marks = file.marks.map(({ shared, start }) => ({ terms: shared.terms, start }))
-    const terms = { file: file.fd, start: file.start, size: Math.min(size, exported.io.size), mode, marks }
+    const { fd, start, regions } = file
+    const terms = { file: fd, start, size: Math.min(size, exported.io.size), mode, marks, regions }
     const rest = link.pause()
     this.#loan = lender.lend(socket, { ...terms, rest }, returned => this.#returned(returned, file, counted))
     if (!this.#loan) {

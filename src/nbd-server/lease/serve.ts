@@ -2,7 +2,8 @@
 //
 // Invariants. Before each step the thread looks whether the connection is asked for, and at whatever it may not answer it gives it back: with all that
 // was received and not answered, so that the main thread goes on as if it had just come. What failed is given back too: it fails there again, and is
-// told by the rules of there. Marks are made before a write, and once more behind it where an epoch has moved (bitmaps/shared-marks.ts).
+// told by the rules of there. Marks are made before a write, and once more behind it where an epoch has moved (bitmaps/shared-marks.ts); and nothing
+// is written that the activity log does not have yet (bitmaps/logged-regions.ts).
 
 import { availableParallelism } from 'node:os'
 import {
@@ -15,6 +16,7 @@ import {
 } from 'nbd-client-ts/protocol'
 import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
 import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
+import { LoggedRegions } from '../../bitmaps/logged-regions.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
 import { Replies } from '../replies.ts'
 import { decodeRequest, type Request } from '../request.ts'
@@ -159,6 +161,7 @@ class Service {
   readonly #counters: Float64Array
   readonly #lentToAll: Int32Array
   readonly #marks: { readonly shared: SharedMarks; readonly start: number; epoch: number }[]
+  readonly #regions: { readonly logged: LoggedRegions; readonly start: number }[]
   readonly #extended: boolean
   readonly #headerSize: number
   readonly #magic: number
@@ -192,6 +195,7 @@ class Service {
     this.#counters = countersOf(lent.control)
     this.#lentToAll = new Int32Array(lent.lent)
     this.#marks = lent.marks.map(({ terms, start }) => ({ shared: new SharedMarks(terms), start, epoch: 0 }))
+    this.#regions = lent.regions.map(({ terms, start }) => ({ logged: new LoggedRegions(terms), start }))
     this.#extended = lent.mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
@@ -249,6 +253,7 @@ class Service {
         this.#start += headerSize
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
         if (this.#end - at < headerSize + length) return false
+        if (!this.#isLogged(request)) return true
         this.server.prepare(index, true, file, base + request.offset, at + headerSize, length)
         this.#writes++
         this.#start += headerSize + length
@@ -259,6 +264,11 @@ class Service {
       this.#count++
     }
     return false
+  }
+
+  /** Its mark would outlive a crash. */
+  #isLogged({ offset, length }: Request) {
+    return this.#regions.every(({ logged, start }) => logged.hasAll(start + offset, length))
   }
 
   #perform(): Reason | undefined {

@@ -1,5 +1,6 @@
 // What is said between the main thread and one that a connection is lent to (lease.ts, serve.ts).
 
+import type { RegionsTerms } from '../../bitmaps/logged-regions.ts'
 import type { MarksTerms } from '../../bitmaps/shared-marks.ts'
 import type { ReplyMode } from '../offer.ts'
 import { BOUNDS_MS, type Counts } from '../traffic.ts'
@@ -20,6 +21,8 @@ export interface Lent {
   readonly size: number
   readonly mode: ReplyMode
   readonly marks: readonly { readonly terms: MarksTerms; readonly start: number }[]
+  /** It writes only what is in all of these. */
+  readonly regions: readonly { readonly terms: RegionsTerms; readonly start: number }[]
   /** Received already, and not looked at. */
   readonly rest: Uint8Array
   readonly control: SharedArrayBuffer
