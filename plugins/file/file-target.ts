@@ -28,6 +28,7 @@ import {
 } from '../../src/push/target.ts'
 import { FolderLock } from './folder-lock.ts'
 import { partOf, pathOf } from './key-path.ts'
+import { Opened, SharedFiles } from './shared-files.ts'
 import { systemCalls, type SystemCalls } from './system-calls.ts'
 
 const TEMPORARY = '.tmp'
@@ -49,6 +50,7 @@ export class FileTarget implements Target {
   readonly #folders = new Set<string>()
   #canLink = true
   #hasReserve = false
+  readonly #shared = new SharedFiles()
 
   private constructor(
     readonly location: string,
@@ -98,8 +100,8 @@ export class FileTarget implements Target {
     const path = this.#pathOf(key)
     return this.#named(async () => {
       try {
-        await using file = await open(path, 'r')
-        const stats = await file.stat({ bigint: true })
+        await using opened = range ? this.#shared.use(path) : new Opened(path)
+        const { file, stats } = await opened.ready
         const size = Number(stats.size)
         const { offset, length } = range ?? { offset: 0, length: size }
         if (range && offset >= size) throw new OutOfRange(`object '${key}' has ${size} bytes; there is none at ${offset}`)

@@ -7,7 +7,7 @@ import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
 import { isZero } from '../base/zeroes.ts'
 import { threadZstd } from '../base/zstd.ts'
-import { openBlob, sealBlob } from './blob.ts'
+import { ID, openBlob, sealBlob } from './blob.ts'
 import { Damaged } from './faults.ts'
 import { idFunction } from './id-function.ts'
 import { slotView, type Answer, type Job, type Result, type WorkerData } from './seal-job.ts'
@@ -15,6 +15,7 @@ import { trayViews, type UnpackJob } from './tray.ts'
 
 const { memory, slotBytes } = workerData as WorkerData
 const slots = Array.from({ length: Math.floor(memory.byteLength / slotBytes) }, (_, slot) => slotView(memory, slot, slotBytes))
+const trays = new Map<number, ReturnType<typeof trayViews>>()
 const [zstd, gcm] = await Promise.all([threadZstd(), threadGcm()])
 
 function run(job: Job): Result {
@@ -35,15 +36,17 @@ function run(job: Job): Result {
 }
 
 /** One that is damaged does the others no harm. */
-function unpack({ memory, inputBytes, parts, type, key, idKey }: UnpackJob) {
-  const { input, output } = trayViews(memory, inputBytes)
+function unpack({ tray, memory, inputBytes, parts, ids, type, key, idKey }: UnpackJob) {
+  if (memory) trays.set(tray, trayViews(memory, inputBytes))
+  const { input, output } = trays.get(tray)!
   const idOf = idFunction(idKey)
-  return parts.map(({ offset, length, at, plainLength, id }) => {
+  return parts.map(({ offset, length, at, plainLength }, number) => {
+    const id = ids.subarray(number * ID, (number + 1) * ID)
     try {
       const into = output.subarray(at, at + plainLength)
       const plain = openBlob(input.subarray(offset, offset + length), { type, id, key, idOf, zstd, gcm, into })
       if (plain.length !== plainLength) throw new Damaged(`a chunk has ${plain.length} bytes where the disk needs ${plainLength}`)
-      if (plain.buffer !== memory || plain.byteOffset !== into.byteOffset) copyBytes(plain, into)
+      if (plain.buffer !== into.buffer || plain.byteOffset !== into.byteOffset) copyBytes(plain, into)
       return null
     } catch (error) {
       if (error instanceof Damaged) return error.message

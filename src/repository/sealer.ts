@@ -58,7 +58,8 @@ export class Sealer implements AsyncDisposable {
     )
     const trays = Math.floor(TRAY_MEMORY / (inputBytesFor(maxPlain) + outputBytesFor(maxPlain)))
     const unpack = (job: UnpackJob) => run(job) as Promise<Unpacked>
-    const makeTray = () => new Tray(maxPlain, unpack, tray => this.#trays.give(tray))
+    let made = 0
+    const makeTray = () => new Tray(made++, maxPlain, unpack, tray => this.#trays.give(tray))
     this.#trays = new Pool([], makeTray, Math.max(LEAST_TRAYS, Math.min(MOST_TRAYS, trays)))
   }
 
@@ -74,6 +75,11 @@ export class Sealer implements AsyncDisposable {
   /** So is the tray. */
   takeTray(signal?: AbortSignal): Promise<Tray> {
     return this.#trays.take(signal)
+  }
+
+  /** Has all threads start, for who knows that there is going to be work before there is. */
+  wake() {
+    for (const thread of this.#threads) thread.wake()
   }
 
   /** Done when all threads run, which takes a moment: for who is going to be waited for. */
@@ -154,12 +160,20 @@ class Thread {
   #next = 0
   /** Wanted in this turn. */
   readonly #wanted: Job[] = []
+  /** Trays whose memory it has. */
+  readonly #trays = new Set<number>()
   #dead: Error | undefined
 
   constructor(private readonly data: WorkerData) {}
 
   get isStarted() {
     return this.#worker !== undefined
+  }
+
+  wake() {
+    if (this.#worker) return
+    this.#worker = this.#start()
+    this.#worker.unref() // until somebody waits
   }
 
   #start() {
@@ -188,9 +202,16 @@ class Thread {
     const worker = (this.#worker ??= this.#start())
     if (this.#jobs.size === 1) worker.ref() // while somebody waits
     // A tray is a message's worth of work by itself; the rest goes behind all that the promises of this turn have to say.
-    if (work.op === 'unpack') worker.postMessage([{ number, ...work }])
+    if (work.op === 'unpack') worker.postMessage([{ number, ...work, memory: this.#unknown(work) }])
     else if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
     return job.promise
+  }
+
+  /** The memory of a tray, once for a thread: for whoever gets it, it is new memory with each message, which is to be let go of in its turn. */
+  #unknown({ tray, memory }: Pick<UnpackJob, 'tray' | 'memory'>) {
+    if (this.#trays.has(tray)) return undefined
+    this.#trays.add(tray)
+    return memory
   }
 
   #send() {

@@ -3,7 +3,7 @@
 //
 //     input, as long as `inputBytes` says     output, `outputBytes`: the plain bytes, one part behind the other
 
-import { HEADER, TAG, type BlobType } from './blob.ts'
+import { HEADER, ID, TAG, type BlobType } from './blob.ts'
 import { Damaged } from './faults.ts'
 
 /** A blob in the input, and where its plain bytes go. */
@@ -15,14 +15,18 @@ export interface TrayPart {
   readonly at: number
   /** Bytes that it must have. */
   readonly plainLength: number
-  readonly id: Uint8Array
 }
 
 export interface UnpackJob {
   readonly op: 'unpack'
-  readonly memory: SharedArrayBuffer
+  /** Which of the sealer's. */
+  readonly tray: number
+  /** To a thread that does not know the tray yet. */
+  readonly memory: SharedArrayBuffer | undefined
   readonly inputBytes: number
   readonly parts: readonly TrayPart[]
+  /** Of the parts, one behind the other: a message with a view of bytes holds all that they are a part of. */
+  readonly ids: Uint8Array
   readonly type: BlobType
   readonly key: Uint8Array | undefined
   readonly idKey: Uint8Array | undefined
@@ -52,6 +56,7 @@ export class Tray implements Disposable {
   readonly #memory: SharedArrayBuffer
 
   constructor(
+    private readonly number: number,
     maxPlain: number,
     private readonly run: (job: UnpackJob) => Promise<Unpacked>,
     private readonly give: (tray: Tray) => void,
@@ -62,9 +67,15 @@ export class Tray implements Disposable {
   }
 
   /** Decrypts, decompresses and checks; for each part what is wrong with it, if anything is. */
-  async unpack(parts: readonly TrayPart[], work: Pick<UnpackJob, 'type' | 'key' | 'idKey'>): Promise<(Damaged | undefined)[]> {
-    const memory = this.#memory
-    const wrong = await this.run({ op: 'unpack', memory, inputBytes: this.input.length, parts, ...work })
+  async unpack(
+    parts: readonly (TrayPart & { readonly id: Uint8Array })[],
+    work: Pick<UnpackJob, 'type' | 'key' | 'idKey'>,
+  ): Promise<(Damaged | undefined)[]> {
+    const ids = Buffer.allocUnsafeSlow(parts.length * ID)
+    for (const [number, { id }] of parts.entries()) ids.set(id, number * ID)
+    const places = parts.map(({ offset, length, at, plainLength }) => ({ offset, length, at, plainLength }))
+    const [tray, memory, inputBytes] = [this.number, this.#memory, this.input.length]
+    const wrong = await this.run({ op: 'unpack', tray, memory, inputBytes, parts: places, ids, ...work })
     return wrong.map(message => (message === null ? undefined : new Damaged(message)))
   }
 

@@ -6,6 +6,7 @@ import { restoreArchived } from '../../archive/restore-archive.ts'
 import type { DiskManifest, Manifest } from '../../repository/manifest.ts'
 import { RepositoryReader } from '../../repository/reader.ts'
 import type { Repository } from '../../repository/repository.ts'
+import { Sealer } from '../../repository/sealer.ts'
 import { restore, type RestoreOptions, type RestoreProgress } from '../../restore/restore.ts'
 
 export type SinkOptions = Pick<RestoreOptions, 'sink' | 'sinkIsZero' | 'inPlace'> & {
@@ -20,11 +21,16 @@ export interface RestoreSource extends AsyncDisposable {
 }
 
 export async function repositorySource(repository: Repository, key: string, signal: AbortSignal): Promise<RestoreSource> {
-  const reader = await RepositoryReader.begin(repository, [key], { signal })
+  await using parts = new AsyncDisposableStack()
+  // Its threads start while it is found out what there is to restore, and where to.
+  const sealer = parts.use(Sealer.start({ maxPlain: repository.file.chunkSize }))
+  sealer.wake()
+  const reader = parts.use(await RepositoryReader.begin(repository, [key], { signal }))
+  const needs = parts.move()
   return {
     manifest: reader.points[0]!.manifest,
-    restore: (disk, options) => restore({ reader, disk, ...options }),
-    [Symbol.asyncDispose]: () => reader[Symbol.asyncDispose](),
+    restore: (disk, options) => restore({ reader, disk, ...options, ...(disk.chunkSize <= sealer.maxPlain && { sealer }) }),
+    [Symbol.asyncDispose]: () => needs.disposeAsync(),
   }
 }
 
