@@ -1,7 +1,7 @@
 // The file target: the conformance suite, crashes at every step, several processes, and what it shows of itself on disk.
 
 import { spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { FileTarget } from '../../plugins/file/file-target.ts'
@@ -155,6 +155,47 @@ t.test('an object is a plain file that anybody can read, and not everybody', asy
   t.equal(readFileSync(`${path}/points/my%20vm/x`, 'utf8'), 'hello')
   t.equal(statSync(`${path}/points/my%20vm/x`).mode & 0o007, 0)
 })
+
+t.test(
+  'who reads parts of an object shares it with others, keeps it open no longer, and then finds what is there by then',
+  async t => {
+    const path = t.testdir()
+    await using target = await FileTarget.open(path)
+    const isOpen = () => readdirSync('/proc/self/fd').some(fd => linkOf(`/proc/self/fd/${fd}`).startsWith(`${path}/x`))
+    const readAll = (body: Buffer) =>
+      Promise.all(
+        Array.from({ length: 16 }, async (_, part) => {
+          const [offset, length] = [part * 70_000, 100_000]
+          const { body: read } = await target.get('x', { range: { offset, length } })
+          t.equal(Buffer.compare(read, body.subarray(offset, offset + length)), 0)
+        }),
+      )
+    for (const seed of [1, 2]) {
+      const body = randomBytes(2 << 20, seed)
+      await target.put('x', body)
+      await readAll(body)
+      t.notOk(isOpen(), 'after the last has read')
+    }
+    await target.delete(['x'])
+    const missing = await Promise.allSettled(
+      Array.from({ length: 3 }, () => target.get('x', { range: { offset: 0, length: 1 } })),
+    )
+    for (const read of missing) t.match(read, { status: 'rejected', reason: NotThere })
+    await target.put('x', Buffer.from('it is back'))
+    const { body } = await target.get('x', { range: { offset: 6, length: 4 } })
+    t.equal(Buffer.from(body).toString(), 'back')
+  },
+)
+
+/** Empty where it has been closed meanwhile. */
+function linkOf(path: string) {
+  try {
+    return readlinkSync(path)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return ''
+    throw error
+  }
+}
 
 t.test('a place that cannot be used says why', async t => {
   const path = t.testdir({ file: 'x' })
