@@ -3,7 +3,7 @@
 import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import t from 'tap'
 import { CliWorker } from '../helpers/cli-worker.ts'
-import { imageZoo } from '../helpers/image-zoo.ts'
+import { imageZoo, qemuIo as io } from '../helpers/image-zoo.ts'
 import { scratchFolder } from '../helpers/qemu.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
@@ -66,6 +66,29 @@ t.test('convert copies every image to every format, as qemu-img finds', { skip }
   const json = await ours('convert', '--json', '-O', 'raw', plain, target)
   t.same(JSON.parse(json.stdout), { file: plain, target, size: 4 * MiB, 'skipped-bitmaps': [] })
 })
+
+t.test(
+  'a disk that ends within a sector is compressed to its end, and what is behind it in a larger target stays',
+  { skip },
+  async t => {
+    const [odd, target, behind] = [`${folder}/odd.raw`, `${folder}/odd.qcow2`, `${folder}/behind.raw`]
+    writeFileSync(odd, Buffer.alloc(3 * 65536 + 1000, 7))
+    t.equal((await ours('convert', '-c', '-O', 'qcow2', odd, target)).code, 0)
+    t.equal((await theirs('compare', odd, target)).stdout, 'Images are identical.\n')
+    const map = JSON.parse((await theirs('map', '--output=json', target)).stdout) as { offset?: number }[]
+    t.ok(
+      map.every(({ offset }) => offset === undefined),
+      'all of it is compressed',
+    )
+
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', target, '1M'])
+    await io(target, 'write -q -P 9 0 1M')
+    t.equal((await ours('convert', '-n', '-c', '-O', 'qcow2', odd, target)).code, 0)
+    t.equal((await theirs('check', '-q', target)).code, 0)
+    await ours('convert', '-O', 'raw', target, behind)
+    t.same(readFileSync(behind), Buffer.concat([readFileSync(odd), Buffer.alloc(MiB - 3 * 65536 - 1000, 9)]))
+  },
+)
 
 t.test('all of it works without native help, and over NBD', { skip: skip || missing('qemu-nbd') }, async t => {
   await using plain = new CliWorker({ STILLPOINT_NATIVE: 'off' })

@@ -89,17 +89,27 @@ function* cut({ offset, end }: { offset: number; end: number }, step: number): G
 async function copyPiece(copying: Copying, piece: Piece, memory: Buffer): Promise<void> {
   const { source, target, sparse } = copying
   if (piece.zero) return target.zero(piece, { unmap: true })
-  const data = memory.subarray(0, piece.length)
-  await source.read(piece.offset, data)
-  if (sparse === 0) return target.write(piece.offset, data, flagsOf(copying))
+  const data = memory.subarray(0, wholeLength(piece, copying))
+  await source.read(piece.offset, data.subarray(0, piece.length))
+  data.fill(0, piece.length)
+  if (sparse === 0) return target.write(piece.offset, data, flagsOf({ offset: piece.offset, length: data.length }, copying))
   for (const run of runsOf(data, copying)) {
     const range = { offset: piece.offset + run.offset, length: run.length }
-    if (!run.zero) await target.write(range.offset, data.subarray(run.offset, endOf(run)), flagsOf(copying))
+    if (!run.zero) await target.write(range.offset, data.subarray(run.offset, endOf(run)), flagsOf(range, copying))
     else if (!copying.targetIsZero) await target.zero(range, { unmap: true })
   }
 }
 
-const flagsOf = ({ compressed }: Copying) => (compressed ? { compressed } : undefined)
+/** With what is zero behind a disk that does not end where a cluster does, for only whole clusters can be compressed. */
+function wholeLength({ offset, length }: Range, { compressed, targetIsZero, clusterSize, target }: Copying) {
+  if (!compressed || !targetIsZero) return length
+  return Math.min(alignUp(offset + length, clusterSize), target.size) - offset
+}
+
+function flagsOf(range: Range, { compressed, clusterSize, target }: Copying) {
+  const end = endOf(range)
+  return compressed && (end % clusterSize === 0 || end === target.size) ? { compressed } : undefined
+}
 
 /** Zeroes and the rest, by whole clusters: a part of one would take as much space. */
 function* runsOf(data: Buffer, { clusterSize, sparse }: Copying): Generator<Piece> {
