@@ -5,7 +5,14 @@ import type { TargetPlugin } from '../../src/push/target.ts'
 import { FileTarget } from './file-target.ts'
 
 const options = z.strictObject({
-  path: z.string().min(1, 'a path must not be empty').describe('The folder. It is created when its parent folder is there.'),
+  path: z
+    .string()
+    .min(1, 'a path must not be empty')
+    .refine(
+      path => !/^[a-z][a-z\d+.-]*:\/\//i.test(path),
+      'must be a folder; for an address there is plugin: s3, with its endpoint and bucket',
+    )
+    .describe('The folder. It is created when its parent folder is there.'),
 })
 
 export const plugin: TargetPlugin<z.infer<typeof options>> = {

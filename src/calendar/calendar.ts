@@ -22,7 +22,12 @@ export function parseCalendar(written: string, timeZone?: string): Calendar | st
   const text = written.trim()
   const zone = zoneOf(timeZone)
   if (typeof zone === 'string') return zone
-  return isCron(text) ? parseCron(text, zone) : parseSystemd(text, zone)
+  if (isCron(text)) return parseCron(text, zone)
+  const words = text.trim().split(/\s+/)
+  // Nothing of systemd's has three words of only these.
+  if (words.length > 2 && words.every(word => /^[\d*/,-]+$/.test(word)))
+    return `cron has five fields (minute, hour, day, month, weekday), and here are ${words.length}`
+  return parseSystemd(text, zone)
 }
 
 function zoneOf(name: string | undefined): Zone | string {
@@ -51,7 +56,7 @@ function parseCron(text: string, zone: Zone): Calendar | string {
     const cron = new Cron(text, { paused: true, timezone: zone.name })
     return { text, next: after => cron.nextRun(new Date(after))?.getTime() }
   } catch (error) {
-    if (error instanceof TypeError || error instanceof RangeError) return messageOf(error)
+    if (error instanceof TypeError || error instanceof RangeError) return messageOf(error).replace(/^CronPattern: /, '')
     throw error
   }
 }

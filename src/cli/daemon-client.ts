@@ -2,7 +2,7 @@
 
 import { readFile, stat } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { NoDaemon, QmpClient, QmpError, type QmpClientOptions } from '../control/qmp-client.ts'
+import { NoDaemon, PATIENCE_MS as GREETING_MS, QmpClient, QmpError, type QmpClientOptions } from '../control/qmp-client.ts'
 import { tellOnTerminal } from './output.ts'
 import type { Replies } from './replies.ts'
 
@@ -31,7 +31,9 @@ export class Daemon implements AsyncDisposable {
     const until = performance.now() + waitMs
     for (;;) {
       try {
-        return new Daemon(await connectClient(socket), socket)
+        // Who listens may be systemd, for a daemon that has only just been started.
+        const timeoutMs = Math.max(GREETING_MS, until - performance.now())
+        return new Daemon(await connectClient(socket, { timeoutMs }), socket)
       } catch (error) {
         if (!isNotThere(error) || performance.now() >= until) throw error
         await sleep(POLL_MS)

@@ -10,7 +10,8 @@ import { JsonStream, type JsonLimits } from './json-stream.ts'
 
 /** The server is trusted more than a client is, and its lists can be long. */
 const replyLimits: JsonLimits = { bytes: 256 << 20, tokens: 1 << 24, nesting: 1024 }
-const DEFAULT_TIMEOUT_MS = 10_000
+/** How long nothing may be heard from who has accepted a connection, where nobody says otherwise. */
+export const PATIENCE_MS = 10_000
 
 /** The server's answer to a command was an error. */
 export class QmpError extends Fault {
@@ -81,7 +82,7 @@ export class QmpClient implements AsyncDisposable {
    * Connects and negotiates.
    * @throws NoDaemon, NotQmp, ConnectionLost
    */
-  static async connect(path: string, { timeoutMs = DEFAULT_TIMEOUT_MS, onEvent }: QmpClientOptions = {}): Promise<QmpClient> {
+  static async connect(path: string, { timeoutMs = PATIENCE_MS, onEvent }: QmpClientOptions = {}): Promise<QmpClient> {
     const socket = await open(path, timeoutMs)
     await using stack = new AsyncDisposableStack()
     const client = stack.use(new QmpClient(socket, path))
@@ -197,7 +198,7 @@ const noQmp = (path: string) =>
   `What answers at ${path} does not speak QMP; is it another program’s socket, or the daemon’s NBD socket?`
 
 const silence = (path: string, ms: number) =>
-  `Nothing was heard from ${path} within ${ms / 1000} seconds; it may be another program’s socket, or a daemon that hangs or has another client`
+  `Nothing was heard from ${path} within ${Math.round(ms / 1000)} seconds; it may be another program’s socket, or a daemon that hangs or has another client`
 
 async function open(path: string, timeoutMs: number): Promise<Socket> {
   const socket = connect(path)

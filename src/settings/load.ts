@@ -6,7 +6,7 @@ import { BadSettings, strerror } from '../base/errors.ts'
 import { nearest } from '../base/nearest.ts'
 import { keepOrigin } from './plugin-options.ts'
 import { problemsOf, refuse } from './problems.ts'
-import { schema, type Checked } from './schema.ts'
+import { isAddress, schema, type Checked } from './schema.ts'
 import type { KeepSettings, Listener, QuiesceSettings, ScheduleSettings, Settings } from './settings.ts'
 import { Sources } from './sources.ts'
 import { nameOf, YamlSource, type Path, type Problem } from './yaml-source.ts'
@@ -145,7 +145,9 @@ function settle(
     repositories: mapValues(repositories, ({ encryption, ...target }) => ({
       // Ours are the only plugins whose paths we know.
       target:
-        target.plugin === 'file' && typeof target['path'] === 'string' ? { ...target, path: absolute(target['path']) } : target,
+        target.plugin === 'file' && typeof target['path'] === 'string' && !isAddress(target['path'])
+          ? { ...target, path: absolute(target['path']) }
+          : target,
       key: encryption?.key,
     })),
     scratch: {

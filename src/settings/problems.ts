@@ -67,12 +67,17 @@ function sentenceOf(source: Sources, path: Path, { code, message, ...issue }: Is
     code === 'invalid_type' && 'expected' in issue
       ? `must be ${wantedNames[issue.expected as string] ?? String(issue.expected)}`
       : message
-  return `${where}${wanted}, and is ${kind}${adviceOf(wanted, kind)}`
+  return `${where}${wanted}, and is ${kind}${adviceOf(wanted, kind, path)}`
 }
 
 /** How what was meant is written, where that is plain. */
-function adviceOf(wanted: string, kind: string) {
+function adviceOf(wanted: string, kind: string, path: Path) {
   if (wanted === 'must be text' && kind.startsWith('the number ')) return ': write it in quotes'
+  if (wanted === 'must be a map' && path.length > 0) {
+    const keys = keysOfSchema(path)
+    if (keys.length > 0) return `; its keys are ${keys.map(name => `"${name}"`).join(', ')}`
+    return schemaAt(path)?.additionalProperties ? ': each needs a name and ":" before it' : ''
+  }
   if (wanted !== 'must be a list') return ''
   return kind === 'a map' ? ': write "- " before it' : ': write [ ] around it'
 }

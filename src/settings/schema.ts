@@ -18,6 +18,10 @@ const path = z
   .string()
   .min(1, 'a path must not be empty')
   .refine(text => !text.startsWith('~/') && text !== '~', 'must be written out: "~" is nobody’s home folder here')
+  .refine(text => !/^\$\{?[A-Za-z_]/.test(text), 'must be written out: variables are not filled in here')
+
+/** What a path cannot be, but for who insists: `./s3://x` is one. */
+export const isAddress = (text: string) => /^[a-z][a-z\d+.-]*:\/\//i.test(text)
 
 const name = z
   .string()
@@ -157,7 +161,7 @@ const listener = z
 const disk = z.strictObject({
   image: path
     .refine(
-      image => !/^[a-z][a-z+.-]*:\/\//i.test(image),
+      image => !isAddress(image),
       'must be the path of a file or a block device; disks behind an address come in a later version',
     )
     .describe('The path of the image, a file or a block device.'),
@@ -272,7 +276,10 @@ const timeZone = z.string().superRefine((name, context) => {
     context.addIssue({ code: 'custom', message: `names no time zone such as Europe/Berlin or UTC: ${JSON.stringify(name)}` })
 })
 
-const times = z.union([expression, z.array(expression)])
+const times = z.union(
+  [expression, z.array(expression)],
+  'must be an expression of systemd or cron in quotes, such as "*-*-* 02:00", or a list of them',
+)
 
 const kept = z.int('must be a whole number').min(1, 'must be 1 or more').max(10_000, 'must be 10000 or less').optional()
 

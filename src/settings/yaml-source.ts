@@ -7,6 +7,7 @@ import {
   isSeq,
   LineCounter,
   parseDocument,
+  visit,
   type Document,
   type Node,
   type Pair,
@@ -55,10 +56,48 @@ export class YamlSource {
   /** What makes it no YAML, or ambiguous YAML. */
   get problems(): Problem[] {
     const { errors, warnings } = this.#document
-    return [...errors, ...warnings].map(error => ({
-      place: { source: this, offset: error.pos[0] },
-      sentence: this.#sentence(error),
-    }))
+    const strange = this.#strangeBlank()
+    // It makes everything around it something else.
+    if (strange !== undefined) return [strange]
+    return [
+      ...[...errors, ...warnings].map(error => ({
+        place: { source: this, offset: this.#placeOf(error) },
+        sentence: this.#sentence(error),
+      })),
+      ...this.#printersQuotes(),
+    ]
+  }
+
+  /** What looks like a blank, and is a letter to YAML: web pages and word processors have such. */
+  #strangeBlank(): Problem | undefined {
+    const [before, letter] = /^[ \t]*([\u00a0\u2000-\u200b\u202f\u3000])/mu.exec(this.text) ?? []
+    if (before === undefined) return undefined
+    const offset = this.text.search(/^[ \t]*[\u00a0\u2000-\u200b\u202f\u3000]/mu) + before.length - 1
+    const code = letter!.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')
+    return {
+      place: { source: this, offset },
+      sentence: `what indents this line is no plain blank (U+${code}); YAML wants spaces`,
+    }
+  }
+
+  #printersQuotes(): Problem[] {
+    const found: Problem[] = []
+    visit(this.#document, {
+      Scalar: (_, { type, value, range }) => {
+        if (type === 'PLAIN' && typeof value === 'string' && /^[“”„‘’]/.test(value) && range)
+          found.push({
+            place: { source: this, offset: range[0] },
+            sentence: 'a printer’s quote is a letter like any other to YAML; use " or \'',
+          })
+      },
+    })
+    return found
+  }
+
+  /** Of a quote that is never closed, where it was opened. */
+  #placeOf({ code, message, pos: [offset] }: YAMLError): number {
+    const quote = code === 'MISSING_CHAR' ? /^Missing closing (["'])quote/.exec(message)?.[1] : undefined
+    return quote === undefined ? offset : Math.max(0, this.text.lastIndexOf(quote, offset))
   }
 
   get isEmpty() {
@@ -142,6 +181,14 @@ export class YamlSource {
   }
 
   #sentence({ code, message, pos }: YAMLError): string {
+    if (code === 'MISSING_CHAR' && message.startsWith('Missing closing')) return 'a quote is opened here and never closed'
+    if (code === 'BLOCK_AS_IMPLICIT_KEY' || code === 'BLOCK_IN_FLOW')
+      return 'a text with ": " in it must be in quotes; and a key of its own needs a line of its own'
+    if (code === 'MULTILINE_IMPLICIT_KEY') return 'a key ends with ":" and a blank; one of them is missing here'
+    const open = /must .*end with a ([}\]])/.exec(message)?.[1]
+    if (open !== undefined)
+      return `a "${open}" is missing: something that was opened before is not closed, or not indented enough`
+    if (code === 'BAD_INDENT' && message.startsWith('All ')) return 'this line is indented otherwise than those it belongs to'
     if (code === 'TAB_AS_INDENT') return 'a tab indents this line; YAML wants spaces'
     if (code === 'DUPLICATE_KEY') {
       const key = /^[^\s:#,{}[\]]+/.exec(this.text.slice(pos[0]))?.[0] ?? 'key'

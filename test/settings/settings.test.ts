@@ -213,8 +213,11 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     // types
     ['- a', '1:1: the file must be a map, and is a list'],
     ['hello', '1:1: the file must be a map, and is the text "hello"'],
-    ['machines: [db]', '1:11: "machines" must be a map, and is a list'],
-    ['machines:\n  db: /a.raw', '2:7: "machines.db" must be a map, and is the text "/a.raw"'],
+    ['machines: [db]', '1:11: "machines" must be a map, and is a list: each needs a name and ":" before it'],
+    [
+      'machines:\n  db: /a.raw',
+      '2:7: "machines.db" must be a map, and is the text "/a.raw"; its keys are "disks", "quiesce", "hooks"',
+    ],
     ['machines:\n  db: {}', '2:7: "machines.db" lacks "disks"'],
     ['machines: { db: { disks: {} } }', '1:26: "machines.db.disks" a machine needs at least one disk'],
     ['machines:\n  db:\n    disks:\n      root: {}', '4:13: "machines.db.disks.root" lacks "image"'],
@@ -327,13 +330,17 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     // no YAML
     ['a:\n\tb: 1', '2:1: a tab indents this line; YAML wants spaces'],
     ['state: /a\n---\nstate: /b', '2:1: a second document begins here; the file may hold one'],
-    [`state: /a\nweb: ${'x'.repeat(1000)}`, `2:6: "web" must be a map, and is the text "${'x'.repeat(60)}..."`],
+    [
+      `state: /a\nweb: ${'x'.repeat(1000)}`,
+      `2:6: "web" must be a map, and is the text "${'x'.repeat(60)}..."; its keys are "unix", "listen", "public", "hosts"`,
+    ],
     ['{ {}: 1 }', '1:3: a key must be a plain word'],
     ['', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
     ['# nothing\n', ' the file is empty; config/stillpoint.example.yaml shows what may be in it'],
   ]
   for (const [text, told] of cases) t.equal(complaint(text), told, JSON.stringify(text))
-  t.match(complaint('state: {'), /^1:\d+: this is not YAML: \S/)
+  t.match(complaint('state: {'), /^1:\d+: a "\}" is missing: something that was opened before is not closed/)
+  t.match(complaint('state: &'), /^1:\d+: this is not YAML: \S/)
   t.match(complaint('at: * 2 * * *'), /^1:5: a text that begins with "\*" must be in quotes: YAML takes it for/)
   t.match(complaint('at: @daily'), /^1:5: a text that begins with "@", "`" or "%" must be in quotes/)
   t.match(complaint('state: !secret x'), /^1:8: this is not YAML: Unresolved tag/)

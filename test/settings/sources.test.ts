@@ -64,7 +64,7 @@ t.test('a mistake is told where it stands, whichever file that is', async t => {
     'conf.d/20.yaml:2:34: "machines.web.disks.root.image" is the same image as "machines.db.disks.root.image": /r',
   )
   writeFileSync(join(dir, 'conf.d/10.yaml'), 'a: [')
-  t.match(await told(), /^conf\.d\/10\.yaml:1:\d+: this is not YAML/)
+  t.match(await told(), /^conf\.d\/10\.yaml:1:\d+: a "\]" is missing/)
 })
 
 t.test('the effective configuration is a configuration, and means the same', async t => {

@@ -1,0 +1,136 @@
+// What a person gets wrong in a call, and in a configuration that reads well: a sentence that names it, the remedy, and the exit code of the
+// reference; and nothing is changed.
+
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { once } from 'node:events'
+import t from 'tap'
+import { Appliance } from '../../src/appliance.ts'
+import { Fault } from '../../src/base/errors.ts'
+import { createLog } from '../../src/base/log.ts'
+import { native } from '../../src/base/native.ts'
+import { loadSettings } from '../../src/settings/load.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
+import { scratchFolder } from '../helpers/control.ts'
+import { randomBytes } from '../helpers/random-bytes.ts'
+
+const SIZE = 1 << 20
+const DISKS =
+  'machines:\n  db: { disks: { root: { image: ./root.raw, format: raw }, data: { image: ./data.raw, format: raw } } }\n'
+
+async function world(stack: AsyncDisposableStack) {
+  const folder = await scratchFolder(stack)
+  const file = `${folder}/s.yaml`
+  const write = (more: string, disks = DISKS) =>
+    writeFileSync(file, `state: ./state\ncontrol: { socket: ./control.sock }\nnbd: [ { unix: ./nbd.sock } ]\n${disks}${more}`)
+  for (const name of ['root', 'data']) {
+    writeFileSync(`${folder}/${name}.raw`, randomBytes(70_000, 1))
+    truncateSync(`${folder}/${name}.raw`, SIZE)
+  }
+  const start = async () => Appliance.start(await loadSettings(file), createLog('silent'))
+  return { folder, file, write, start }
+}
+
+t.test('a call that cannot be done says why, what to do, and exits as the reference has it', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { folder, file, write, start } = await world(stack)
+  writeFileSync(`${folder}/empty.key`, '\n')
+  write(`repositories:
+  local: { plugin: file, path: ./backup }
+  empty: { plugin: file, path: ./other, encryption: { key: "file:${folder}/empty.key" } }
+  lost: { plugin: file, path: ./other, encryption: { key: "file:${folder}/none.key" } }
+  unset: { plugin: file, path: ./other, encryption: { key: "env:STILLPOINT_NO_SUCH_KEY" } }
+  nowhere: { plugin: file, path: ./no/such/folder }
+schedules:
+  nightly: { machines: [db], repository: local }
+`)
+  process.env['STILLPOINT_SOCKET'] = `${folder}/control.sock`
+  stack.defer(() => void delete process.env['STILLPOINT_SOCKET'])
+  const cli = stack.use(new CliWorker({ STILLPOINT_SOCKET: `${folder}/control.sock` }))
+  const config = ['--config', file]
+  t.equal((await cli.run('repo', 'init', 'local', ...config)).code, 0)
+  stack.use(await start())
+  t.equal((await cli.run('backup', 'start', 'db', '--push', 'local')).code, 0)
+  const before = readFileSync(`${folder}/root.raw`)
+  const names = readdirSync(folder).toSorted()
+
+  const mistakes: readonly (readonly [call: string, code: number, told: RegExp])[] = [
+    ['backup start db/root --push local', 1, /'db\/root' is a disk|no machine 'db\/root'/],
+    ['backup start bd --push local', 1, /no machine 'bd'; .*'db'/],
+    ['backup start db --push loccal', 1, /there is no repository 'loccal'; the configuration has 'local', 'empty'/],
+    ['backup start db --push local --speed fast', 2, /--speed must be a size/],
+    ['backup start db --push empty', 1, /nothing was added to repository 'empty': .*there is nothing in file:.*empty\.key/],
+    ['backup finish nothing', 1, /no backup session 'nothing'; 'stillpoint backup list' shows/],
+    ['checkpoint create db bad/name', 1, /'bad\/name' cannot be the name of a checkpoint: it may have/],
+    ['checkpoint delete db none', 1, /has no checkpoint 'none'; 'stillpoint checkpoint list db' shows/],
+    ['disk copy db/rooot x.raw', 1, /no disk 'rooot'; it has 'root', 'data'/],
+    ['disk copy db/root root.raw', 1, /already exists .*; to use it as it is say --reuse-external/],
+    ['disk map db', 1, /No disk .* is called db; there are: db\/root, db\/data/],
+    ['schedule run nigtly', 1, /there is no schedule 'nigtly'; the configuration has 'nightly'/],
+    ['schedule next --at 2am', 2, /--at must be a time of systemd .*"2am" is no date/],
+    ['qmp query-nothing', 1, /query-nothing has not been found/],
+    ['qmp block-dirty-bitmap-add node=db.root', 2, /no JSON: .*; they look like '\{"node": "db\.root"\}'/],
+    ['restore local db/latest rooot x.raw', 1, /has no disk 'rooot'; it has 'root', 'data'/],
+    ['restore local db/latest root no/such/x.raw', 1, /Could not create '.*no\/such\/x\.raw\.partial': No such file/],
+    ['restore local db/latest root root.raw', 11, /is there already; choose another name, --in-place .*, or --force/],
+    ['restore local web/latest --to .', 1, /no restore point 'web\/latest': .* has no complete one of this machine/],
+    ['restore local db/2020 root x.raw', 1, /no restore point 'db\/2020' in .*; "stillpoint point list" shows/],
+    ['restore local db/latest x.raw', 1, /has the disks 'root', 'data': say which one, or --to FOLDER/],
+    ['restore local db/latest --to s.yaml', 1, /s\.yaml\/root\.raw': Not a directory/],
+    ['repo init local', 1, /there is a repository already/],
+    ['repo init lost', 2, /repositories\.lost\.encryption\.key: .*none\.key: No such file or directory/],
+    ['repo init unset', 2, /the environment has no STILLPOINT_NO_SUCH_KEY; set it for whoever runs this/],
+    ['repo init nowhere', 1, /no\/such\/folder: cannot be made, .*is what holds it mounted, and the path right\?/],
+    ['repo stats nowhere', 1, /no\/such\/folder: cannot be made/],
+    ['repo prune local db', 1, /keeps nothing; say what to keep/],
+    ['repo prune local db --keep-daily -1', 2, /--keep-daily must be a whole number, not '-1'/],
+    ['image create x.qcow2 10GB', 1, /10GB/],
+    ['image create -f qcow3 x.qcow2 1G', 1, /qcow3/],
+    ['image create y.qcow2', 1, /size/i],
+    ['image info .', 1, /to be a regular file or a block device/],
+    ['image info none.raw', 1, /none\.raw.*No such file/],
+    ['image resize root.raw small', 1, /small/],
+    ['nbd none.raw', 1, /none\.raw.*No such file/],
+    ['status --socket s.yaml', 1, /s\.yaml/],
+  ]
+  const inFolder = ['s.yaml', 'root.raw', 'x.raw', 'no/such/x.raw', 'x.qcow2', 'y.qcow2', 'none.raw', '.']
+  for (const [call, code, told] of mistakes) {
+    const words = call.split(' ').map(word => (inFolder.includes(word) ? `${folder}/${word}` : word))
+    const reads = ['restore', 'repo'].includes(words[0]!) ? config : []
+    const ended = await cli.run(...words, ...reads)
+    t.equal(ended.code, code, `${call}: ${ended.stderr}`)
+    t.match(ended.stderr, told, call)
+    t.match(ended.stderr, /^stillpoint: (?!.*\bat \S+:\d+:\d+)/, `${call}: no stack`)
+  }
+  t.ok(readFileSync(`${folder}/root.raw`).equals(before))
+  t.same(readdirSync(folder).toSorted(), names, 'nothing is made on the way')
+})
+
+t.test('a daemon that cannot start says what is in its way, and leaves nothing behind', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { folder, write, start } = await world(stack)
+  mkdirSync(`${folder}/folder`)
+  symlinkSync('root.raw', `${folder}/link.raw`)
+  const taken = createServer().listen(0, '127.0.0.1')
+  stack.defer(() => void taken.close())
+  await once(taken, 'listening')
+  const { port } = taken.address() as { port: number }
+  const one = (image: string, more = '') => `machines: { db: { disks: { root: { image: ${image}, format: raw${more} } } } }\n`
+  const twice = `machines: { db: { disks: { a: { image: ./root.raw, format: raw }, b: { image: ./link.raw, format: raw } } } }\n`
+  const mistakes: readonly (readonly [kind: string, disks: string, more: string, told: RegExp])[] = [
+    ['no image', one('./none.raw'), '', /none\.raw.*No such file/],
+    ['a folder', one('./folder'), '', /folder/],
+    ['the same image by another name', twice, '', /root\.raw|link\.raw/],
+    ['qcow2 that is none', one('./root.raw').replace('format: raw', 'format: qcow2'), '', /not.* qcow2|qcow2 format/i],
+    ['a port that is taken', '', `metrics: { listen: "127.0.0.1:${port}" }\n`, new RegExp(`${port}.*in use`)],
+    ['no folder for a socket', '', 'metrics: { unix: ./none/m.sock }\n', /none\/m\.sock.*No such file/],
+  ]
+  for (const [kind, disks, more, told] of mistakes) {
+    if (kind.startsWith('the same image') && !native) continue // nothing is locked then
+    write(more, disks)
+    await t.rejects(start(), { message: told }, kind)
+    await start().catch((error: unknown) => t.ok(error instanceof Fault, `${kind}: ${String(error)}`))
+  }
+  write('')
+  await (await start())[Symbol.asyncDispose]()
+})
