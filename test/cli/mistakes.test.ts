@@ -18,6 +18,8 @@ const SIZE = 1 << 20
 const DISKS =
   'machines:\n  db: { disks: { root: { image: ./root.raw, format: raw }, data: { image: ./data.raw, format: raw } } }\n'
 
+const one = (image: string) => `machines: { db: { disks: { root: { image: ${image}, format: raw } } } }\n`
+
 async function world(stack: AsyncDisposableStack) {
   const folder = await scratchFolder(stack)
   const file = `${folder}/s.yaml`
@@ -93,9 +95,9 @@ schedules:
     ['nbd none.raw', 1, /none\.raw.*No such file/],
     ['status --socket s.yaml', 1, /s\.yaml/],
   ]
-  const inFolder = ['s.yaml', 'root.raw', 'x.raw', 'no/such/x.raw', 'x.qcow2', 'y.qcow2', 'none.raw', '.']
+  const inFolder = new Set(['s.yaml', 'root.raw', 'x.raw', 'no/such/x.raw', 'x.qcow2', 'y.qcow2', 'none.raw', '.'])
   for (const [call, code, told] of mistakes) {
-    const words = call.split(' ').map(word => (inFolder.includes(word) ? `${folder}/${word}` : word))
+    const words = call.split(' ').map(word => (inFolder.has(word) ? `${folder}/${word}` : word))
     const reads = ['restore', 'repo'].includes(words[0]!) ? config : []
     const ended = await cli.run(...words, ...reads)
     t.equal(ended.code, code, `${call}: ${ended.stderr}`)
@@ -115,7 +117,6 @@ t.test('a daemon that cannot start says what is in its way, and leaves nothing b
   stack.defer(() => void taken.close())
   await once(taken, 'listening')
   const { port } = taken.address() as { port: number }
-  const one = (image: string, more = '') => `machines: { db: { disks: { root: { image: ${image}, format: raw${more} } } } }\n`
   const twice = `machines: { db: { disks: { a: { image: ./root.raw, format: raw }, b: { image: ./link.raw, format: raw } } } }\n`
   const mistakes: readonly (readonly [kind: string, disks: string, more: string, told: RegExp])[] = [
     ['no image', one('./none.raw'), '', /none\.raw.*No such file/],

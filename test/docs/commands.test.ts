@@ -167,7 +167,7 @@ repositories:
 const [PROMTOOL, SSH] = [missing('promtool'), missing('ssh')]
 
 t.test('what is to be told to other programs, they take', async t => {
-  const [prometheus] = blocksOf('docs/metrics.md', 'yaml').filter(block => block.startsWith('# prometheus.yml'))
+  const prometheus = blocksOf('docs/metrics.md', 'yaml').find(block => block.startsWith('# prometheus.yml'))
   const folder = t.testdir({
     'prometheus.yml': prometheus!,
     'stillpoint.rules.yml': textOf('docs/prometheus/stillpoint.rules.yml'),
