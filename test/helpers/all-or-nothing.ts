@@ -292,25 +292,38 @@ async function notMarked(daemon: Daemon, machine: string, name: string, copies: 
   return wrong
 }
 
-/** So many steps of each kind, picked by the seed: each takes a restart or two. By hand, more, or `all`. */
+/**
+ * So many steps of each kind, picked by the seed: each takes a restart or two. By hand, more; or `all`; or `K/N`, every N-th of them from the K-th on, so that
+ * N runs, one after the other or on machines of their own, are all.
+ */
 const asked = process.env['STILLPOINT_STEPS']
-const most = ({ steps = 2 }: Duty) => (asked === 'all' ? Infinity : Number(asked ?? steps))
+const part = /^(\d+)\/(\d+)$/
+  .exec(asked ?? '')
+  ?.slice(1)
+  .map(Number)
+const most = ({ steps = 2 }: Duty) => (part || asked === 'all' ? Infinity : Number(asked ?? steps))
 
 function pick(count: number, duty: Duty, random: () => number): number[] {
-  const all = Array.from({ length: count }, (_, index) => index)
+  const [which = 1, of = 1] = part ?? []
+  if (which < 1 || which > of) throw new Error(`STILLPOINT_STEPS=${asked}: there is no such part`)
+  const all = Array.from({ length: count }, (_, index) => index).filter(index => index % of === which - 1)
   while (all.length > most(duty)) all.splice(random() % all.length, 1)
   return all
 }
 
 const describe = ({ what, path }: FileChange) => `${what} ${path}`
 
-/** Each duty a test of its own. By hand: STILLPOINT_STEPS=all STILLPOINT_SEED=... scripts/test test/duties */
+/** Each duty a test of its own. By hand, a file that takes an hour: STILLPOINT_STEPS=all STILLPOINT_SEED=... scripts/on-node-24 dist/test/duties/FILE.test.js */
 export function allOrNothing(duties: Readonly<Record<string, Duty>>) {
   for (const [name, duty] of Object.entries(duties))
-    t.test(`${name} (seed ${seed})`, { skip: missing('qemu-img'), timeout: 900_000 }, async t => {
-      await using stack = new AsyncDisposableStack()
-      await stepByStep(t, `${await scratchFolder(stack)}/machine`, duty)
-    })
+    t.test(
+      `${name} (seed ${seed})`,
+      { skip: missing('qemu-img'), timeout: asked === undefined ? 900_000 : 14_400_000 },
+      async t => {
+        await using stack = new AsyncDisposableStack()
+        await stepByStep(t, `${await scratchFolder(stack)}/machine`, duty)
+      },
+    )
 }
 
 async function stepByStep(t: Test, folder: string, duty: Duty) {

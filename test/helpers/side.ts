@@ -30,6 +30,11 @@ export class Side implements AsyncDisposable {
   #events: Event[] = []
   #objects = new Set<string>()
   #scenarios = 0
+  /** The line that is waited for; whoever has given up on it leaves it to the next. */
+  #line: Promise<string | undefined> | undefined
+  #asked = 0
+  /** Commands whose answers come too late for anybody. */
+  #givenUp = new Set<unknown>()
   /** Where the images and sockets of the scenario are. */
   folder: string
 
@@ -144,11 +149,16 @@ export class Side implements AsyncDisposable {
 
   async #ask(execute: string, args: object = {}): Promise<unknown> {
     if (execute === 'object-add') this.#objects.add((args as { id: string }).id)
-    this.client.send(JSON.stringify({ execute, arguments: args }))
+    const asked = ++this.#asked
+    this.client.send(JSON.stringify({ execute, arguments: args, id: asked }))
     for (;;) {
       const message = await this.#next()
-      if (message === undefined) return this.#death()
-      if (message.event === undefined) return message
+      if (message === undefined) {
+        this.#givenUp.add(asked)
+        return this.#death()
+      }
+      const { id, ...answer } = message
+      if (this.#isAnswer(message)) return id === asked ? answer : { unexpected: message }
     }
   }
 
@@ -165,9 +175,11 @@ export class Side implements AsyncDisposable {
       }
       const message = await this.#next()
       if (message === undefined) return { missing: name, data, instead: fresh, death: await this.#death() }
-      if (message.event === undefined) return { unexpected: message }
+      if (this.#isAnswer(message)) return { unexpected: message }
     }
   }
+
+  #isAnswer = ({ event, id }: Message) => event === undefined && !this.#givenUp.delete(id)
 
   /** Those that no step has waited for. */
   async restOfEvents(): Promise<unknown> {
@@ -180,8 +192,9 @@ export class Side implements AsyncDisposable {
   /** Undefined when the daemon is gone, or says nothing for too long. */
   async #next(): Promise<Message | undefined> {
     using timeout = timer(STEP_MS)
-    const line = await Promise.race([this.client.line(), timeout.passed])
+    const line = await Promise.race([(this.#line ??= this.client.line()), timeout.passed])
     if (line === undefined) return undefined
+    this.#line = undefined
     const message = JSON.parse(line) as Message
     if (message.event !== undefined) this.#events.push({ event: message.event, data: (message.data ?? {}) as Event['data'] })
     return message
