@@ -97,6 +97,7 @@ function check({ node, generic, readOnly, links = NO_LINKS }: Change, willBeRead
   const busy = node.busyBitmap
   if (busy) throw new Busy(`Bitmap '${busy.name}' is currently in use by another operation and cannot be used`)
   for (const [name, to] of links) {
+    checkFrozen(node, name, to)
     if (to && reachable(to).has(node))
       throw new InvalidParameter(`Making '${to.name}' a ${name} child of '${node.name}' would create a cycle`)
   }
@@ -106,6 +107,13 @@ function check({ node, generic, readOnly, links = NO_LINKS }: Change, willBeRead
     const isData = ['data', 'filtered'].includes(node.driver.children[name]!.role)
     if (isData && (willBeReadOnly.get(below) ?? below.readOnly)) throw new ReadOnly('Block node is read-only')
   }
+}
+
+/** A job that takes images out of a chain goes by what is behind what. */
+function checkFrozen(node: GraphNode, name: string, to: GraphNode | undefined) {
+  const from = node.children.get(name)?.node
+  if (from && from !== to && ['stream', 'commit'].some(job => node.jobs.has(job) && from.jobs.has(job)))
+    throw new Busy(`Cannot change frozen '${name}' link from '${node.name}' to '${from.name}'`)
 }
 
 async function reopenOne(

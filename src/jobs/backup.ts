@@ -113,7 +113,7 @@ class Backup implements JobWork {
           perm: Permission.consistentRead | Permission.write,
           shared: Permission.consistentRead | Permission.writeUnchanged,
         })
-      for (const { jobs } of [source, target]) {
+      for (const { jobs } of [source, target, this.#freeze.filter]) {
         jobs.add('backup')
         this.#held.push({ [Symbol.dispose]: () => jobs.delete('backup') })
       }

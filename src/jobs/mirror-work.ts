@@ -143,7 +143,7 @@ export class MirrorWork implements JobWork {
         bufSize,
         unchanged: targetIsBehind,
       })
-      for (const { jobs } of [source, target, ...between]) {
+      for (const { jobs } of [source, target, ...between, this.#filter]) {
         jobs.add(type)
         this.#held.push({ [Symbol.dispose]: () => jobs.delete(type) })
       }

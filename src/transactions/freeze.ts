@@ -49,6 +49,12 @@ export class Freeze implements Action, AsyncDisposable {
     return this.#view
   }
 
+  /** What keeps it, and stands over the disk from the instant on. */
+  get filter(): GraphNode {
+    assert(this.#filter, 'the filter is there once it is prepared')
+    return this.#filter
+  }
+
   /**
    * Lets somebody read the view. By `release` he says that he is done with a range, which need not be kept any more; of a disk that is read-only
    * nothing ever is.

@@ -207,6 +207,7 @@ export const mirrors: readonly Scenario[] = [
       mirror({ 'job-id': 'k', device: 'other' }),
       mirror({ 'job-id': 'k', device: 'target', target: 'other' }),
       mirror({ device: 'other', target: 'other' }),
+      qmp('blockdev-snapshot', { node: 'over', overlay: 'other' }),
       qmp('query-named-block-nodes', { flat: true }),
       qmp('query-named-block-nodes'),
       exports,
