@@ -149,6 +149,7 @@ class Commit implements JobWork {
       )
       this.#hold = graph.attach(this.#filter, { description, childName: 'top', perm: 0, shared: ALL })
       this.#filter.owned = false
+      this.#filter.jobs.add('commit')
       graph.planReplace(top, this.#filter).commit()
       const { consistentRead, write, resize } = Permission
       this.#from = graph.attach(top, { description, perm: consistentRead, shared: ALL })
@@ -166,6 +167,7 @@ class Commit implements JobWork {
       job,
       {
         from,
+        clusterSize: this.#base.clusterSize,
         wanted: (extent: Extent) => isInLayers(extent, this.#layers, 1),
         copy: async (parts, now) => {
           for (const part of parts) {

@@ -6,12 +6,14 @@ import type { BlockIo, Extent } from '../block/driver.ts'
 import { endure, tell, type ErrorPolicy } from './error-policy.ts'
 import type { Job, Progress } from './job.ts'
 
-/** A multiple of every cluster size up to its own. */
-const PIECE_BYTES = 2 << 20
+/** What fails is copied again, or ignored, as a whole: no more than in QEMU. */
+const PIECE_BYTES = 512 << 10
 
 export interface LayerCopy {
   /** The top of the chain. */
   readonly from: BlockIo
+  /** Of the image that is written. */
+  readonly clusterSize: number | undefined
   readonly wanted: (extent: Extent) => boolean
   /** Copies the parts of a piece that are wanted; `operation` says what was under way when it fails. */
   readonly copy: (parts: readonly Extent[], now: Operation) => Promise<void>
@@ -26,12 +28,13 @@ export class Operation {
 /** Returns the first error that was ignored: what it was about has not been copied. */
 export async function* copyLayers(
   job: Job,
-  { from, wanted, copy, onError, emit }: LayerCopy,
+  { from, clusterSize = 0, wanted, copy, onError, emit }: LayerCopy,
   signal: AbortSignal,
 ): AsyncGenerator<Progress, unknown, void> {
   const total = from.size
   let ignored: unknown
-  for (const piece of pieces({ offset: 0, length: total }, PIECE_BYTES)) {
+  yield { current: 0, total }
+  for (const piece of pieces({ offset: 0, length: total }, Math.max(PIECE_BYTES, clusterSize))) {
     for (let done = false; !done;) {
       signal.throwIfAborted()
       const now = new Operation()

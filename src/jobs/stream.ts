@@ -104,6 +104,7 @@ class Stream implements JobWork {
       )
       this.#hold = graph.attach(this.#filter, { description: `stream job '${jobId}'`, perm: 0, shared: ALL })
       this.#filter.owned = false
+      this.#filter.jobs.add('stream')
       // Drained: guests whose writes are under way do not wait for the copy.
       await graph.drained([image], () => graph.planReplace(image, this.#filter!).commit())
     } catch (error) {
@@ -120,6 +121,7 @@ class Stream implements JobWork {
       job,
       {
         from: image,
+        clusterSize: this.#image.clusterSize,
         wanted,
         copy: async (parts, now) => {
           for (const part of parts) await this.#copy(part, wanted, now)
