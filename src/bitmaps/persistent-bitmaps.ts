@@ -225,6 +225,23 @@ export class PersistentBitmaps implements BitmapKeeper {
     }
   }
 
+  /** Which of those that are stored record, by name, where that is otherwise than is stored: of an image that was open for reading only. */
+  notStored(): ReadonlyMap<string, boolean> {
+    const changed = [...this.#kept].filter(([, { bitmap, enabled }]) => !bitmap.inconsistent && bitmap.recording !== enabled)
+    return new Map(changed.map(([name, { bitmap }]) => [name, bitmap.recording]))
+  }
+
+  /** They go on as `notStored` has said. @throws NotStored */
+  async resume(recording: ReadonlyMap<string, boolean>) {
+    for (const [name, enabled] of recording) {
+      const bitmap = this.set.find(name)
+      if (!bitmap || bitmap.inconsistent) continue
+      if (enabled) bitmap.enable()
+      else bitmap.disable()
+    }
+    if (recording.size > 0) await this.settle()
+  }
+
   get #unsettled() {
     const bitmaps = this.#keepable()
     if (bitmaps.some(bitmap => !this.#isKept(bitmap))) return true

@@ -8,6 +8,7 @@ import { isZero } from '../base/zeroes.ts'
 import type { Range } from '../base/ranges.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import { BitmapSet } from '../bitmaps/bitmap-set.ts'
+import { checkAllows } from '../bitmaps/check-allows.ts'
 import { PersistentBitmaps } from '../bitmaps/persistent-bitmaps.ts'
 import { anyRequest } from './aligned-io.ts'
 import { filteredBy, imagesFrom } from './chain.ts'
@@ -70,12 +71,14 @@ export class GraphNode {
   #opening: Opening
   #node: BlockNode
   #io: BlockIo
-  readonly #uses: Disposable
+  #uses: Disposable
   #requests = new Requests()
   /** Of what was open before and is not closed yet. */
   readonly #earlier = new Set<Promise<void>>()
   #persistence: PersistentBitmaps | undefined
   #logs: LogFolder | undefined
+  /** What bitmaps were told while they could not be stored; they know it still when the image is opened in another way. */
+  #notStored: ReadonlyMap<string, boolean> = new Map()
   #threshold: WriteThreshold | undefined
   #highestWrite = 0
   /** Of discards that were handed down. */
@@ -107,7 +110,10 @@ export class GraphNode {
     const { bitmapStore } = this.#node
     this.#logs = logs
     const { readOnly, report } = { readOnly: this.readOnly, report: (event: NodeEvent) => this.#tell(event) }
-    if (bitmapStore) this.#persistence = await PersistentBitmaps.load(this.bitmaps, bitmapStore, { readOnly, logs, report })
+    if (!bitmapStore) return
+    this.#persistence = await PersistentBitmaps.load(this.bitmaps, bitmapStore, { readOnly, logs, report })
+    await this.#persistence.resume(this.#notStored)
+    this.#notStored = new Map()
   }
 
   /** One of those that are stored is in use: it could not be brought back as another. */
@@ -120,6 +126,7 @@ export class GraphNode {
     const persistence = this.#persistence
     if (!persistence) return false
     await persistence.close()
+    this.#notStored = persistence.notStored()
     this.#persistence = undefined
     this.bitmaps.keeper = undefined
     for (const bitmap of this.bitmaps) if (bitmap.persistent) this.bitmaps.release(bitmap)
@@ -295,6 +302,8 @@ export class GraphNode {
   /** The tail that it grew by counts as written. */
   async resize(size: number) {
     this.bitmaps.checkTruncate(size)
+    // What is stored has to fit (qcow2_truncate_bitmaps_check).
+    for (const bitmap of this.bitmaps) if (bitmap.persistent) checkAllows(bitmap, 'clear')
     const persistence = this.#persistence
     await persistence?.beginResize()
     try {
@@ -392,17 +401,19 @@ export class GraphNode {
   }
 
   /** Requests that begin from now on go to this one. */
-  replaceNode(node: BlockNode): { closeOld(): Promise<void>; undo(): Promise<void> } {
-    const before = [this.#node, this.#io, this.#requests] as const
+  replaceNode({ node, uses }: Pick<NodeParts, 'node' | 'uses'>): { closeOld(): Promise<void>; undo(): Promise<void> } {
+    const before = [this.#node, this.#io, this.#requests, this.#uses] as const
     const requests = new Requests()
-    ;[this.#node, this.#io, this.#requests] = [node, anyRequest(node), requests]
+    ;[this.#node, this.#io, this.#requests, this.#uses] = [node, anyRequest(node), requests, uses]
     return {
       closeOld: async () => {
+        before[3][Symbol.dispose]()
         await before[2].whenNone()
         await before[0][Symbol.asyncDispose]()
       },
       undo: async () => {
-        ;[this.#node, this.#io, this.#requests] = before
+        ;[this.#node, this.#io, this.#requests, this.#uses] = before
+        uses[Symbol.dispose]()
         await requests.whenNone()
         await node[Symbol.asyncDispose]()
       },

@@ -6,7 +6,7 @@
 import { Fault, InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import { checked } from '../base/checked.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
-import type { AnyDriver, BlockNode, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
+import type { AnyDriver, ChildRule, NodeEvent, NodeOptions, OpenContext } from './driver.ts'
 import { Edge } from './edge.ts'
 import { GraphNode, type Opening } from './graph-node.ts'
 import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
@@ -151,10 +151,7 @@ export class NodeOpener {
         filenames: filenamesOf(children),
         below: childName => children.get(childName)!.node,
         find: nodeName => this.nodes.get(nodeName),
-        object: id => {
-          uses.use(this.objects.use(id, name))
-          return this.objects.find(id)
-        },
+        object: id => this.#object(uses, id, name),
         lookUp: id => this.objects.find(id),
         bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
         report,
@@ -173,8 +170,9 @@ export class NodeOpener {
   }
 
   /** Another node of the driver over the same children, for one that is to be open in another way. */
-  openAgain(node: GraphNode, own: unknown, { generic, readOnly }: Opening): Promise<BlockNode> {
-    return node.driver.open(own, {
+  async openAgain(node: GraphNode, own: unknown, { generic, readOnly }: Opening) {
+    using uses = new DisposableStack()
+    const opened = await node.driver.open(own, {
       nodeName: node.name,
       readOnly,
       unmap: generic.discard === 'unmap',
@@ -183,7 +181,7 @@ export class NodeOpener {
       filenames: filenamesOf(node.children),
       below: childName => node.children.get(childName)!.node,
       find: nodeName => this.nodes.get(nodeName),
-      object: id => this.objects.find(id),
+      object: id => this.#object(uses, id, node.name),
       lookUp: id => this.objects.find(id),
       bitmap: (nodeName, bitmap) => this.#bitmap(nodeName, bitmap),
       report: event => {
@@ -191,12 +189,24 @@ export class NodeOpener {
         this.report(node.name, event)
       },
     })
+    return { node: opened, uses: uses.move() }
   }
 
+  #object(uses: DisposableStack, id: string, user: string) {
+    uses.use(this.objects.use(id, user))
+    return this.objects.find(id)
+  }
+
+  /** What copy-before-write is to keep; refused in QEMU's words. */
   #bitmap(nodeName: string, bitmap: string) {
     const node = this.nodes.get(nodeName)
     if (!node) throw new NotFound(`Node '${nodeName}' not found`)
-    return node.bitmaps.get(bitmap)
+    const found = node.bitmaps.get(bitmap)
+    if (!found.inconsistent) return found
+    const why = `Bitmap '${bitmap}' is inconsistent and cannot be used`
+    throw new InvalidParameter(
+      `Cannot create block-copy-state: Failed to merge bitmap '${bitmap}' to internal copy-bitmap: ${why}`,
+    )
   }
 }
 

@@ -6,7 +6,7 @@ interface Entry {
   readonly type: string
   readonly value: unknown
   readonly properties: Record<string, unknown>
-  readonly users: Set<string>
+  readonly users: Set<object>
 }
 
 export class Objects {
@@ -40,8 +40,9 @@ export class Objects {
   /** Somebody depends on the object until disposed. */
   use(id: string, user: string): Disposable {
     const users = this.#byId.get(id)?.users
-    users?.add(user)
-    return { [Symbol.dispose]: () => users?.delete(user) }
+    const use = { user }
+    users?.add(use)
+    return { [Symbol.dispose]: () => users?.delete(use) }
   }
 
   delete(id: string) {

@@ -39,10 +39,15 @@ export const objects: readonly Scenario[] = [
       guest('t', 'write -P 1 0 64k', 'read -P 1 0 64k', 'read -P 0 64k 64k'),
       qmp('object-del', { id: 'g' }),
       qmp('object-del', { id: 'nope' }),
+      ...['old', 'old', 'nope'].map(other =>
+        qmp('blockdev-reopen', { options: [{ driver: 'throttle', 'node-name': 't', 'throttle-group': other, file: 'disk' }] }),
+      ),
+      qmp('object-del', { id: 'old' }),
+      qmp('object-del', { id: 'g' }),
+      qmp('object-del', { id: 'g' }),
       qmp('block-export-del', { id: 't' }),
       qmp('blockdev-del', { 'node-name': 't' }),
-      qmp('object-del', { id: 'g' }),
-      qmp('object-del', { id: 'g' }),
+      qmp('object-del', { id: 'old' }),
     ],
   },
   {
