@@ -18,8 +18,9 @@ const derive = promisify(pbkdf2)
 /** Fewer are no hindrance to anybody. */
 const LEAST_ITERATIONS = 1000
 
-/** Enough to measure by, and over in a moment. */
+/** So many are measured first; twice as many, and so on, where that was over too soon to be a measure. */
 const SAMPLE_ITERATIONS = 10_000
+const SAMPLE_MS = 2
 
 /** @throws InvalidParameter, in QEMU's words */
 export function secretOf(id: string | undefined, lookUp: (id: string) => unknown): Secret {
@@ -63,8 +64,12 @@ export async function lock(header: LuksHeader, slot: LuksHeader['slots'][number]
 
 /** How many take so long here: time of this thread, so that it does not matter what else goes on. */
 export function iterationsFor(ms: number, hash: Hash, keyBytes: number): number {
-  const before = process.threadCpuUsage().user
-  pbkdf2Sync('a password', randomBytes(SALT_BYTES), SAMPLE_ITERATIONS, keyBytes, hash)
-  const took = Math.max(1, process.threadCpuUsage().user - before) / 1000
-  return Math.max(LEAST_ITERATIONS, Math.round((SAMPLE_ITERATIONS * ms) / took))
+  for (let sample = SAMPLE_ITERATIONS; ; sample *= 2) {
+    const before = process.threadCpuUsage()
+    pbkdf2Sync('a password', randomBytes(SALT_BYTES), sample, keyBytes, hash)
+    // Both together: which of the two it was the kernel guesses, by what a tick has found.
+    const { user, system } = process.threadCpuUsage(before)
+    const took = (user + system) / 1000
+    if (took >= SAMPLE_MS) return Math.max(LEAST_ITERATIONS, Math.round((sample * ms) / took))
+  }
 }
