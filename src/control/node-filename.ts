@@ -69,5 +69,18 @@ async function fullOptions(node: GraphNode): Promise<object> {
   const overridden = await isBackingOverridden(node)
   for (const [name, edge] of node.children) if (name !== 'backing' || overridden) children[name] = await fullOptions(edge.node)
   if (overridden) children['backing'] ??= null
-  return { driver: node.driver.name, ...strongOptions(node), ...children }
+  return { driver: node.driver.name, ...flat(strongOptions(node)), ...children }
 }
+
+/** Members of lists by names of their own, as QEMU has them: `inject-error.0.event`. */
+const flat = (options: object): object =>
+  Object.fromEntries(
+    Object.entries(options).flatMap(([name, value]: [string, unknown]) =>
+      Array.isArray(value) ? value.flatMap((member: unknown, index) => entriesOf(`${name}.${index}`, member)) : [[name, value]],
+    ),
+  )
+
+const entriesOf = (name: string, member: unknown): (readonly [string, unknown])[] =>
+  typeof member === 'object' && member !== null
+    ? Object.entries(member).map(([key, value]) => [`${name}.${key}`, value] as const)
+    : [[name, member]]

@@ -32,7 +32,10 @@ import type { PermissionChange, Permissions } from '../block/permissions.ts'
 import { FileLocks } from './file-locks.ts'
 
 const options = z.strictObject({
-  filename: z.string().min(1).describe('Path of the file or block device'),
+  filename: z
+    .string()
+    .refine(name => name !== '', "The 'file' block driver requires a file name")
+    .describe('Path of the file or block device'),
   locking: z
     .enum(['on', 'off', 'auto'])
     .optional()

@@ -90,7 +90,7 @@ const injection = z.strictObject({
   errno: z.int().default(constants.errno.EIO).describe('The number of the error, on Linux'),
   sector: z.int().optional().describe('Only requests that touch this sector, of 512 bytes'),
   once: z.boolean().default(false).describe('Only the first such request'),
-  immediately: z.boolean().default(false).describe('Accepted'),
+  immediately: z.boolean().optional().describe('Accepted'),
 })
 
 const setState = z.strictObject({ event, state, new_state: z.int().describe('The state that follows') })

@@ -1,8 +1,10 @@
 // The create job: makes a new image, or a new file (QMP's blockdev-create). It has nothing that it could stop at, and cannot be half done.
 
+import { InvalidParameter } from '../base/errors.ts'
 import type { Turns } from '../base/turns.ts'
 import type { AnyDriver, NodeOptions } from '../block/driver.ts'
 import type { Edge } from '../block/edge.ts'
+import type { GraphNode } from '../block/graph-node.ts'
 import type { Graph } from '../block/graph.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import type { Job, JobWork, Progress } from './job.ts'
@@ -41,6 +43,7 @@ class Create implements JobWork {
       const files: Record<string, Edge> = {}
       for (const [name, given] of Object.entries(rest).filter(isFile))
         files[name] = await this.turns.take(() => this.#openFile(given as string | NodeOptions))
+      checkApart(files)
       const filenames = Object.fromEntries(Object.entries(files).map(([name, edge]) => [name, edge.node.filename]))
       await creation.create(own, files, filenames, id => this.graph.objects.find(id))
     } finally {
@@ -69,5 +72,16 @@ class Create implements JobWork {
       if (!isThere) await this.graph.delete(node.name)
       throw error
     }
+  }
+}
+
+/** What one of them holds would be written over what the other does. */
+function checkApart(files: Readonly<Record<string, Edge>>) {
+  const names = new Map<GraphNode, string>()
+  for (const [name, { node }] of Object.entries(files)) {
+    const other = names.get(node)
+    if (other !== undefined)
+      throw new InvalidParameter(`'${other}' and '${name}' are both node '${node.name}': name another file for one of them`)
+    names.set(node, name)
   }
 }

@@ -240,10 +240,10 @@ export function checkWritable(node: GraphNode, writable: boolean) {
  * about to add some.
  * @throws NotFound
  */
-export function findBitmap(node: GraphNode, name: string, by?: object): DirtyBitmap {
-  for (let at: GraphNode | undefined = node; at; at = at.filteredOrBacking) {
-    const bitmap = at.bitmaps.find(name, by)
-    if (bitmap) return bitmap
+export function findBitmap(node: GraphNode, name: string, by?: object): { readonly bitmap: DirtyBitmap; readonly of: GraphNode } {
+  for (let of: GraphNode | undefined = node; of; of = of.filteredOrBacking) {
+    const bitmap = of.bitmaps.find(name, by)
+    if (bitmap) return { bitmap, of }
   }
   throw new NotFound(`Bitmap '${name}' is not found`)
 }

@@ -64,7 +64,7 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
       writable: options.readOnly !== true,
       writethrough: options.cache === 'writethrough' || options.cache === 'directsync',
       allocationDepth: options.allocationDepth,
-      bitmaps: options.bitmap?.map(name => ({ name, bitmap: findBitmap(node, name) })),
+      bitmaps: options.bitmap?.map(name => ({ name, bitmap: findBitmap(node, name).bitmap })),
     })
     sizes.push(node.size)
   }

@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import { exportAdd } from '../../nbd-server/export-actions.ts'
 import { checkWritable, findBitmap } from '../../nbd-server/node-exports.ts'
-import { Busy, InvalidParameter, NotFound } from '../../base/errors.ts'
+import { InvalidParameter, NotFound } from '../../base/errors.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { bitmapOrName, bitmapsOf } from '../bitmap-arguments.ts'
 import { actionCommand } from '../action-command.ts'
@@ -55,9 +55,6 @@ function wantedExport(args: z.output<typeof exportArguments>, context: CommandCo
   const name = args.name ?? nodeName
   exports.checkFree(name)
   const bitmaps = args.bitmaps?.map(wanted => exportedBitmap(wanted, { node, writable, context, transaction }))
-  for (const [index, { bitmap }] of (bitmaps ?? []).entries())
-    if (bitmaps!.findIndex(other => other.bitmap === bitmap) < index)
-      throw new Busy(`Bitmap '${bitmap.name}' is currently in use by another operation and cannot be used`)
   const options = {
     id,
     name,
@@ -78,13 +75,13 @@ interface Exported {
   readonly transaction: object
 }
 
-/** A name alone must not be of a bitmap that goes on recording where its readers cannot write. */
+/** A name alone must not be of a bitmap that goes on recording, of an image that others write, where its readers cannot. */
 function exportedBitmap(wanted: z.output<typeof bitmapOrName>, { node, writable, context, transaction }: Exported) {
   if (typeof wanted !== 'string')
     return { name: wanted.name, bitmap: bitmapsOf(context, wanted.node)().get(wanted.name, transaction) }
-  const bitmap = findBitmap(node, wanted, transaction)
+  const { bitmap, of } = findBitmap(node, wanted, transaction)
   // What a job has frozen is refused for that.
-  if (!writable && !node.readOnly && bitmap.recording && !bitmap.successor)
+  if (!writable && !of.readOnly && bitmap.recording && !bitmap.successor)
     throw new InvalidParameter(`Enabled bitmap '${wanted}' incompatible with readonly export`)
   return { name: wanted, bitmap }
 }

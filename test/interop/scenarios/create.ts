@@ -41,6 +41,11 @@ const WRONG: readonly object[] = [
   { 'extended-l2': true, 'cluster-size': 4096 },
 ]
 
+const sameFile = {
+  ours: { return: [{ error: /'file' and 'data-file' are both node 'file'/ }] },
+  because: 'an image whose data would be written over it is not begun; QEMU leaves one that is half made',
+}
+
 export const creations: readonly Scenario[] = [
   {
     title: 'a file is made, emptied, and set space aside for',
@@ -80,6 +85,11 @@ export const creations: readonly Scenario[] = [
     steps: [
       qmp('blockdev-add', { driver: 'file', 'node-name': 'file', filename: '$D/a.qcow2' }),
       ...WRONG.flatMap(options => made(qcow2(options))),
+      create(qcow2({ 'data-file': 'file' })),
+      job('c', 'concluded'),
+      qmp('query-jobs', {}, { differs: sameFile }),
+      qmp('job-dismiss', { id: 'c' }),
+      job('c', 'null'),
       create(qcow2({ version: 'v4' })),
       create({ driver: 'qcow2', file: 'file' }),
       create({ driver: 'nope' }),

@@ -127,6 +127,7 @@ export const oddCases: readonly Scenario[] = [
       add({ driver: 'raw', 'node-name': 'n', file: { driver: 'file', filename: '$D' } }),
       add({ driver: 'raw', 'node-name': 'n', file: { driver: 'file' } }),
       add({ driver: 'raw', 'node-name': 'n', file: { driver: 'file', filename: 7 } }),
+      add({ driver: 'raw', 'node-name': 'n', file: { driver: 'file', filename: '' } }),
       add({ driver: 'raw', 'node-name': 'n', file: { driver: 'file', filename: '$D/a.raw', bogus: 1 } }),
       add({ driver: 'raw', 'node-name': 7, file: file('a.raw') }),
       add({ driver: 'raw', 'node-name': '1n', file: file('a.raw') }),
