@@ -149,7 +149,6 @@ class Commit implements JobWork {
       )
       this.#hold = graph.attach(this.#filter, { description, childName: 'top', perm: 0, shared: ALL })
       this.#filter.owned = false
-      this.#filter.jobs.add('commit')
       graph.planReplace(top, this.#filter).commit()
       const { consistentRead, write, resize } = Permission
       this.#from = graph.attach(top, { description, perm: consistentRead, shared: ALL })
