@@ -3,7 +3,6 @@
 
 import { z } from 'zod'
 import { Budget } from '../base/budget.ts'
-import { copyBytes } from '../base/copy-bytes.ts'
 import { ReadOnly } from '../base/errors.ts'
 import { endOf, intersect, type Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockNode, Extent } from '../block/driver.ts'
@@ -13,6 +12,7 @@ import type { DiskManifest } from '../repository/manifest.ts'
 import type { RepositoryReader } from '../repository/reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { idOf } from '../repository/walk.ts'
+import { ChunkCache, type Chunk } from './chunk-cache.ts'
 
 /** Bytes of chunks that are kept for who reads them again, where nothing else is said. */
 export const POINT_CACHE = 64 << 20
@@ -43,15 +43,16 @@ export const pointDisk = (options: PointDiskOptions): BlockDriver<Record<string,
 })
 
 export class PointDisk implements BlockNode {
-  /** By chunk, the one that was used last at the end. */
-  readonly #cache = new Map<number, Buffer>()
-  readonly #coming = new Map<number, Promise<Buffer | undefined>>()
+  readonly #chunks: ChunkCache
   readonly #fetching = new Set<Promise<unknown>>()
   readonly #budget = new Budget(ALL_FETCHES)
   /** Where the last read ended. */
   #next = -1
 
-  constructor(private readonly options: PointDiskOptions) {}
+  constructor(private readonly options: PointDiskOptions) {
+    const { disk, cacheBytes = POINT_CACHE } = options
+    this.#chunks = new ChunkCache(disk.chunkSize, Math.max(1, Math.floor(cacheBytes / disk.chunkSize)))
+  }
 
   get size() {
     return this.options.disk.size
@@ -67,16 +68,21 @@ export class PointDisk implements BlockNode {
       // Piece by piece, so that no read keeps more in memory than that.
       const end = Math.min(to, first + Math.max(1, Math.floor(FETCH / chunkSize)))
       const chunks = this.#load(first, end)
+      for (const [, chunk] of chunks) this.#chunks.enter(chunk)
       if (end === to && inOrder) this.#load(end, Math.min(Math.ceil(size / chunkSize), end + Math.ceil(AHEAD / chunkSize)))
-      for (const [chunk, loaded] of chunks) {
-        const bytes = await loaded
-        const { offset: at, length } = intersect(
-          { offset: chunk * chunkSize, length: chunkSize },
-          { offset, length: into.length },
-        )!
-        const part = into.subarray(at - offset, at - offset + length)
-        if (bytes) part.set(bytes.subarray(at - chunk * chunkSize, at - chunk * chunkSize + length))
-        else part.fill(0)
+      try {
+        for (const [number, chunk] of chunks) {
+          await chunk.ready
+          const { offset: at, length } = intersect(
+            { offset: number * chunkSize, length: chunkSize },
+            { offset, length: into.length },
+          )!
+          const part = into.subarray(at - offset, at - offset + length)
+          if (chunk.isHole) part.fill(0)
+          else part.set(chunk.bytes!.subarray(at - number * chunkSize, at - number * chunkSize + length))
+        }
+      } finally {
+        for (const [, chunk] of chunks) this.#chunks.leave(chunk)
       }
       first = end
     }
@@ -124,61 +130,46 @@ export class PointDisk implements BlockNode {
     return compareTrees(reader.nodes, disk, { ...disk, root: null }, range)
   }
 
-  /** Each chunk with its bytes, or undefined for a hole; what is not there and not on its way is fetched. */
-  #load(from: number, to: number): [chunk: number, bytes: Promise<Buffer | undefined>][] {
-    const all: [number, Promise<Buffer | undefined>][] = []
-    const missing: [number, PromiseWithResolvers<Buffer | undefined>][] = []
-    for (let chunk = from; chunk < to; chunk++) {
-      const cached = this.#cache.get(chunk)
-      if (cached) {
-        this.#cache.delete(chunk)
-        this.#cache.set(chunk, cached)
-      }
-      let bytes = cached ? Promise.resolve(cached) : this.#coming.get(chunk)
-      if (!bytes) {
-        const coming = Promise.withResolvers<Buffer | undefined>()
-        missing.push([chunk, coming])
-        bytes = coming.promise
-        bytes.catch(() => 'it is told to whoever reads it')
-        this.#coming.set(chunk, bytes)
-      }
-      all.push([chunk, bytes])
+  /** What is not there and not on its way is fetched. */
+  #load(from: number, to: number): [number: number, chunk: Chunk][] {
+    const all: [number, Chunk][] = []
+    const missing = new Map<number, Chunk>()
+    for (let number = from; number < to; number++) {
+      let chunk = this.#chunks.find(number)
+      if (!chunk) missing.set(number, (chunk = this.#chunks.expect(number)))
+      all.push([number, chunk])
     }
-    if (missing.length > 0) this.#start(new Map(missing))
+    if (missing.size > 0) this.#start(missing)
     return all
   }
 
-  #start(missing: ReadonlyMap<number, PromiseWithResolvers<Buffer | undefined>>) {
+  #start(missing: ReadonlyMap<number, Chunk>) {
     const fetching = this.#fetch(missing)
-      .catch((error: unknown) => missing.forEach(({ reject }) => reject(error)))
+      .catch((error: unknown) => missing.forEach(chunk => chunk.lost(error)))
       .finally(() => {
-        for (const chunk of missing.keys()) this.#coming.delete(chunk)
+        for (const [number, chunk] of missing) this.#chunks.ended(number, chunk)
         this.#fetching.delete(fetching)
       })
     this.#fetching.add(fetching)
   }
 
-  async #fetch(missing: ReadonlyMap<number, PromiseWithResolvers<Buffer | undefined>>) {
+  async #fetch(missing: ReadonlyMap<number, Chunk>) {
     const { reader, disk, sealer } = this.options
     const { repository, index, sessions, signal } = reader
     using _share = await this.#budget.take(missing.size * disk.chunkSize, signal)
     const fetch = new ChunkFetch(
       { target: repository.target, keys: repository.keys, index, sessions, sealer, memory: FETCH, signal },
       async (chunks, plain) => {
-        for (const [at, { chunk, length }] of chunks.entries()) {
-          const bytes = Buffer.allocUnsafeSlow(length)
-          copyBytes(plain.subarray(at * disk.chunkSize, at * disk.chunkSize + length), bytes)
-          this.#keep(chunk, bytes)
-          missing.get(chunk)!.resolve(bytes)
-        }
+        for (const [at, { chunk, length }] of chunks.entries())
+          this.#chunks.fill(chunk, missing.get(chunk)!, plain.subarray(at * disk.chunkSize, at * disk.chunkSize + length))
       },
       // The others of the request are none the worse for it.
-      async ({ chunk }, error) => missing.get(chunk)!.reject(error),
+      async ({ chunk }, error) => missing.get(chunk)!.lost(error),
     )
     try {
       for (const wanted of await this.#wanted([...missing.keys()]))
         if ('id' in wanted) await fetch.add(wanted)
-        else missing.get(wanted.chunk)!.resolve(undefined)
+        else missing.get(wanted.chunk)!.arrivedEmpty()
       await fetch.finish()
     } finally {
       await fetch.drop()
@@ -194,13 +185,6 @@ export class PointDisk implements BlockNode {
       wanted.push(id ? { chunk, id, length } : { chunk })
     }
     return wanted
-  }
-
-  #keep(chunk: number, bytes: Buffer) {
-    this.#cache.set(chunk, bytes)
-    const { disk, cacheBytes = POINT_CACHE } = this.options
-    const most = Math.max(1, Math.floor(cacheBytes / disk.chunkSize))
-    if (this.#cache.size > most) this.#cache.delete(this.#cache.keys().next().value!)
   }
 }
 
