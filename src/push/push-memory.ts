@@ -3,11 +3,11 @@
 import { Budget } from '../base/budget.ts'
 
 const TOTAL = 256 << 20
-const MOST = 96 << 20
+const MOST = 64 << 20
 const LEAST = 16 << 20
 /** A pack is that part of a push's memory, at most. */
 const PACK_PART = 3
-const MOST_PACK = 32 << 20
+const MOST_PACK = 16 << 20
 
 export interface PushShare extends Disposable {
   /** Bytes for packs on their way. */
