@@ -9,6 +9,7 @@ import type { Range } from '../base/ranges.ts'
 import type { RegionsTerms } from '../bitmaps/logged-regions.ts'
 import type { SharedMarks } from '../bitmaps/shared-marks.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
+import type { ClusterMapTerms } from './cluster-map.ts'
 import type { DebugEvent } from './debug-event.ts'
 import type { NodeInfo, SnapshotInfo } from './node-info.ts'
 import type { PermissionChange, Permissions } from './permissions.ts'
@@ -58,8 +59,10 @@ export interface ReadyRead {
  */
 export interface LentFile {
   readonly fd: number
-  /** The disk's first byte in the file. */
+  /** The disk's first byte in the file, or in what `through` maps. */
   readonly start: number
+  /** Where the file does not hold the disk as it is, but in clusters: what is not in the map is not for the thread. */
+  readonly through?: Through
   /** Where each write is to be marked, before and, where the epoch has moved, behind it; the disk's first byte is at `start` there. */
   readonly marks: readonly { readonly shared: SharedMarks; readonly start: number }[]
   /** Where all that a write touches must be; what is not there is not written. The disk's first byte is at `start` there. */
@@ -68,12 +71,24 @@ export interface LentFile {
   end(): void
 }
 
+export interface Through {
+  readonly map: ClusterMapTerms
+  /** What the map calls 0, in the file. */
+  readonly start: number
+  /** Behind so many bytes from there on the thread touches nothing. */
+  readonly size: number
+  /** As those of LentFile, of what is below the map. */
+  readonly marks: LentFile['marks']
+}
+
 /** Who reads and writes by himself. */
 export interface Borrower {
   /** To give back what he was lent, soon. He may be asked more than once. */
   revoke(): void
   /** Where the furthest of his writes has ended; 0: there was none. */
   highestWrite(): number
+  /** The same in what is below the map, where there is one. */
+  highestBelow?(): number
 }
 
 /** The requests. Every method may be called many times at once; requests that overlap may land in any order. */

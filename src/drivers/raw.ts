@@ -86,6 +86,7 @@ class RawNode implements BlockNode {
     const below: Borrower = {
       revoke: () => borrower.revoke(),
       highestWrite: () => borrower.highestWrite() && this.start + borrower.highestWrite(),
+      highestBelow: () => borrower.highestBelow?.() ?? 0,
     }
     const lent = this.below.lend?.(below)
     return (

@@ -1,10 +1,17 @@
 // What a thread does that writes by itself (src/nbd-server/lease/serve.ts), to a simulated disk: it writes where it may, until it is called back.
 
+import { ClusterMap } from '../../src/block/cluster-map.ts'
 import type { LentFile } from '../../src/block/driver.ts'
 import type { Edge } from '../../src/block/edge.ts'
 import { LoggedRegions } from '../../src/bitmaps/logged-regions.ts'
 import { SharedMarks } from '../../src/bitmaps/shared-marks.ts'
 import type { SimulatedDisk } from './simulated-disk.ts'
+
+function placeOf({ through, start }: LentFile, offset: number, length: number) {
+  if (!through) return offset
+  const place = new ClusterMap(through.map).find(start + offset, length)
+  return place !== undefined && place + length <= through.size ? place : undefined
+}
 
 export class SimulatedThread {
   #revoked = false
@@ -31,14 +38,18 @@ export class SimulatedThread {
     const lent = this.#lent
     if (!lent || this.#revoked) return false
     if (!lent.regions.every(({ terms, start }) => new LoggedRegions(terms).hasAll(start + offset, data.length))) return false
-    const all = lent.marks.map(({ shared, start }) => {
+    const place = placeOf(lent, offset, data.length)
+    if (place === undefined) return false
+    const own = lent.marks.map(({ shared, start }) => ({ shared, at: start + offset }))
+    const below = lent.through?.marks.map(({ shared, start }) => ({ shared, at: start + place })) ?? []
+    const all = [...own, ...below].map(({ shared, at }) => {
       const marks = new SharedMarks(shared.terms)
-      return { marks, epoch: marks.epoch, mark: () => marks.mark(start + offset, data.length) }
+      return { marks, epoch: marks.epoch, mark: () => marks.mark(at, data.length) }
     })
     this.#writing++
     for (const { mark } of all) mark()
     for (let turn = 0; turn < turns; turn++) await Promise.resolve()
-    await this.disk.write(lent.start + offset, data)
+    await this.disk.write((lent.through?.start ?? lent.start) + place, data)
     for (const { marks, epoch, mark } of all) if (marks.epoch !== epoch) mark()
     this.#highest = Math.max(this.#highest, offset + data.length)
     SimulatedThread.writes++

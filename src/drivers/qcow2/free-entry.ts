@@ -7,6 +7,7 @@ import type { Slice } from './metadata-cache.ts'
 
 export function freeEntry(image: Image, slice: Slice, at: number) {
   const { externalData, clusterSize } = image.geometry
+  image.loans.checkNone(slice, at)
   if (externalData) return
   if (isCompressed(slice, at)) {
     const { offset, length } = compressedRange(slice.view.getUint32(at), slice.view.getUint32(at + 4), clusterSize)

@@ -11,6 +11,7 @@ import { geometryOf, type Geometry } from './geometry.ts'
 import { growRefcountTable } from './grow-refcount-table.ts'
 import { decodeHeader, headerClusterSize, isSet, OUR_LENGTH, type Header } from './header.ts'
 import { HostFile } from './host-file.ts'
+import { Loans } from './loans.ts'
 import { Mapping } from './mapping.ts'
 import { MetadataCache } from './metadata-cache.ts'
 import { OffsetTable } from './offset-table.ts'
@@ -55,6 +56,7 @@ export class Image {
   readonly requests = new Requests()
   readonly locks = new ClusterLocks()
   readonly release: Release
+  readonly loans: Loans
   readonly writeback: Writeback
   readonly mapping: Mapping
   readonly places: TablePlaces
@@ -90,6 +92,7 @@ export class Image {
     this.release = new Release(this)
     this.writeback = new Writeback(this)
     this.mapping = new Mapping(this)
+    this.loans = new Loans(this)
   }
 
   static async open(files: ImageFiles, options: ImageOptions): Promise<Image> {
@@ -158,6 +161,10 @@ export class Image {
     return growRefcountTable(this, cluster)
   }
 
+  get isDamaged() {
+    return this.#damage !== undefined
+  }
+
   /** Throws once the image has been found damaged: whatever is written then could make it worse. */
   checkUndamaged() {
     if (this.#damage) throw this.#damage
@@ -168,6 +175,7 @@ export class Image {
     const error = new CorruptImage(`${message}; 'stillpoint image check' says more`)
     if (this.readOnly || this.#damage) return error
     this.#damage = error
+    this.loans.revoke()
     this.options.report({ type: 'image-corrupted', error, fatal: true })
     const incompatible = this.header.incompatible | Incompatible.corrupt
     this.updateHeader(this.header.version === 3 ? { incompatible } : {}).catch((failure: unknown) =>

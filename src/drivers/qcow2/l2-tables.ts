@@ -1,6 +1,6 @@
 // L2 tables that may be changed: made where there is none, copied where a snapshot uses the same one.
 
-import { OFFSET_HIGH, COMPRESSED, COPIED } from './format.ts'
+import { OFFSET_HIGH, COMPRESSED, COPIED, hex } from './format.ts'
 import type { Image } from './image.ts'
 import { hostOf } from './mapping.ts'
 import type { Slice } from './metadata-cache.ts'
@@ -39,6 +39,10 @@ export class L2Tables {
     const { clusterSize } = image.geometry
     const old = image.l1.offsetAt(index)
     const table = await image.refcounts.allocate(1)
+    if (image.loans.hasLent(table.offset))
+      throw image.damaged(
+        `Preventing invalid write on metadata (guest data stand at ${hex(table.offset)}, which is counted as free)`,
+      )
     try {
       if (old !== 0) await this.#copy(old, table.offset)
       else if (!table.zero) await image.file.zero(table.offset, clusterSize)

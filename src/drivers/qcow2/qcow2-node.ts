@@ -1,7 +1,16 @@
 // An opened qcow2 image as a node of the graph.
 
 import type { Range } from '../../base/ranges.ts'
-import type { BlockIo, BlockNode, Extent, InternalSnapshots, WriteFlags, ZeroFlags } from '../../block/driver.ts'
+import type {
+  BlockIo,
+  BlockNode,
+  Borrower,
+  Extent,
+  InternalSnapshots,
+  LentFile,
+  WriteFlags,
+  ZeroFlags,
+} from '../../block/driver.ts'
 import type { NodeInfo } from '../../block/node-info.ts'
 import type { BitmapStore } from '../../bitmaps/bitmap-store.ts'
 import { Qcow2BitmapStore } from './bitmap-store.ts'
@@ -53,10 +62,16 @@ export class Qcow2Node implements BlockNode {
     const { requests } = this.image
     const epoch = requests.enter()
     try {
+      this.image.loans.note(offset)
       await this.#reader.read(offset, into)
     } finally {
       requests.leave(epoch)
     }
+  }
+
+  /** Plain clusters, once what is due before the first write has been done. */
+  lend(borrower: Borrower): LentFile | undefined {
+    return this.#bitmapsKnow && !this.image.isDamaged ? this.image.loans.lend(borrower) : undefined
   }
 
   async write(offset: number, data: Buffer, flags?: WriteFlags) {
@@ -71,6 +86,7 @@ export class Qcow2Node implements BlockNode {
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
     const epoch = requests.enter()
     try {
+      image.loans.note(offset)
       if (mapping.find(offset, data.length) && mapping.length === data.length && mapping.kind === Kind.data && mapping.copied) {
         // In place, in one piece. Where no table has changed, the file can see to it that the data are durable.
         const durable = flags?.fua && !image.dataFile && !image.writeback.dirty
@@ -89,6 +105,7 @@ export class Qcow2Node implements BlockNode {
     const { requests, writeback } = this.image
     this.image.checkUndamaged()
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
+    using _alone = await this.image.loans.callBack()
     const epoch = requests.enter()
     try {
       await this.#zeroing.zero(range, flags)
@@ -103,6 +120,7 @@ export class Qcow2Node implements BlockNode {
     this.image.checkUndamaged()
     if (!this.image.discard) return
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
+    using _alone = await this.image.loans.callBack()
     const epoch = requests.enter()
     try {
       await this.#zeroing.discard(range)
@@ -116,6 +134,7 @@ export class Qcow2Node implements BlockNode {
     const { requests } = this.image
     this.image.checkUndamaged()
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
+    using _alone = await this.image.loans.callBack()
     const epoch = requests.enter()
     try {
       await this.#compressed.write(offset, data)
@@ -154,10 +173,12 @@ export class Qcow2Node implements BlockNode {
     list: async () => (await snapshotInfo(this.image)) ?? [],
     create: async (name, date) => {
       this.image.checkUndamaged()
+      using _alone = await this.image.loans.callBack()
       return describeSnapshot(await createSnapshot(this.image, { name, date }))
     },
     delete: async id => {
       this.image.checkUndamaged()
+      using _alone = await this.image.loans.callBack()
       await deleteSnapshot(this.image, id)
     },
   }
@@ -173,6 +194,7 @@ export class Qcow2Node implements BlockNode {
 
   async resize(size: number) {
     this.image.checkUndamaged()
+    using _alone = await this.image.loans.callBack()
     await resize(this.image, this.#zeroing, size)
   }
 
@@ -185,10 +207,12 @@ export class Qcow2Node implements BlockNode {
   }
 
   async handOver() {
+    const alone = await this.image.loans.callBack()
     await this.image.close()
     this.#handedOver = true
     return () => {
       this.#handedOver = false
+      alone[Symbol.dispose]()
     }
   }
 

@@ -209,6 +209,7 @@ export class Writer {
             this.#setSubclusters(slice, at, Math.max(0, start - cluster), Math.min(clusterSize, end - cluster), moves || !kept)
         }
         this.image.l2Cache.markDirty(slice)
+        this.image.loans.gained(sliceEnd - 1)
       })
     }
   }

@@ -58,7 +58,7 @@ export class Zeroing {
     await this.#eachEntry(range, false, (slice, at, part) => {
       const whole = part.length === clusterSize || (part.offset % clusterSize === 0 && endOf(part) === this.image.size)
       if (!whole && isCompressed(slice, at)) compressed.push(part)
-      else if (!whole) zeroSubclusters(slice, at, this.#mask(part))
+      else if (!whole) this.#zeroSubclusters(slice, at, this.#mask(part))
       else if (unmap || !isOwn(slice, at)) this.#makeZero(slice, at)
       else this.#makeZeroAllocated(slice, at)
     })
@@ -75,8 +75,15 @@ export class Zeroing {
 
   #makeZeroAllocated(slice: Slice, at: number) {
     const { entrySize } = this.image.geometry
+    this.image.loans.checkNone(slice, at)
     setEntry(slice, at, hostAt(slice, at), { copied: true, zero: entrySize === 8 })
     if (entrySize === 16) setSubclusters(slice, at, 0, 0xffff_ffff)
+  }
+
+  #zeroSubclusters(slice: Slice, at: number, mask: number) {
+    const { view } = slice
+    this.image.loans.checkNone(slice, at)
+    setSubclusters(slice, at, (view.getUint32(at + 12) & ~mask) >>> 0, (view.getUint32(at + 8) | mask) >>> 0)
   }
 
   /** The subclusters of a part of one cluster. */
@@ -149,11 +156,6 @@ export class Zeroing {
       offset += length
     }
   }
-}
-
-function zeroSubclusters(slice: Slice, at: number, mask: number) {
-  const { view } = slice
-  setSubclusters(slice, at, (view.getUint32(at + 12) & ~mask) >>> 0, (view.getUint32(at + 8) | mask) >>> 0)
 }
 
 function setSubclusters({ view }: Slice, at: number, allocated: number, zero: number) {

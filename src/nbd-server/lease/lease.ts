@@ -14,7 +14,7 @@ import type { Link } from '../link.ts'
 import type { Request } from '../request.ts'
 import type { Traffic } from '../traffic.ts'
 import { lender, type Loan } from './lender.ts'
-import { countsOf, HIGHEST, LONGEST, READS, RECEIVED, SENT, WRITES, type Returned } from './terms.ts'
+import { countsOf, HIGHEST, HIGHEST_BELOW, LONGEST, READS, RECEIVED, SENT, WRITES, type Returned } from './terms.ts'
 
 /** After so many writes without anything that the thread may not answer, at least and at most; the user may say another number. */
 const FIRST = Number(process.env['STILLPOINT_LEND_AFTER'] ?? 64)
@@ -70,11 +70,20 @@ export class Lease {
     if (socket === undefined || exported.writethrough) return false
     const revoke = () => this.revoke()
     const highestWrite = () => this.#loan?.counters[HIGHEST] ?? 0
-    const file = exported.io.lend?.({ revoke, highestWrite })
+    const highestBelow = () => this.#loan?.counters[HIGHEST_BELOW] ?? 0
+    const file = exported.io.lend?.({ revoke, highestWrite, highestBelow })
     if (!file) return false
-    const marks = file.marks.map(({ shared, start }) => ({ terms: shared.terms, start }))
     const { fd, start, regions } = file
-    const terms = { file: fd, start, size: Math.min(size, exported.io.size), mode, marks, regions }
+    const through = file.through && { ...file.through, marks: termsOf(file.through.marks) }
+    const terms = {
+      file: fd,
+      start,
+      ...(through && { through }),
+      size: Math.min(size, exported.io.size),
+      mode,
+      marks: termsOf(file.marks),
+      regions,
+    }
     const rest = link.pause()
     this.#loan = lender.lend(socket, { ...terms, rest }, returned => this.#returned(returned, file, counted))
     if (!this.#loan) {
@@ -107,3 +116,5 @@ export class Lease {
     this.link.goOn(returned.rest, returned.unsent)
   }
 }
+
+const termsOf = (marks: LentFile['marks']) => marks.map(({ shared, start }) => ({ terms: shared.terms, start }))

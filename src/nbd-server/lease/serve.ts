@@ -15,6 +15,7 @@ import {
   request as compactRequest,
 } from 'nbd-client-ts/protocol'
 import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
+import { ClusterMap } from '../../block/cluster-map.ts'
 import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
 import { LoggedRegions } from '../../bitmaps/logged-regions.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
@@ -25,6 +26,7 @@ import { runsOf } from '../zero-runs.ts'
 import {
   countersOf,
   HIGHEST,
+  HIGHEST_BELOW,
   LATENCIES,
   LONGEST,
   READ_BYTES,
@@ -155,12 +157,24 @@ export class Server {
   }
 }
 
+interface Marks {
+  readonly shared: SharedMarks
+  readonly start: number
+  /** Of what is below the map. */
+  readonly isBelow: boolean
+  epoch: number
+}
+
+const marksOf = (marks: Lent['marks'], isBelow: boolean): Marks[] =>
+  marks.map(({ terms, start }) => ({ shared: new SharedMarks(terms), start, isBelow, epoch: 0 }))
+
 /** Of one connection, from when it is lent until it is given back. */
 class Service {
   readonly #control: Int32Array
   readonly #counters: Float64Array
   readonly #lentToAll: Int32Array
-  readonly #marks: { readonly shared: SharedMarks; readonly start: number; epoch: number }[]
+  readonly #marks: Marks[]
+  readonly #map: ClusterMap | undefined
   readonly #regions: { readonly logged: LoggedRegions; readonly start: number }[]
   readonly #extended: boolean
   readonly #headerSize: number
@@ -176,6 +190,8 @@ class Service {
   readonly #from = new Int32Array(MOST)
   readonly #to = new Int32Array(MOST)
   readonly #data = new Int32Array(MOST)
+  /** Of each request: where it begins in what is below the map, or the disk where there is none. */
+  readonly #places = new Float64Array(MOST)
   readonly #results = new Int32Array(MOST)
   #count = 0
   #writes = 0
@@ -194,7 +210,8 @@ class Service {
     this.#control = new Int32Array(lent.control, 0, 1)
     this.#counters = countersOf(lent.control)
     this.#lentToAll = new Int32Array(lent.lent)
-    this.#marks = lent.marks.map(({ terms, start }) => ({ shared: new SharedMarks(terms), start, epoch: 0 }))
+    this.#marks = [...marksOf(lent.marks, false), ...marksOf(lent.through?.marks ?? [], true)]
+    this.#map = lent.through && new ClusterMap(lent.through.map)
     this.#regions = lent.regions.map(({ terms, start }) => ({ logged: new LoggedRegions(terms), start }))
     this.#extended = lent.mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
@@ -234,7 +251,8 @@ class Service {
   #gather(): boolean {
     const { in: input } = this.server
     const headerSize = this.#headerSize
-    const { file, start: base, size } = this.lent
+    const { file, size } = this.lent
+    const base = this.lent.through ? this.lent.through.start : this.lent.start
     const { dataHeader } = this.#replies
     this.#count = this.#writes = this.#used = this.#partCount = 0
     while (this.#count < MOST && this.#end - this.#start >= headerSize) {
@@ -244,26 +262,37 @@ class Service {
       const { type, flags, length } = request
       if (length === 0 || length > LONGEST || request.offset + length > size) return true
       const index = this.#count
+      const place = this.#placeOf(request)
+      if (place === undefined) return true
       if (type === Command.READ && (flags & ~Flag.DF) === 0) {
         if (this.#used + length + REPLY * (MOST + 1) > OUT) return false
         const data = this.#used + dataHeader
-        this.server.prepare(index, false, file, base + request.offset, data, length)
+        this.server.prepare(index, false, file, base + place, data, length)
         this.#data[index] = data
         this.#used = data + length
         this.#start += headerSize
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
         if (this.#end - at < headerSize + length) return false
         if (!this.#isLogged(request)) return true
-        this.server.prepare(index, true, file, base + request.offset, at + headerSize, length)
+        this.server.prepare(index, true, file, base + place, at + headerSize, length)
         this.#writes++
         this.#start += headerSize + length
       } else return true
       this.#from[index] = at
       this.#to[index] = this.#start
       this.#requests[index] = request
+      this.#places[index] = place
       this.#count++
     }
     return false
+  }
+
+  /** Undefined where that is the main thread's to say. */
+  #placeOf({ offset, length }: Request): number | undefined {
+    const { through, start } = this.lent
+    if (!through) return offset
+    const place = this.#map!.find(start + offset, length)
+    return place !== undefined && place + length <= through.size ? place : undefined
   }
 
   /** Its mark would outlive a crash. */
@@ -284,7 +313,7 @@ class Service {
         missed = true
         this.#again.push(Buffer.from(this.server.in.subarray(this.#from[index], this.#to[index])))
       } else if (request.type === Command.READ) this.#answerRead(request, this.#data[index]!)
-      else this.#answerWrite(request, ms)
+      else this.#answerWrite(request, this.#places[index]!, ms)
     }
     const stop = this.#send()
     this.#mayAwait = mayAwait
@@ -299,7 +328,7 @@ class Service {
       marks.epoch = epoch
       for (let index = 0; index < this.#count; index++) {
         const { type, offset, length } = this.#requests[index]!
-        if (type === Command.WRITE) marks.shared.mark(marks.start + offset, length)
+        if (type === Command.WRITE) marks.shared.mark(marks.start + (marks.isBelow ? this.#places[index]! : offset), length)
       }
     }
   }
@@ -332,13 +361,14 @@ class Service {
     }
   }
 
-  #answerWrite(request: Request, ms: number) {
+  #answerWrite(request: Request, place: number, ms: number) {
     const counters = this.#counters
     counters[WRITES]!++
     counters[WRITE_BYTES]! += request.length
     counters[WRITE_MS]! += ms
     counters[LATENCIES + bucketOf(ms)]!++
     counters[HIGHEST] = Math.max(counters[HIGHEST]!, request.offset + request.length)
+    counters[HIGHEST_BELOW] = Math.max(counters[HIGHEST_BELOW]!, place + request.length)
     this.#replies.done(request)
   }
 

@@ -2,11 +2,22 @@
 
 import type { RegionsTerms } from '../../bitmaps/logged-regions.ts'
 import type { MarksTerms } from '../../bitmaps/shared-marks.ts'
+import type { ClusterMapTerms } from '../../block/cluster-map.ts'
 import type { ReplyMode } from '../offer.ts'
 import { BOUNDS_MS, type Counts } from '../traffic.ts'
 
 /** Longer reads and writes are for the main thread, whose others may go on beside them. */
 export const LONGEST = 64 << 10
+
+type LentMarks = readonly { readonly terms: MarksTerms; readonly start: number }[]
+
+/** Where in the file what the map maps begins, and what of it may be touched; and its marks. */
+export interface LentThrough {
+  readonly map: ClusterMapTerms
+  readonly start: number
+  readonly size: number
+  readonly marks: LentMarks
+}
 
 /** A connection, lent. */
 export interface Lent {
@@ -14,13 +25,14 @@ export interface Lent {
   readonly socket: number
   /** Becomes readable when the thread is to look at `control`. */
   readonly wake: number
-  /** Where the disk's bytes stand as they are, from `start` on. */
+  /** Where the disk's bytes stand as they are, from `start` on; or in clusters, with `start` in what the map maps. */
   readonly file: number
   readonly start: number
+  readonly through?: LentThrough
   /** Bytes of the disk. */
   readonly size: number
   readonly mode: ReplyMode
-  readonly marks: readonly { readonly terms: MarksTerms; readonly start: number }[]
+  readonly marks: LentMarks
   /** It writes only what is in all of these. */
   readonly regions: readonly { readonly terms: RegionsTerms; readonly start: number }[]
   /** Received already, and not looked at. */
@@ -58,8 +70,10 @@ export const WRITE_BYTES = 5
 export const WRITE_MS = 6
 /** Where the furthest write has ended. */
 export const HIGHEST = 7
+/** The same below the map. */
+export const HIGHEST_BELOW = 8
 /** How many writes took so long, as Traffic has them. */
-export const LATENCIES = 8
+export const LATENCIES = 9
 const COUNTED = LATENCIES + BOUNDS_MS.length + 1
 
 export const makeControl = () => new SharedArrayBuffer(COUNTERS + 8 * COUNTED)
