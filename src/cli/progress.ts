@@ -37,12 +37,17 @@ export class Progress implements Disposable {
 
   /** `total`: where it becomes known on the way; `more` stands behind it. */
   at(done: number, total = this.total, more = ''): void {
+    this.says(`${formatShare(done, total)}${more}`)
+  }
+
+  /** Where nobody knows how much there is. */
+  says(words: string): void {
     if (!this.#shows || performance.now() < this.#next) return
     this.#next = performance.now() + EVERY_MS
     this.#shown = true
     // A line that goes on in the next one would stay there.
     const columns = (this.#out.columns || 80) - 1
-    const told = `: ${formatShare(done, total)}${more}`
+    const told = `: ${words}`
     const text = `${shortened(this.what, columns - told.length)}${told}`.slice(0, columns)
     this.#out.write(`\r${text}\x1b[K`)
   }

@@ -22,7 +22,8 @@ export async function waitForPush(daemon: Daemon, { name }: SessionInfo): Promis
     const [session] = await daemon.ask('query-backups', { name })
     if (session!.status !== 'running') return session!
     const { done, total } = session!.progress!
-    shown.at(done, total, paceOf(session!.progress!))
+    if (total === 0) shown.says('looks at what changed')
+    else shown.at(done, total, paceOf(session!.progress!))
     await sleep(POLL_MS)
   }
 }

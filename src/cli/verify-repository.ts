@@ -4,12 +4,13 @@ import { Option } from 'commander'
 import { Fault } from '../base/errors.ts'
 import { formatSize, parseSize } from '../base/units.ts'
 import type { Repository } from '../repository/repository.ts'
-import type { VerifyLevel } from '../repository/verify.ts'
+import type { Verified, VerifyLevel } from '../repository/verify.ts'
 import { exitCodes } from './exit-codes.ts'
 import { Misuse } from './failure.ts'
 import { clean, plural } from './format.ts'
 import { shortPoint } from './open-repository.ts'
 import { note, print, printJson } from './output.ts'
+import { Progress } from './progress.ts'
 
 export interface CheckOptions {
   readonly level: VerifyLevel
@@ -40,9 +41,7 @@ export async function checkRepository(
   ])
   await using sealer = Sealer.start({ maxPlain: 4 << 20 })
   const work = verify(repository, { level, sealer, budget, ...(quarantine && { quarantine }), ...(points && { points }) })
-  let step = await work.next()
-  while (!step.done) step = await work.next()
-  const verified = step.value
+  const verified = await follow(work, points ? `verifying ${points.map(shortPoint).join(', ')}` : `checking (${level})`)
   const { packs, bytes, complete, damagedPacks, damagedPoints, damagedSessions } = verified
   const damaged = damagedPacks.length + damagedPoints.length + damagedSessions.length > 0
   // One point is not the repository.
@@ -71,6 +70,17 @@ export async function checkRepository(
     if (!complete) note('The budget is used up; the next run goes on from there.')
   }
   return damaged ? exitCodes.damageFound : undefined
+}
+
+/** To its end, and shows how far it is. */
+async function follow(work: AsyncGenerator<Verified, Verified>, what: string): Promise<Verified> {
+  using shown = new Progress(what, 0)
+  let step = await work.next()
+  for (; !step.done; step = await work.next()) {
+    const { packs, bytes } = step.value
+    shown.says(`${plural(packs, 'pack')}, ${formatSize(bytes)} read`)
+  }
+  return step.value
 }
 
 /** Whoever looks may only be let read. */

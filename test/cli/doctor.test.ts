@@ -231,6 +231,23 @@ t.test('images that are missing, old or damaged are told, and how to mend them',
   )
 })
 
+t.test('a secret that everybody may read is told, and is good when that is mended', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { folder, follow } = await patient(stack, 'http://127.0.0.1:1')
+  const [file, key] = [join(folder, 'secret.yaml'), join(folder, 'the key')]
+  writeFileSync(key, 'hush\n')
+  writeFileSync(file, `notify: [ { webhook: "file:${key}" } ]\n`)
+  const finding = async () => {
+    const { stdout } = await program.run('doctor', '--json', '--config', file)
+    return lines(stdout).find(({ name }) => name === 'secrets')
+  }
+  chmodSync(key, 0o644)
+  const open = await finding()
+  t.match(open, { of: 'notify[1].webhook', health: 'warning', found: /may be used by everybody \(mode 644\)/ })
+  await follow(open!)
+  t.match(await finding(), { health: 'good', found: /mode 640/ })
+})
+
 t.test('where there is no room for the bitmaps of an image, they are put elsewhere', async t => {
   await using stack = new AsyncDisposableStack()
   const { folder, write, examine, follow } = await patient(stack, 'http://127.0.0.1:1')

@@ -167,4 +167,9 @@ t.test('how far something has come is one line of a terminal, which goes in the 
   t.same(told(true, 30), ['\r...: 25 %, and much else of w\x1b[K', '\r\x1b[K'])
   t.equal(told(true)[0]!.length, 80 - 1 + '\r\x1b[K'.length)
   t.same(told(false), [], 'and nothing where nobody looks')
+  const written: string[] = []
+  const out = { isTTY: true, columns: 80, write: (text: string) => written.push(text) }
+  using shown = new Progress('checking', 0, { out, afterMs: 0 })
+  shown.says('2 packs, 1 MiB read')
+  t.same(written, ['\rchecking: 2 packs, 1 MiB read\x1b[K'], 'where nobody knows how much there is')
 })

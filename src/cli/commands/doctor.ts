@@ -13,7 +13,7 @@ export const doctor = verb<object, ConfigOption>({
   name: 'doctor',
   summary: 'say what this machine lacks, what that costs, and what mends it',
   details:
-    'It looks at this machine, and at what the configuration names: sockets, images, scratch space, schedules and repositories; and, where the daemon answers, at its bitmaps. Into each repository an object is put, and deleted again, to see what its store does. Exit codes: 0 nothing is wrong; 4 something is slower or without a guard; 1 something does not work.',
+    'It looks at this machine, and at what the configuration names: sockets, files of secrets, images, scratch space, schedules and repositories; and, where the daemon answers, at its bitmaps. Into each repository an object is put, and deleted again, to see what its store does. Exit codes: 0 nothing is wrong; 4 something is slower or without a guard; 1 something does not work.',
   options: [configOption()],
   namesDaemon: false,
   examples: [

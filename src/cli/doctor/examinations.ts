@@ -10,6 +10,7 @@ import { nodeVersion } from './node-version.ts'
 import { repositories } from './repositories.ts'
 import { schedules } from './schedules.ts'
 import { scratchSpace } from './scratch-space.ts'
+import { secrets } from './secrets.ts'
 import { sockets } from './sockets.ts'
 
 export const examinations: readonly Examination[] = [
@@ -18,6 +19,7 @@ export const examinations: readonly Examination[] = [
   fileLocks,
   configuration,
   sockets,
+  secrets,
   images,
   bitmaps,
   scratchSpace,
