@@ -24,7 +24,7 @@ const LONGEST = 64 << 10
 /** The daemon is killed a moment after so many, or fewer, writes were answered, however long they took. */
 const MOST_ANSWERS = 500
 /** In which a thread has begun. */
-const BEFORE_THREAD = 700
+const BEFORE_THREAD = 300
 
 export interface KillResults {
   kills: number
@@ -122,7 +122,7 @@ export async function killRepeatedly(
 
     // Every other time the guest is served by a thread, which gives back what is to be durable; it has to be there first, and the log forgets now
     // and then what it had.
-    const byThread = results.kills % 2 === 0
+    const byThread = results.kills % 2 === 1
     const rareness = byThread ? 300 : 8
     let killed = false
     const underLoad = Promise.withResolvers<void>()
