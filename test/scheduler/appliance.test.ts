@@ -11,9 +11,13 @@ import type { ScheduleInfo } from '../../src/control/commands/query-schedules.ts
 import { QmpClient, type QmpEvent } from '../../src/control/qmp-client.ts'
 import type { Run } from '../../src/scheduler/schedule-state.ts'
 import { loadSettings } from '../../src/settings/load.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
 import { scratchFolder } from '../helpers/control.ts'
-import { stillpoint, stillpointInThread } from '../helpers/stillpoint.ts'
 import { missing, run } from '../helpers/tools.ts'
+
+/** The command line, for all tests of this file. */
+const program = new CliWorker()
+t.teardown(() => program[Symbol.asyncDispose]())
 
 const SCHEDULES = `
   asked: { machines: [db, web], repository: local, keep: { last: 1 } }
@@ -41,7 +45,7 @@ schedules:${text}
 `,
     )
   write(schedules)
-  const made = await stillpoint(['repo', 'init', 'local', '--config', file])
+  const made = await program.run('repo', 'init', 'local', '--config', file)
   if (made.code !== 0) throw new Error(made.stderr)
   const events: QmpEvent[] = []
   const arrived = new EventTarget()
@@ -75,7 +79,7 @@ schedules:${text}
       return (await info(name)).runs.find(run => run.id === id)!
     },
     ended,
-    cli: (...args: string[]) => stillpointInThread(['--socket', join(folder, 'control.sock'), ...args]),
+    cli: (...args: string[]) => program.run('--socket', join(folder, 'control.sock'), ...args),
     restart: async () => {
       await daemon.parts.disposeAsync()
       Object.assign(daemon, await open())
@@ -106,7 +110,7 @@ void within(t, 'a schedule pushes its machines, and what no rule keeps is forgot
       .map(({ event, data }) => [event, (data as { schedule: string }).schedule]),
     ['SCHEDULE_RUN_BEGUN', 'SCHEDULE_RUN_ENDED', 'SCHEDULE_RUN_BEGUN', 'SCHEDULE_RUN_ENDED'].map(event => [event, 'asked']),
   )
-  const points = await stillpoint(['point', 'list', 'local', '--json', '--config', join(folder, 's.yaml')])
+  const points = await program.run('point', 'list', 'local', '--json', '--config', join(folder, 's.yaml'))
   t.same(
     points.stdout
       .trim()
@@ -181,10 +185,10 @@ void within(t, 'the command line lists, shows and runs them, and says when they 
   t.match((await cli('schedule', 'show', 'nightly')).stdout, /at +Mon\.\.Fri 02:00; 0 5 \* \* 6\n *time zone +Europe\/Berlin/)
   const next = (await cli('schedule', 'next', 'nightly', '--count', '7', '--json')).stdout.trim().split('\n')
   t.equal(next.length, 7)
-  const asked = await stillpointInThread(['schedule', 'next', '--at', '2030-01-02 03:04', '--time-zone', 'UTC', '--json'])
+  const asked = await program.run('schedule', 'next', '--at', '2030-01-02 03:04', '--time-zone', 'UTC', '--json')
   t.equal(asked.stdout, '{"time":"2030-01-02T03:04:00.000Z"}\n')
-  t.match((await stillpointInThread(['schedule', 'next', '--at', '25:00'])).stderr, /an hour is from 0 to 23/)
-  t.match((await stillpointInThread(['schedule', 'next', '--at', '1999-01-01'])).stderr, /Never again/)
+  t.match((await program.run('schedule', 'next', '--at', '25:00')).stderr, /an hour is from 0 to 23/)
+  t.match((await program.run('schedule', 'next', '--at', '1999-01-01')).stderr, /Never again/)
   write('\n  other: { machines: [web], repository: local, at: daily }')
   const { changes } = await daemon.execute<{ changes: string[] }>('config-reload')
   t.same(

@@ -15,9 +15,13 @@ import { createLog } from '../../src/base/log.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { loadSettings } from '../../src/settings/load.ts'
 import { Exposition } from '../../src/status/exposition.ts'
+import { CliWorker } from '../helpers/cli-worker.ts'
 import { scratchFolder } from '../helpers/control.ts'
-import { stillpoint, stillpointInThread } from '../helpers/stillpoint.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
+
+/** The command line, for all tests of this file. */
+const program = new CliWorker()
+t.teardown(() => program[Symbol.asyncDispose]())
 
 const docs = fileURLToPath(new URL('../../../docs/', import.meta.url))
 const noPromtool = missing('promtool')
@@ -53,7 +57,7 @@ notify: [ { when: [failed, recovered], exec: 'echo "$STILLPOINT_EVENT $STILLPOIN
     file,
     get,
     execute: <Result>(command: string, args: object = {}) => qmp.execute(command, args) as Promise<Result>,
-    monitor: (...args: string[]) => stillpointInThread(['--socket', join(folder, 'control.sock'), 'monitor', ...args]),
+    monitor: (...args: string[]) => program.run('--socket', join(folder, 'control.sock'), 'monitor', ...args),
   }
 }
 
@@ -70,11 +74,11 @@ t.test('what is measured is told as Prometheus wants it, and the line for Nagios
   }
   const never = await monitor()
   t.same([never.code, never.stdout], [1, 'STILLPOINT WARNING - good has never made a good backup of db\n'])
-  const { code } = await stillpoint(['repo', 'init', 'local', '--config', file])
+  const { code } = await program.run('repo', 'init', 'local', '--config', file)
   t.equal(code, 0)
   await runSchedule()
   await execute('checkpoint-create', { machine: 'db', name: 'a' })
-  const checked = await stillpoint(['repo', 'check', 'local', '--level', 'scrub', '--config', file])
+  const checked = await program.run('repo', 'check', 'local', '--level', 'scrub', '--config', file)
   t.equal(checked.code, 0, checked.stderr)
   await using guest = await NbdClient.connect(`nbd+unix:///db/root?socket=${join(folder, 'nbd.sock')}`)
   await guest.write(0, Buffer.alloc(4096))
@@ -146,7 +150,7 @@ t.test('what cannot be had is said, and nothing can be changed', async t => {
   socket.end('nonsense\r\n\r\n')
   t.match(await text(socket), /^HTTP\/1\.1 400/)
 
-  const failed = await stillpointInThread(['--socket', join(folder, 'control.sock'), 'schedule', 'run', 'good'])
+  const failed = await program.run('--socket', join(folder, 'control.sock'), 'schedule', 'run', 'good')
   t.equal(failed.code, 1)
   const critical = await monitor('--schedule', 'good')
   t.equal(critical.code, 2)
@@ -157,7 +161,7 @@ t.test('what cannot be had is said, and nothing can be changed', async t => {
   await t.rejects(execute('config-reload'))
   t.match(await get('/health'), { status: 200, body: /^ok, and the configuration is not in force as it is written: / })
   t.match((await monitor()).stdout, /the configuration is not in force: .*unknown key/)
-  const nobody = await stillpointInThread(['--socket', join(folder, 'none.sock'), 'monitor'])
+  const nobody = await program.run('--socket', join(folder, 'none.sock'), 'monitor')
   t.equal(nobody.code, 2)
   t.match(nobody.stdout, /^STILLPOINT CRITICAL - .*none\.sock/)
 })
