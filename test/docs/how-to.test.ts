@@ -94,6 +94,17 @@ t.test(
     const old = await readFile(key)
     t.same(await site.follow({}, steps.slice(made)), [])
     t.notOk((await readFile(key)).equals(old))
+    // The same by the page about repositories, which goes on from one command to the next a little faster.
+    const page = await readFile(new URL('../../../docs/repositories.md', import.meta.url), 'utf8')
+    const [list, add, change, remove, ...more] = /^```sh\n([^]*?)^```$/m.exec(page)![1]!.trim().split('\n')
+    t.same(more, [])
+    const here = (command: string) => command.replaceAll(/file:(?=\/)/g, `file:${site.folder}`)
+    const slot = /key slot (\w+)/.exec(await site.run(`${list}\n${here(add!)}`))![1]!
+    await writeFile(`${site.folder}/etc/stillpoint/new.key`, 'of the page about repositories\n')
+    await site.run(here(change!))
+    await writeFile(key, 'of the page about repositories\n')
+    await site.run(remove!.replace(/\w+$/, slot))
+    t.notMatch(await site.run(list!), slot)
     await writeFile(key, old)
     t.match(await site.run('stillpoint repo stats offsite || echo "exit code $?"'), /exit code 12/)
   },
