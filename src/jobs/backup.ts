@@ -179,9 +179,11 @@ class Backup implements JobWork {
   async clean() {
     const { graph } = this.context
     for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    for (const edge of [this.#source, this.#target, this.#discards]) if (edge) await graph.detach(edge)
+    // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
+    await using rest = new AsyncDisposableStack()
+    rest.use(this.#freeze)
+    for (const edge of [this.#discards, this.#target, this.#source]) if (edge) rest.defer(() => graph.detach(edge))
     this.#source = this.#target = this.#discards = undefined
-    await this.#freeze[Symbol.asyncDispose]()
   }
 
   /** QEMU's table of bitmap-mode, sync and outcome (block/backup.c, backup_cleanup_sync_bitmap). */

@@ -289,11 +289,13 @@ export class MirrorWork implements JobWork {
     if (filter && this.#inserted && !this.#pivoted)
       graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const])))).commit()
     for (const bitmap of bitmaps) if (bitmap) source.bitmaps.release(bitmap)
-    if (hold) await graph.detach(hold)
-    if (target) await graph.detach(target)
-    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    await this.plan.afterwards?.(this.#pivoted)
-    await graph.followed()
+    // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
+    await using rest = new AsyncDisposableStack()
+    rest.defer(() => graph.followed())
+    rest.defer(() => this.plan.afterwards?.(this.#pivoted))
+    for (const held of this.#held.splice(0)) rest.use(held)
+    if (target) rest.defer(() => graph.detach(target))
+    if (hold) rest.defer(() => graph.detach(hold))
   }
 
   #beginBlocking() {

@@ -1,6 +1,7 @@
 // Copies of a machine's disk while a guest writes: every combination of libvirt's flags, pivot and abort, errors of the copy, and what a
 // restart finds. qemu-img judges.
 
+import { systemError, watchFiles } from '../helpers/file-changes.ts'
 import { access, copyFile, writeFile } from 'node:fs/promises'
 import { basename } from 'node:path'
 import t, { type Test } from 'tap'
@@ -135,3 +136,25 @@ for (const row of rows) {
     t.ok((await (await again.nbd('db/root')).read(0, SIZE)).equals(content))
   })
 }
+
+t.test('a copy whose image cannot be closed well has failed, and the disk is free again', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const folder = await scratchFolder(stack)
+  await makeDisk(folder, 'qcow2')
+  const daemon = stack.use(await diskDaemon(folder))
+  await daemon.execute('disk-copy', { ...DB, file: `${folder}/copy.qcow2` })
+  await daemon.ready()
+  let failed = 0
+  {
+    using _watching = watchFiles(folder, ({ what, path }) => {
+      if (what !== 'truncate' || !path.endsWith('copy.qcow2')) return
+      failed++
+      throw systemError('ENOSPC', what)
+    })
+    await t.rejects(daemon.execute('disk-abort', DB), { message: /No space left on device/ })
+  }
+  t.ok(failed > 0, 'it has room set aside, which is given back')
+  await daemon.execute('disk-copy', { ...DB, file: `${folder}/again.qcow2` })
+  await daemon.ready()
+  t.match(await daemon.execute('disk-pivot', DB), { over: true })
+})
