@@ -223,19 +223,26 @@ class Commit implements JobWork {
   async clean() {
     const { graph } = this.context
     const { top } = this.options
-    for (const { image, before } of this.#renamed.splice(0)) await image.changeBackingFile(before?.filename, before?.format)
     const [filter, hold, from, to] = [this.#filter, this.#hold, this.#from, this.#to]
     this.#filter = this.#hold = this.#from = this.#to = undefined
-    if (filter)
-      graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, top] as const])))).commit()
-    if (to) await graph.detach(to)
-    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    await this.#carried?.after(this.#taken)
-    if (hold) await graph.detach(hold)
-    if (from) await graph.detach(from)
-    for (const image of this.#opened.splice(0)) await graph.setReadOnly(image, true)
-    if (this.#wasReadOnly && !this.#base.readOnly) await graph.setReadOnly(this.#base, true)
-    await graph.followed()
+    // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
+    await using rest = new AsyncDisposableStack()
+    rest.defer(() => graph.followed())
+    rest.defer(async () => {
+      if (this.#wasReadOnly && !this.#base.readOnly) await graph.setReadOnly(this.#base, true)
+    })
+    for (const image of this.#opened.splice(0).reverse()) rest.defer(() => graph.setReadOnly(image, true))
+    if (from) rest.defer(() => graph.detach(from))
+    if (hold) rest.defer(() => graph.detach(hold))
+    rest.defer(() => this.#carried?.after(this.#taken))
+    for (const held of this.#held.splice(0)) rest.use(held)
+    if (to) rest.defer(() => graph.detach(to))
+    rest.defer(() => {
+      if (filter)
+        graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, top] as const])))).commit()
+    })
+    for (const { image, before } of this.#renamed.splice(0).reverse())
+      rest.defer(() => image.changeBackingFile(before?.filename, before?.format))
   }
 
   /** The images that have the topmost one behind them. */

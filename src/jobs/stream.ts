@@ -172,13 +172,17 @@ class Stream implements JobWork {
       graph
         .planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, this.#image] as const]))))
         .commit()
-    if (hold) await graph.detach(hold)
-    for (const held of this.#held.splice(0)) held[Symbol.dispose]()
-    await this.#carried?.after(this.#taken)
-    await this.#image.bitmaps.keeper?.settle()
-    if (unused) await graph.closeUnused(unused)
-    if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)
-    await graph.followed()
+    // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
+    await using rest = new AsyncDisposableStack()
+    rest.defer(() => graph.followed())
+    rest.defer(async () => {
+      if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)
+    })
+    if (unused) rest.defer(() => graph.closeUnused(unused))
+    rest.defer(() => this.#image.bitmaps.keeper?.settle())
+    rest.defer(() => this.#carried?.after(this.#taken))
+    for (const held of this.#held.splice(0)) rest.use(held)
+    if (hold) rest.defer(() => graph.detach(hold))
   }
 
   get #base(): GraphNode | undefined {
