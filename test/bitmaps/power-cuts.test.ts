@@ -25,7 +25,7 @@ const GRANULARITY = 1024
 const SIZE = 192 << 10
 const GRANULES = SIZE / GRANULARITY
 
-const ENOUGH = Number(process.env['STILLPOINT_CRASHES'] ?? 6000)
+const ENOUGH = Number(process.env['STILLPOINT_CRASHES'] ?? 10_000)
 const MOST_HISTORIES = ENOUGH
 
 /** What is known of a bitmap. */
