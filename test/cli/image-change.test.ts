@@ -94,6 +94,14 @@ t.test('resize does as qemu-img resize does, and keeps stored bitmaps', { skip }
       if (format === 'qcow2') t.equal((await theirs('check', '-q', `${folder}/mine`)).code, 0)
     }
   }
+  const unclosed = `${folder}/unclosed.qcow2`
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', unclosed, '4M'])
+  await run('qemu-img', ['bitmap', '--add', unclosed, 'b'])
+  await attempt('qemu-io', ['-c', 'write 0 64k', '-c', 'abort', unclosed])
+  const [mine, qemu] = await Promise.all([ours('resize', unclosed, '8M'), theirs('resize', unclosed, '8M')])
+  t.same([mine.code, qemu.code], [1, 1])
+  t.match(qemu.stderr, /Bitmap 'b' is inconsistent and cannot be used/)
+  t.match(mine.stderr, /Bitmap 'b' is inconsistent and cannot be used; delete it by 'stillpoint image bitmap --remove'/)
   t.match((await ours('resize', '--nonsense', `${folder}/mine`, '1M')).stderr, /unknown option '--nonsense'/)
   t.match((await ours('resize', `${folder}/mine`, '1M', '2M')).stderr, /too many arguments/)
 })
