@@ -137,7 +137,7 @@ const broken: { what: string; config: string; code: number; says: RegExp }[] = [
     code: 2,
     says: /s\.yaml:4:1: unknown key "machine"; did you mean "machines"\?/,
   },
-  { what: 'no YAML', config: 'machines: [', code: 2, says: /s\.yaml:1:\d+: this is not YAML/ },
+  { what: 'no YAML', config: 'machines: [', code: 2, says: /s\.yaml:1:\d+: a "\]" is missing/ },
   {
     what: 'a missing image',
     config: CONFIG.replace('root.raw', 'nope.raw'),
