@@ -9,7 +9,7 @@ import type { Range } from '../base/ranges.ts'
 import type { RegionsTerms } from '../bitmaps/logged-regions.ts'
 import type { SharedMarks } from '../bitmaps/shared-marks.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
-import type { ClusterMapTerms } from './cluster-map.ts'
+import type { SharedClusterMapTerms } from './shared-cluster-map.ts'
 import type { DebugEvent } from './debug-event.ts'
 import type { NodeInfo, SnapshotInfo } from './node-info.ts'
 import type { PermissionChange, Permissions } from './permissions.ts'
@@ -72,7 +72,7 @@ export interface LentFile {
 }
 
 export interface Through {
-  readonly map: ClusterMapTerms
+  readonly map: SharedClusterMapTerms
   /** What the map calls 0, in the file. */
   readonly start: number
   /** Behind so many bytes from there on the thread touches nothing. */

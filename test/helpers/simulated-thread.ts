@@ -1,6 +1,6 @@
 // What a thread does that writes by itself (src/nbd-server/lease/serve.ts), to a simulated disk: it writes where it may, until it is called back.
 
-import { ClusterMap } from '../../src/block/cluster-map.ts'
+import { SharedClusterMap } from '../../src/block/shared-cluster-map.ts'
 import type { LentFile } from '../../src/block/driver.ts'
 import type { Edge } from '../../src/block/edge.ts'
 import { LoggedRegions } from '../../src/bitmaps/logged-regions.ts'
@@ -9,7 +9,7 @@ import type { SimulatedDisk } from './simulated-disk.ts'
 
 function placeOf({ through, start }: LentFile, offset: number, length: number) {
   if (!through) return offset
-  const place = new ClusterMap(through.map).find(start + offset, length)
+  const place = new SharedClusterMap(through.map).find(start + offset, length)
   return place !== undefined && place + length <= through.size ? place : undefined
 }
 

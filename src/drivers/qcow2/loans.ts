@@ -9,7 +9,7 @@
 import { strict as assert } from 'node:assert'
 import { BitSet } from '../../base/bit-set.ts'
 import type { BlockIo, Borrower, LentFile } from '../../block/driver.ts'
-import { ClusterMap } from '../../block/cluster-map.ts'
+import { SharedClusterMap } from '../../block/shared-cluster-map.ts'
 import { COMPRESSED, COPIED, ZERO } from './format.ts'
 import type { Geometry } from './geometry.ts'
 import { hostOf } from './mapping.ts'
@@ -39,7 +39,7 @@ export interface Lendable {
 }
 
 export class Loans {
-  #map: ClusterMap | undefined
+  #map: SharedClusterMap | undefined
   /** Numbers of the clusters of the file that are in the map. */
   #hosts = new BitSet(0)
   /** By slice: 1 when all that is plain there is in the map. */
@@ -66,7 +66,7 @@ export class Loans {
       return undefined
     }
     if (!this.#map) {
-      this.#map = ClusterMap.make(clusters, geometry.clusterSize)
+      this.#map = SharedClusterMap.make(clusters, geometry.clusterSize)
       this.#hosts = new BitSet(MOST_HOSTS)
       this.#noted = new Uint8Array(Math.ceil(size / geometry.sliceSpan))
     }

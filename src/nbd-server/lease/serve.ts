@@ -15,7 +15,7 @@ import {
   request as compactRequest,
 } from 'nbd-client-ts/protocol'
 import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
-import { ClusterMap } from '../../block/cluster-map.ts'
+import { SharedClusterMap } from '../../block/shared-cluster-map.ts'
 import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
 import { LoggedRegions } from '../../bitmaps/logged-regions.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
@@ -174,7 +174,7 @@ class Service {
   readonly #counters: Float64Array
   readonly #lentToAll: Int32Array
   readonly #marks: Marks[]
-  readonly #map: ClusterMap | undefined
+  readonly #map: SharedClusterMap | undefined
   readonly #regions: { readonly logged: LoggedRegions; readonly start: number }[]
   readonly #extended: boolean
   readonly #headerSize: number
@@ -211,7 +211,7 @@ class Service {
     this.#counters = countersOf(lent.control)
     this.#lentToAll = new Int32Array(lent.lent)
     this.#marks = [...marksOf(lent.marks, false), ...marksOf(lent.through?.marks ?? [], true)]
-    this.#map = lent.through && new ClusterMap(lent.through.map)
+    this.#map = lent.through && new SharedClusterMap(lent.through.map)
     this.#regions = lent.regions.map(({ terms, start }) => ({ logged: new LoggedRegions(terms), start }))
     this.#extended = lent.mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size

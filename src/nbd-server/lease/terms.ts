@@ -2,7 +2,7 @@
 
 import type { RegionsTerms } from '../../bitmaps/logged-regions.ts'
 import type { MarksTerms } from '../../bitmaps/shared-marks.ts'
-import type { ClusterMapTerms } from '../../block/cluster-map.ts'
+import type { SharedClusterMapTerms } from '../../block/shared-cluster-map.ts'
 import type { ReplyMode } from '../offer.ts'
 import { BOUNDS_MS, type Counts } from '../traffic.ts'
 
@@ -13,7 +13,7 @@ type LentMarks = readonly { readonly terms: MarksTerms; readonly start: number }
 
 /** Where in the file what the map maps begins, and what of it may be touched; and its marks. */
 export interface LentThrough {
-  readonly map: ClusterMapTerms
+  readonly map: SharedClusterMapTerms
   readonly start: number
   readonly size: number
   readonly marks: LentMarks

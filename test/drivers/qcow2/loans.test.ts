@@ -1,7 +1,7 @@
 // What threads may read and write by themselves of a qcow2 image: plain clusters, where QEMU finds them too, and only until anybody takes one away.
 
 import t from 'tap'
-import { ClusterMap } from '../../../src/block/cluster-map.ts'
+import { SharedClusterMap } from '../../../src/block/shared-cluster-map.ts'
 import type { LentFile } from '../../../src/block/driver.ts'
 import { ALL, Permission } from '../../../src/block/permissions.ts'
 import type { Edge } from '../../../src/block/edge.ts'
@@ -33,7 +33,7 @@ async function asQemuHasIt(image: string) {
 }
 
 const noted = ({ through }: LentFile) =>
-  Array.from({ length: CLUSTERS }, (_, cluster) => new ClusterMap(through!.map).find(cluster * CLUSTER, CLUSTER))
+  Array.from({ length: CLUSTERS }, (_, cluster) => new SharedClusterMap(through!.map).find(cluster * CLUSTER, CLUSTER))
 
 async function world(stack: AsyncDisposableStack, ...options: string[]) {
   const folder = await scratchFolder(stack)
@@ -81,8 +81,8 @@ for (const options of [[], ['extended_l2=on'], ['compat=0.10']])
     const gained = noted(lent)
     t.strictSame(gained.toSpliced(8, 2), expected.toSpliced(8, 2), 'what is allocated meanwhile comes to it')
     t.ok(gained[8] !== undefined && gained[9] === gained[8] + CLUSTER)
-    t.equal(new ClusterMap(lent.through!.map).find(CLUSTER - 512, 1024), expected[0]! + CLUSTER - 512)
-    t.equal(new ClusterMap(lent.through!.map).find(2 * CLUSTER - 512, 1024), undefined)
+    t.equal(new SharedClusterMap(lent.through!.map).find(CLUSTER - 512, 1024), expected[0]! + CLUSTER - 512)
+    t.equal(new SharedClusterMap(lent.through!.map).find(2 * CLUSTER - 512, 1024), undefined)
     lent.end()
   })
 

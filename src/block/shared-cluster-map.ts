@@ -4,26 +4,26 @@
 // that is lent is called back (drivers/qcow2/loans.ts).
 
 /** What another thread needs to know. */
-export interface ClusterMapTerms {
+export interface SharedClusterMapTerms {
   /** A word for each cluster: 0 where it is not known, or one more than its number in the file below. */
   readonly memory: SharedArrayBuffer
   /** Bytes, a power of two. */
   readonly clusterSize: number
 }
 
-export class ClusterMap {
+export class SharedClusterMap {
   readonly #words: Uint32Array
   /** Clusters to a byte: exact, since a cluster is a power of two. */
   readonly #perByte: number
 
-  constructor(readonly terms: ClusterMapTerms) {
+  constructor(readonly terms: SharedClusterMapTerms) {
     this.#words = new Uint32Array(terms.memory)
     this.#perByte = 1 / terms.clusterSize
   }
 
   /** Nothing known. Of its memory only what is touched is taken. */
   static make(clusters: number, clusterSize: number) {
-    return new ClusterMap({ memory: new SharedArrayBuffer(4 * clusters), clusterSize })
+    return new SharedClusterMap({ memory: new SharedArrayBuffer(4 * clusters), clusterSize })
   }
 
   /** Both are numbers of clusters, the second one of the file below and less than 2^32 - 1. */
