@@ -75,6 +75,8 @@ interface Running {
 export class Scheduler implements AsyncDisposable {
   readonly #schedules = new Map<string, Schedule>()
   readonly #running = new Map<string, Running>()
+  /** Those of which a time came that could not be written down: it is still to come, and this is why. */
+  readonly #unwritten = new Map<string, string>()
   readonly #stop = new AbortController()
   readonly #limit: LimitFunction
   readonly #started: number
@@ -209,7 +211,9 @@ export class Scheduler implements AsyncDisposable {
       }
       if (this.#stop.signal.aborted) return
       this.#wake = new AbortController()
-      const dues = [...this.#schedules].map(([name, schedule]) => this.#nextOf(name, schedule) ?? Infinity)
+      const dues = [...this.#schedules]
+        .filter(([name]) => !this.#unwritten.has(name))
+        .map(([name, schedule]) => this.#nextOf(name, schedule) ?? Infinity)
       const wait = Math.min(this.context.napMs ?? NAP_MS, Math.max(0, Math.min(...dues) - this.context.clock.now()))
       await this.context.clock.wait(wait, AbortSignal.any([this.#wake.signal, this.#stop.signal]))
     }
@@ -217,38 +221,62 @@ export class Scheduler implements AsyncDisposable {
 
   /** Deals with every time that has come. */
   async #tick() {
-    const now = this.context.clock.now()
     for (const [name, schedule] of this.#schedules) {
-      const { calendar, settings } = schedule
       const state = this.state.schedules[name]!
-      if (!calendar) continue
-      if (Date.parse(state.through) > now + SET_BACK_MS) {
-        this.context.log.warn('the clock was set back; what comes next is due by the new time', {
-          schedule: name,
-          before: state.through,
-        })
-        state.through = new Date(now).toISOString()
+      const { at, through, passed } = state
+      try {
+        await this.#deal(name, schedule, state)
+        this.#unwritten.delete(name)
+      } catch (error) {
+        // What is not written down has not happened, unless the schedule has other times by now.
+        if (state.at === at) Object.assign(state, { through, passed })
+        const why = messageOf(error)
+        if (this.#unwritten.get(name) !== why)
+          this.context.log.error('a schedule is due, and that cannot be written down; it is tried again', {
+            schedule: name,
+            err: error,
+          })
+        this.#unwritten.set(name, why)
       }
-      const offset = this.#offsetOf(settings)
-      const came = between(calendar, Date.parse(state.through), now - offset)
-      if (!came) continue
-      state.through = new Date(came.last).toISOString()
-      const isLate = now - (came.last + offset) > LATE_MS
-      const wasAway = came.first < this.#started ? 'the daemon did not run' : 'the clock was set forward, or the machine slept'
-      if (this.#running.has(name)) {
-        pass(state, 'skipped', 'the run before had not ended', came)
-        this.context.log.warn('a schedule is due and still runs; this time is left out', { schedule: name })
-      } else if (isLate && !settings.catchUp) pass(state, 'missed', wasAway, came)
-      else if (isLate && this.#isOver(settings, came.last)) pass(state, 'missed', `${wasAway}, and its window is over`, came)
-      else {
-        const { count, first, beforeLast } = came
-        if (count > 1)
-          pass(state, 'missed', `${wasAway}; the last one is made up for`, { count: count - 1, first, last: beforeLast })
-        await this.#begin(schedule, { why: isLate ? 'catch-up' : 'due', due: came.last, machines: settings.machines })
-        continue
-      }
-      await this.#save()
     }
+  }
+
+  async #deal(name: string, schedule: Schedule, state: ScheduleState) {
+    const now = this.context.clock.now()
+    const { calendar, settings } = schedule
+    if (!calendar) return
+    if (Date.parse(state.through) > now + SET_BACK_MS) {
+      this.context.log.warn('the clock was set back; what comes next is due by the new time', {
+        schedule: name,
+        before: state.through,
+      })
+      state.through = new Date(now).toISOString()
+    }
+    const offset = this.#offsetOf(settings)
+    const came = between(calendar, Date.parse(state.through), now - offset)
+    if (!came) return
+    state.through = new Date(came.last).toISOString()
+    const isLate = now - (came.last + offset) > LATE_MS
+    const whyLate = this.#whyLate(name, came.first)
+    if (this.#running.has(name)) {
+      pass(state, 'skipped', 'the run before had not ended', came)
+      this.context.log.warn('a schedule is due and still runs; this time is left out', { schedule: name })
+    } else if (isLate && !settings.catchUp) pass(state, 'missed', whyLate, came)
+    else if (isLate && this.#isOver(settings, came.last)) pass(state, 'missed', `${whyLate}, and its window is over`, came)
+    else {
+      const { count, first, beforeLast } = came
+      if (count > 1)
+        pass(state, 'missed', `${whyLate}; the last one is made up for`, { count: count - 1, first, last: beforeLast })
+      await this.#begin(schedule, { why: isLate ? 'catch-up' : 'due', due: came.last, machines: settings.machines })
+      return
+    }
+    await this.#save()
+  }
+
+  #whyLate(name: string, first: number) {
+    const unwritten = this.#unwritten.get(name)
+    if (unwritten !== undefined) return `it could not be written down that it begins: ${unwritten}`
+    return first < this.#started ? 'the daemon did not run' : 'the clock was set forward, or the machine slept'
   }
 
   /** The run is written down before anything of it is done. */

@@ -89,7 +89,7 @@ export class Notifier implements AsyncDisposable {
         // Written down before it is told: rather once too few than every minute again.
         const before = known.stale
         known.stale = stale
-        if (stale.join() !== before.join()) await this.#save()
+        if (stale.join() !== before.join()) await this.#saveAsFarAsMayBe()
         if (fresh.length > 0)
           this.#tell({
             event: 'stale',
@@ -121,7 +121,7 @@ export class Notifier implements AsyncDisposable {
       const wasBad = known.bad || known.stale.length > 0
       known.bad = isBad
       if (!isBad) known.stale = []
-      await this.#save()
+      await this.#saveAsFarAsMayBe()
       const about = { schedule: name, machines, outcome, run: id }
       if (isBad) this.#tell({ ...about, event: 'failed', message: reason ?? 'for no reason that is known' })
       else if (wasBad) this.#tell({ ...about, event: 'recovered', message: 'there is a good backup again' })
@@ -138,8 +138,14 @@ export class Notifier implements AsyncDisposable {
     return schedules[name]!
   }
 
-  async #save() {
-    await this.context.store.write(this.state)
+  /** A state folder that is full or gone is one more reason to tell people, and none to be silent. */
+  async #saveAsFarAsMayBe() {
+    try {
+      await this.context.store.write(this.state)
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      this.context.log.warn('it cannot be written down what was told of schedules', { err: error })
+    }
   }
 
   /** Everybody who wants to know; nobody waits for it. */
@@ -182,11 +188,7 @@ export class Notifier implements AsyncDisposable {
   }
 
   #quietly(work: () => Promise<void>) {
-    work().catch((error: unknown) => {
-      const { log } = this.context
-      if (error instanceof Fault) log.warn('it cannot be written down what was told of schedules', { err: error })
-      else log.error('a bug in what is told of schedules', { err: error })
-    })
+    work().catch((error: unknown) => this.context.log.error('a bug in what is told of schedules', { err: error }))
   }
 }
 

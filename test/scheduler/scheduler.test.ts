@@ -2,7 +2,7 @@
 
 import fc from '../helpers/property.ts'
 import t from 'tap'
-import { InvalidParameter } from '../../src/base/errors.ts'
+import { InvalidParameter, NoSpace } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
 import { parseCalendar } from '../../src/calendar/calendar.ts'
 import { Scheduler, type Worker } from '../../src/scheduler/scheduler.ts'
@@ -38,7 +38,7 @@ interface Fate {
 
 /** A daemon that can be killed: what it wrote down stays, and nothing else. */
 class World {
-  readonly clock = new SimulatedClock(START)
+  readonly clock: SimulatedClock
   readonly log: string[] = []
   readonly ended: Run[] = []
   readonly begun: { schedule: string; machine: string; at: number }[] = []
@@ -48,6 +48,8 @@ class World {
   scheduler: Scheduler | undefined
   /** How long it takes to write down that nothing runs. */
   endMs = 0
+  /** Nothing more can be written down. */
+  isFull = false
   #alive = { is: true }
   #working = 0
   readonly #busy = new Set<string>()
@@ -57,7 +59,10 @@ class World {
     private readonly schedules: readonly ScheduleSettings[],
     private readonly limit = 2,
     private readonly napMs = 12 * HOUR,
-  ) {}
+    start = START,
+  ) {
+    this.clock = new SimulatedClock(start)
+  }
 
   async start() {
     const alive = (this.#alive = { is: true })
@@ -90,6 +95,7 @@ class World {
         read: async () => (this.disk === undefined ? undefined : stateSchema.parse(JSON.parse(this.disk))),
         write: async state => {
           await this.#freeze(alive)
+          if (this.isFull) throw new NoSpace('cannot write /state/schedules.json: No space left on device')
           const isEnd = Object.values(state.schedules).every(({ running }) => running === undefined)
           if (isEnd && this.endMs > 0) await this.clock.wait(this.endMs, new AbortController().signal)
           this.disk = JSON.stringify(stateSchema.parse(state))
@@ -328,12 +334,79 @@ t.test('other schedules and other times take effect without a run that nobody me
   await world.stop()
 })
 
+t.test('a time that cannot be written down is not lost: it is run, or told as missed, once it can be', async t => {
+  const world = new World([schedule(), schedule({ name: 'lazy', catchUp: false })], 2, MINUTE)
+  await world.start()
+  await world.clock.pass(13 * HOUR)
+  world.isFull = true
+  await world.clock.pass(2 * HOUR)
+  t.same(world.begun, [], 'what is not written down is not begun')
+  t.equal(Date.parse(world.scheduler!.get('nightly').state.through), START)
+  const said = world.log.filter(line => line.includes('that cannot be written down; it is tried again'))
+  t.match(said, [/No space left.*nightly/, /No space left.*lazy/], 'said once of each')
+  t.equal(said.length, 2)
+  world.isFull = false
+  await world.clock.pass(2 * MINUTE)
+  t.same(
+    world.begun.map(({ schedule, at }) => `${schedule} ${new Date(at).toISOString().slice(11, 14)}`),
+    ['nightly 03:'],
+  )
+  t.match(world.state.schedules['lazy']!.passed, [
+    { outcome: 'missed', count: 1, reason: /could not be written down that it begins: .*No space left/ },
+  ])
+  t.same(world.state.schedules['nightly']!.passed, [])
+  await world.clock.pass(DAY)
+  t.match(
+    world.ended.map(({ why, outcome }) => [why, outcome]),
+    [
+      ['catch-up', 'done'],
+      ['due', 'done'],
+      ['due', 'done'],
+    ],
+  )
+  await world.stop()
+})
+
+// Berlin's clocks: at 2027-03-28 02:00 it becomes 03:00, at 2027-10-31 03:00 it becomes 02:00.
+t.test('a daemon that is killed over the change to and from summer time accounts for each time of the wall once', async t => {
+  const berlin = { timeZone: 'Europe/Berlin', jitterMs: 20 * MINUTE }
+  for (const [what, from, first, second] of [
+    ['jumped over', '2027-03-27T12:00:00Z', '2027-03-28T01:30:00.000Z', '2027-03-29T00:30:00.000Z'],
+    ['comes twice', '2027-10-30T12:00:00Z', '2027-10-31T00:30:00.000Z', '2027-11-01T01:30:00.000Z'],
+  ] as const)
+    for (const catchUp of [true, false]) {
+      const night = schedule({ ...berlin, catchUp, at: ['02:30'] })
+      const hourly = schedule({ ...berlin, catchUp, name: 'hourly', at: ['hourly'] })
+      const world = new World([night, hourly], 2, 12 * HOUR, Date.parse(from))
+      await world.start()
+      await world.clock.pass(9 * HOUR + 30 * MINUTE)
+      world.kill()
+      await world.clock.pass(5 * HOUR)
+      await world.start()
+      await world.clock.pass(30 * HOUR)
+      const { runs, passed } = world.state.schedules['nightly']!
+      const told = `${what}, ${catchUp ? 'made up for' : 'not'}`
+      if (catchUp) t.match([runs[0], passed], [{ why: 'catch-up', due: first }, []], told)
+      else t.match(passed, [{ outcome: 'missed', count: 1, first }], told)
+      t.same(
+        runs.filter(({ why }) => why === 'due').map(({ due }) => due),
+        [second],
+        `${told}: the next night is one of its own`,
+      )
+      const missed = world.state.schedules['hourly']!.passed
+      const away = missed.reduce((sum, { count }) => sum + count, 0) + (catchUp ? 1 : 0)
+      t.equal(away, 5, `${told}: of every hour that passed`)
+      await world.stop()
+    }
+})
+
 const happening = fc.oneof(
   { weight: 6, arbitrary: fc.record({ what: fc.constant('pass' as const), minutes: fc.integer({ min: 1, max: 3000 }) }) },
   {
     weight: 1,
     arbitrary: fc.record({ what: fc.constantFrom('kill' as const, 'stop' as const), minutes: fc.integer({ min: 1, max: 5000 }) }),
   },
+  { weight: 1, arbitrary: fc.record({ what: fc.constant('full' as const), minutes: fc.integer({ min: 1, max: 3000 }) }) },
 )
 const anySchedule = fc.record({
   at: fc.constantFrom(['hourly'], ['*:0/15'], ['02:00'], ['Mon,Thu 03:30'], ['00/6:00', '*:07:00'], ['0 */3 * * *']),
@@ -341,6 +414,7 @@ const anySchedule = fc.record({
   catchUp: fc.boolean(),
   windowMs: fc.constantFrom(undefined, 30 * MINUTE, 5 * HOUR),
   retries: fc.integer({ min: 0, max: 2 }),
+  timeZone: fc.constantFrom('UTC', 'Europe/Berlin', 'America/New_York', 'Australia/Lord_Howe'),
   machines: fc.constantFrom(['a'], ['a', 'b'], ['a', 'b', 'c']),
 })
 
@@ -350,9 +424,16 @@ t.test('whatever happens, every time that came is run once or accounted for, and
       fc.array(anySchedule, { minLength: 1, maxLength: 3 }),
       fc.array(happening, { minLength: 1, maxLength: 8 }),
       fc.infiniteStream(fc.record({ ms: fc.integer({ min: 1000, max: 4 * HOUR }), fails: fc.boolean() })),
-      async (all, happenings, fates) => {
+      // The clocks of Berlin, New York and Lord Howe are set soon after one or the other.
+      fc.constantFrom(
+        START,
+        Date.parse('2027-03-13T22:00:00Z'),
+        Date.parse('2027-03-27T22:00:00Z'),
+        Date.parse('2027-10-30T12:00:00Z'),
+      ),
+      async (all, happenings, fates, start) => {
         const schedules = all.map((more, index) => schedule({ ...more, name: `s${index}` }))
-        const world = new World(schedules, 2)
+        const world = new World(schedules, 2, 12 * HOUR, start)
         world.fate = () => fates.next().value!
         const accounted = new Map<string, Set<number> | undefined>(schedules.map(({ name }) => [name, new Set()]))
         let counts = new Map(schedules.map(({ name }) => [name, 0]))
@@ -374,7 +455,8 @@ t.test('whatever happens, every time that came is run once or accounted for, and
         }
         await world.start()
         for (const { what, minutes } of happenings) {
-          if (what === 'pass')
+          world.isFull = what === 'full'
+          if (what === 'pass' || what === 'full')
             for (let left = minutes; left > 0; left -= 300) {
               await world.clock.pass(Math.min(left, 300) * MINUTE)
               addUp()
@@ -387,17 +469,18 @@ t.test('whatever happens, every time that came is run once or accounted for, and
             addUp()
           }
         }
-        await world.clock.pass(MINUTE)
+        world.isFull = false
+        await world.clock.pass(12 * HOUR)
         addUp()
         if (world.overlapped) throw new Error('ran beside itself')
         if (world.most > 2) throw new Error(`${world.most} at once`)
-        for (const { name, at } of schedules) {
+        for (const { name, at, timeZone } of schedules) {
           const { through } = world.state.schedules[name]!
           const came = new Set<number>()
           for (const text of at) {
-            const calendar = parseCalendar(text, 'UTC')
+            const calendar = parseCalendar(text, timeZone)
             if (typeof calendar === 'string') throw new Error(calendar)
-            for (let time = calendar.next(START); time! <= Date.parse(through); time = calendar.next(time!)) came.add(time!)
+            for (let time = calendar.next(start); time! <= Date.parse(through); time = calendar.next(time!)) came.add(time!)
           }
           const found = accounted.get(name)!.size + counts.get(name)!
           if (found !== came.size) throw new Error(`${name}: ${came.size} times came, and ${found} are accounted for`)

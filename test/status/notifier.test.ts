@@ -7,6 +7,7 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setImmediate as turn } from 'node:timers/promises'
 import t, { type Test } from 'tap'
+import { NoSpace } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
 import type { Run } from '../../src/scheduler/schedule-state.ts'
 import type { NotifySettings, ScheduleSettings } from '../../src/settings/settings.ts'
@@ -138,6 +139,27 @@ t.test('what has grown stale is told once, over restarts too, and its end as wel
   t.match(daemon.arrived.at(-1), /^stale: db: there has never been a good backup; web: /)
   t.equal(daemon.arrived.length, 3)
   await daemon.notifier![Symbol.asyncDispose]()
+})
+
+t.test('a state folder that is full or gone keeps nothing from being told', async t => {
+  let isFull = false
+  const lines: string[] = []
+  const write = async () => {
+    if (isFull) throw new NoSpace('cannot write /state/notices.json: No space left on device')
+  }
+  const daemon = world([everything], {
+    store: { read: async () => undefined, write },
+    log: createLog('warn', { write: line => lines.push(line) }),
+  })
+  await daemon.start()
+  isFull = true
+  await daemon.ended('failed', 'db: cannot write /state/db.json: No space left on device')
+  await daemon.pass(27 * HOUR)
+  await daemon.pass(HOUR)
+  await daemon.ended('done')
+  t.match(daemon.arrived, [/^failed: db: cannot write/, /^stale: db: there has never been/, /^recovered: /])
+  t.equal(daemon.arrived.length, 3, 'and each once')
+  t.match(lines.join(''), /it cannot be written down what was told of schedules.*No space left/)
 })
 
 t.test('everybody hears of what they want to hear, and of no other schedule', async t => {
