@@ -11,7 +11,7 @@ import { randomBytes } from 'node:crypto'
 import { messageOf } from '../base/errors.ts'
 import { encodeHeader, encodeLog, encodeSector, regionSizeFor, sectorOf, type Sector } from './activity-log-format.ts'
 import type { Session } from './bitmap-store.ts'
-import { LoggedRegions } from './logged-regions.ts'
+import { WritableRegions } from '../block/writable-regions.ts'
 
 /** Where logs are kept. */
 export interface LogFolder {
@@ -54,7 +54,7 @@ export class ActivityLog {
   /** What the file holds, or is about to. */
   readonly #logged: Uint8Array
   /** What it holds for certain. */
-  readonly #durable: LoggedRegions
+  readonly #durable: WritableRegions
   #count = 0
   #missing = new Set<number>()
   #touched: Uint8Array | undefined
@@ -75,7 +75,7 @@ export class ActivityLog {
     private readonly onFailure: (reason: string) => Promise<void>,
   ) {
     this.#logged = new Uint8Array(inFlight.counts.length)
-    this.#durable = LoggedRegions.make(inFlight.counts.length, inFlight.regionSize)
+    this.#durable = WritableRegions.make(inFlight.counts.length, inFlight.regionSize)
   }
 
   /** A new one, of generation 0 and empty but for what is in flight. */
@@ -87,7 +87,7 @@ export class ActivityLog {
     for (const [region, there] of regions.entries()) {
       if (!there) continue
       log.#insert(region)
-      log.#durable.set(region, true)
+      log.#durable.set(region, region + 1, true)
     }
     return log
   }
@@ -156,7 +156,7 @@ export class ActivityLog {
       for (let region = 0; region < touched.length; region++) {
         if (touched[region] || !this.#logged[region]) continue
         this.#logged[region] = 0
-        this.#durable.set(region, false)
+        this.#durable.set(region, region + 1, false)
         this.#count--
       }
       const sectors = new Set(Array.from({ length: sectorOf(touched.length - 1) + 1 }, (_, index) => index))
@@ -201,7 +201,7 @@ export class ActivityLog {
     }
     this.#syncs++
     await this.#write(this.#encode(new Set(added.map(sectorOf))), true)
-    if (!this.#failed) for (const region of added) this.#durable.set(region, true)
+    if (!this.#failed) for (const region of added) this.#durable.set(region, region + 1, true)
   }
 
   /** The nearest that are not there yet, so many. */

@@ -15,15 +15,15 @@
 // A thread that writes by itself (`lend`) does so only where the log has all that it touches, durably, and is not counted as in flight. So before
 // anything is stored, copied or forgotten, all that is lent is called back, and nothing is lent until that is done.
 
-import { Busy, Fault, messageOf } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { Fault, messageOf } from '../base/errors.ts'
+import { Borrowers } from '../block/borrowers.ts'
 import type { NodeEvent } from '../block/driver.ts'
 import { ActivityLog, InFlight, type LogFolder } from './activity-log.ts'
 import type { BitmapKeeper, BitmapSet } from './bitmap-set.ts'
 import type { BitmapShape, BitmapStore, BitmapToStore } from './bitmap-store.ts'
 import type { DirtyBitmap } from './dirty-bitmap.ts'
 import { loadBitmaps } from './load-bitmaps.ts'
-import type { RegionsTerms } from './logged-regions.ts'
+import type { RegionsTerms } from '../block/writable-regions.ts'
 
 export interface PersistenceOptions {
   readonly readOnly: boolean
@@ -70,10 +70,8 @@ export class PersistentBitmaps implements BitmapKeeper {
   #beginning: Promise<void> | undefined
   #timers = new Map<'settle' | 'store', NodeJS.Timeout>()
   #closed = false
-  /** How each of those that write by themselves is told to end soon. */
-  readonly #loans = new Set<() => void>()
-  #allBack: PromiseWithResolvers<void> | undefined
-  #storing = 0
+  /** Not while anything is stored. */
+  readonly #borrowers = new Borrowers()
 
   private constructor(
     private readonly set: BitmapSet,
@@ -128,19 +126,9 @@ export class PersistentBitmaps implements BitmapKeeper {
    * to end that soon. Undefined where a write would have to wait now, whatever it touches.
    */
   lend(revoke: () => void): ({ readonly regions: RegionsTerms | undefined } & Disposable) | undefined {
-    if (this.#storing > 0 || (this.#recording && !this.#begun)) return undefined
-    const own = () => revoke()
-    this.#loans.add(own)
-    return {
-      // What does not record now and will soon is not stored before all that is lent has come back.
-      regions: this.#recording ? this.#log?.regions : undefined,
-      [Symbol.dispose]: () => {
-        this.#loans.delete(own)
-        if (this.#loans.size > 0) return
-        this.#allBack?.resolve()
-        this.#allBack = undefined
-      },
-    }
+    if (this.#borrowers.areHeldBack || (this.#recording && !this.#begun)) return undefined
+    // What does not record now and will soon is not stored before all that is lent has come back.
+    return { regions: this.#recording ? this.#log?.regions : undefined, ...this.#borrowers.add(revoke) }
   }
 
   // For the set (BitmapKeeper).
@@ -321,22 +309,8 @@ export class PersistentBitmaps implements BitmapKeeper {
    * begin anew. `all`: also those that have not changed.
    */
   async #storeAll(how: { readonly closing: boolean; readonly all?: boolean }) {
-    this.#storing++
-    try {
-      await this.#callBack()
-      await this.#storeAlone(how)
-    } finally {
-      this.#storing--
-    }
-  }
-
-  /** Nobody writes by himself when it returns. @throws Busy */
-  async #callBack() {
-    if (this.#loans.size === 0) return
-    for (const revoke of this.#loans) revoke()
-    const { promise } = (this.#allBack ??= Promise.withResolvers())
-    const late = () => new Busy(`writes did not end within ${RETURN_MS / 1000} s; look at the disk below, then try again`)
-    await within(RETURN_MS, promise, late)
+    using _alone = await this.#borrowers.callBack(RETURN_MS)
+    await this.#storeAlone(how)
   }
 
   async #storeAlone({ closing, all = false }: { readonly closing: boolean; readonly all?: boolean }) {

@@ -6,7 +6,7 @@
 
 import type { z } from 'zod'
 import type { Range } from '../base/ranges.ts'
-import type { RegionsTerms } from '../bitmaps/logged-regions.ts'
+import type { RegionsTerms } from './writable-regions.ts'
 import type { SharedMarks } from '../bitmaps/shared-marks.ts'
 import type { BitmapStore } from '../bitmaps/bitmap-store.ts'
 import type { SharedClusterMapTerms } from './shared-cluster-map.ts'

@@ -31,6 +31,17 @@ export class SharedClusterMap {
     Atomics.store(this.#words, cluster, host + 1)
   }
 
+  /** Its number in the file below; undefined where it is not known. */
+  hostOf(cluster: number): number | undefined {
+    const word = Atomics.load(this.#words, cluster)
+    return word === 0 ? undefined : word - 1
+  }
+
+  /** Nothing is lent. */
+  forget(cluster: number) {
+    Atomics.store(this.#words, cluster, 0)
+  }
+
   /** Where the range, of at least one byte, begins in the file below; undefined where it does not stand there in one piece, as far as is known. */
   find(offset: number, length: number): number | undefined {
     const first = Math.floor(offset * this.#perByte)

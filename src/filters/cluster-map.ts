@@ -1,7 +1,13 @@
-// Which clusters of a frozen view have been copied, which still wait, and which are no part of it: two bits a cluster.
+// Which clusters of a frozen view have been copied, which still wait, and which are no part of it: two bits a cluster. Threads that write by themselves
+// see in memory that they share which of them do not wait.
 
+import { strict as assert } from 'node:assert'
 import { BitSet } from '../base/bit-set.ts'
 import { alignDown, alignUp, endOf, widen, type Range } from '../base/ranges.ts'
+import { WritableRegions } from '../block/writable-regions.ts'
+
+/** Of more clusters threads are not told: 32 MiB. */
+const MOST_SHARED = 2 ** 28
 
 /**
  * `waiting`: the disk itself still holds what the view shows; a write must copy it first. `copied`: the target holds it.
@@ -16,6 +22,8 @@ export interface Run extends Range {
 export class ClusterMap {
   readonly #copied: BitSet
   readonly #outside: BitSet
+  /** Those that do not wait; there since somebody has asked. */
+  #changeable: WritableRegions | undefined
 
   /** Both in bytes; the last cluster may be cut short by `size`. */
   constructor(
@@ -67,17 +75,34 @@ export class ClusterMap {
     return false
   }
 
+  /** The clusters that do not wait, and all that will not: none ever leaves. Undefined where there are too many. */
+  get changeable(): WritableRegions | undefined {
+    if (this.#copied.length > MOST_SHARED) return undefined
+    if (!this.#changeable) {
+      const changeable = this.#copied.copy()
+      changeable.union(this.#outside)
+      this.#changeable = WritableRegions.of(changeable, this.clusterSize)
+    }
+    return this.#changeable
+  }
+
   /** The clusters of the range are in the target now. */
   markCopied(range: Range) {
-    this.#copied.set(...this.#clusters(range))
+    const clusters = this.#clusters(range)
+    this.#copied.set(...clusters)
+    this.#changeable?.set(...clusters, true)
   }
 
   /** They are no part of the view, from now on or until `include`. */
   exclude(range: Range) {
-    this.#outside.set(...this.#clusters(range))
+    const clusters = this.#clusters(range)
+    this.#outside.set(...clusters)
+    this.#changeable?.set(...clusters, true)
   }
 
+  /** Before anybody has been told what does not wait. */
   include(range: Range) {
+    assert(!this.#changeable)
     this.#outside.set(...this.#clusters(range), false)
   }
 

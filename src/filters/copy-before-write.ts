@@ -8,6 +8,7 @@
 // - A cluster is marked `copied` only when its old content is in the target. Who copies holds the clusters alone meanwhile, so that
 //   each is copied once: others who touch them wait, and find them copied.
 // - A write that makes zeroes copies as any other does, even where it covers whole clusters: the view shows the old data.
+// - Threads write by themselves (`lend`) what no longer waits, and nothing else. As no cluster waits again, nobody has to call them back for that.
 // - Once the view is broken nothing is copied any more, and every read of the view fails: it is never half right.
 //
 // A copy that takes too long is not stopped, as no request can be; it goes on behind the guest's back and holds its clusters to the
@@ -21,7 +22,18 @@ import { endOf, pieces, type Range } from '../base/ranges.ts'
 import { RangeLock } from '../base/range-lock.ts'
 import { within } from '../base/time.ts'
 import { isZero } from '../base/zeroes.ts'
-import type { BlockDriver, BlockIo, BlockNode, OpenContext, ReadyRead, WriteFlags, ZeroFlags } from '../block/driver.ts'
+import { Borrowers } from '../block/borrowers.ts'
+import type {
+  BlockDriver,
+  BlockIo,
+  BlockNode,
+  Borrower,
+  LentFile,
+  OpenContext,
+  ReadyRead,
+  WriteFlags,
+  ZeroFlags,
+} from '../block/driver.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import { ClusterMap } from './cluster-map.ts'
 import { FrozenView } from './frozen-view.ts'
@@ -112,6 +124,8 @@ class CopyBeforeWrite implements BlockNode {
   readonly #memory = new Budget(MEMORY_BYTES)
   /** For a cluster each, not in use: new memory costs more than to copy into it. */
   readonly #buffers: Buffer[] = []
+  /** They write only what does not wait. */
+  readonly #borrowers = new Borrowers()
   readonly #timeoutMs: number
   #broken: SnapshotBroken | undefined
 
@@ -137,6 +151,22 @@ class CopyBeforeWrite implements BlockNode {
 
   readReady(reads: readonly ReadyRead[]) {
     this.source.readReady?.(reads)
+  }
+
+  lend(borrower: Borrower): LentFile | undefined {
+    if (this.#broken) return this.source.lend?.(borrower)
+    const { changeable } = this.clusters
+    const lent = changeable && this.source.lend?.(borrower)
+    if (!lent) return undefined
+    const out = this.#borrowers.add(() => borrower.revoke())
+    return {
+      ...lent,
+      regions: [...lent.regions, { terms: changeable.terms, start: 0 }],
+      end: () => {
+        lent.end()
+        out[Symbol.dispose]()
+      },
+    }
   }
 
   async write(offset: number, data: Buffer, flags?: WriteFlags) {
@@ -229,6 +259,7 @@ class CopyBeforeWrite implements BlockNode {
       `the frozen view of '${this.context.nodeName}' is lost: ${messageOf(error)}; begin the backup again`,
       { cause: error },
     )
+    this.#borrowers.revoke() // who is lent to anew may write everywhere
     this.context.report({ type: 'snapshot-broken', error: this.#broken })
   }
 

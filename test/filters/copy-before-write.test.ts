@@ -11,34 +11,13 @@ import { injectError } from '../../src/filters/inject-error.ts'
 import { quota } from '../../src/filters/quota.ts'
 import { snapshotAccess } from '../../src/filters/snapshot-access.ts'
 import { blockNodeSuite, checkExtents, readAt } from '../helpers/block-node-suite.ts'
+import { BORROWER, CLUSTER, cluster, freeze, frozenMemory, LendingNode, mayWrite, SIZE } from '../helpers/frozen-memory.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
 import { fileNode, openContext } from '../helpers/open-context.ts'
 import { diskContent, generator, randomBytes } from '../helpers/random-bytes.ts'
 
-const CLUSTER = 65536
-const SIZE = 6 * CLUSTER + 333
-const cluster = (index: number, count = 1): Range => ({
-  offset: index * CLUSTER,
-  length: Math.min(count * CLUSTER, SIZE - index * CLUSTER),
-})
-
 const failing = (below: BlockIo, ...rules: object[]) =>
   injectError.open(injectError.options.parse({ rules }), openContext({ nodeName: 'broken', children: { file: below } }))
-
-/** A filter over a source and a target, and the view of its instant. */
-async function freeze(file: BlockIo, target: BlockIo, options: object = {}, said: Parameters<typeof openContext>[0] = {}) {
-  const context = openContext({ nodeName: 'cbw', children: { file, target }, ...said })
-  const filter = await copyBeforeWrite.open(copyBeforeWrite.options.parse(options), context)
-  const view = await snapshotAccess.open({}, openContext({ children: { file: filter }, readOnly: true }))
-  return { filter, view, events: context.events }
-}
-
-/** The same over memory. */
-async function frozenMemory(options: object = {}, content = diskContent(SIZE, 1)) {
-  const source = new MemoryNode(Buffer.from(content))
-  const target = new MemoryNode(Buffer.alloc(SIZE))
-  return { content, source, target, ...(await freeze(source, target, options)) }
-}
 
 blockNodeSuite(t, 'copy-before-write', async (content, stack) => {
   const { filter } = await freeze(await fileNode(content, stack), await fileNode(Buffer.alloc(content.length), stack))
@@ -78,12 +57,13 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
       const offset = Math.floor(at / unit) * unit
       return { offset, length: Math.min(Math.ceil(length / unit) * unit, SIZE - offset) }
     })
-  const guest = fc.record({ kind: fc.constantFrom('write', 'zero', 'discard'), range, seed: fc.nat() })
+  const guest = fc.record({ kind: fc.constantFrom('write', 'thread', 'zero', 'discard'), range, seed: fc.nat() })
   const reader = fc.record({ kind: fc.constantFrom('read', 'read', 'extents', 'release'), range })
   const batches = fc.array(
     fc.record({ guests: fc.array(guest, { maxLength: 4 }), readers: fc.array(reader, { maxLength: 3 }) }),
     { maxLength: 5 },
   )
+  let byThreads = 0
 
   await fc.assert(
     fc.asyncProperty(fc.scheduler(), batches, async (scheduler, batches) => {
@@ -100,9 +80,18 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
         const whole = released.flatMap(range => wholeClusters(range))
         const running = [
           ...writes.map(async ({ kind, range, seed }) => {
-            if (kind === 'write') {
-              await filter.write(range.offset, randomBytes(range.length, seed))
-              disk.set(randomBytes(range.length, seed), range.offset)
+            const data = randomBytes(range.length, seed)
+            if (kind === 'thread') await scheduler.schedule(Promise.resolve()) // others may be copying by then
+            const lent = kind === 'thread' ? filter.lend?.(BORROWER) : undefined
+            if (lent && mayWrite(lent, range)) {
+              byThreads++
+              await source.write(range.offset, data)
+              lent.end()
+              disk.set(data, range.offset)
+            } else if (kind === 'write' || kind === 'thread') {
+              await filter.write(range.offset, data)
+              lent?.end()
+              disk.set(data, range.offset)
             } else if (kind === 'zero') {
               await filter.zero(range, { unmap: true })
               disk.fill(0, range.offset, endOf(range))
@@ -140,6 +129,47 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
     }),
     { numRuns: 150 },
   )
+  t.ok(byThreads > 0, 'threads wrote by themselves')
+})
+
+t.test('who writes by himself may write what is copied or not in the view, and all of it once the view is broken', async t => {
+  const { source, target, filter, view } = await frozenMemory()
+  let revoked = 0
+  const borrower = { ...BORROWER, revoke: () => revoked++ }
+  const lent = filter.lend!(borrower)!
+  const may = (index: number, count = 1) => mayWrite(lent, cluster(index, count))
+  t.strictSame([may(0), may(6)], [false, false])
+  const copying = Promise.withResolvers<void>()
+  target.pause = () => copying.promise
+  const writing = filter.write(CLUSTER - 1, Buffer.alloc(2))
+  await new Promise(resolve => setImmediate(resolve))
+  t.strictSame([may(0), may(1)], [false, false], 'not before the old data are in the target')
+  copying.resolve()
+  await writing
+  await view.discard(cluster(6))
+  t.strictSame([may(0, 2), may(1, 2), may(6), may(5, 2)], [true, false, true, false])
+  const later = filter.lend!(borrower)!
+  t.ok(mayWrite(later, cluster(0, 2)) && mayWrite(later, cluster(6)) && !mayWrite(later, cluster(2)), 'nor whoever comes later')
+  later.end()
+  target.pause = async () => {
+    throw new NoSpace('full')
+  }
+  await filter.write(3 * CLUSTER, Buffer.alloc(1))
+  await t.rejects(view.read(0, Buffer.alloc(1)), SnapshotBroken)
+  t.equal(revoked, 1, 'it is called back')
+  lent.end()
+  t.ok(mayWrite(filter.lend!(borrower)!, { offset: 0, length: SIZE }), 'who is lent it then may write everywhere')
+  t.equal(source.requests.filter(({ kind }) => kind === 'write').length, 2)
+})
+
+t.test('with a bitmap only what is dirty in it waits, and who writes by himself is told so', async t => {
+  const source = new LendingNode(diskContent(SIZE, 1))
+  const dirty = { dirtyRanges: () => [cluster(1, 2)] }
+  const options = { bitmap: { node: 'disk', name: 'b' } }
+  const { filter } = await freeze(source, new MemoryNode(Buffer.alloc(SIZE)), options, { bitmap: () => dirty })
+  const lent = filter.lend!(BORROWER)!
+  const may = Array.from({ length: 7 }, (_, index) => mayWrite(lent, cluster(index)))
+  t.strictSame(may, [true, false, false, true, true, true, true])
 })
 
 /** The clusters that lie wholly in a range; the last one is whole where the disk ends. */

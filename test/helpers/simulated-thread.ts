@@ -3,7 +3,7 @@
 import { SharedClusterMap } from '../../src/block/shared-cluster-map.ts'
 import type { LentFile } from '../../src/block/driver.ts'
 import type { Edge } from '../../src/block/edge.ts'
-import { LoggedRegions } from '../../src/bitmaps/logged-regions.ts'
+import { WritableRegions } from '../../src/block/writable-regions.ts'
 import { SharedMarks } from '../../src/bitmaps/shared-marks.ts'
 import type { SimulatedDisk } from './simulated-disk.ts'
 
@@ -37,7 +37,7 @@ export class SimulatedThread {
   async write(offset: number, data: Buffer, turns: number): Promise<boolean> {
     const lent = this.#lent
     if (!lent || this.#revoked) return false
-    if (!lent.regions.every(({ terms, start }) => new LoggedRegions(terms).hasAll(start + offset, data.length))) return false
+    if (!lent.regions.every(({ terms, start }) => new WritableRegions(terms).hasAll(start + offset, data.length))) return false
     const place = placeOf(lent, offset, data.length)
     if (place === undefined) return false
     const own = lent.marks.map(({ shared, start }) => ({ shared, at: start + offset }))

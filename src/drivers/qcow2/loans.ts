@@ -1,13 +1,16 @@
 // Threads that read and write guest clusters by themselves, where these stand (nbd-server/lease/): plain clusters that nobody else uses, in place.
 //
 // Invariants. A cluster is noted in the shared map when it is plain, and a thread touches what is noted and nothing else. While anything is lent the map
-// only gains: whoever may take a plain cluster away, or make it mean anything else, has called back all that is lent before (`callBack`), and what was
-// noted is forgotten then. `checkNone` stands where L2 entries change, and sees to it that nobody forgets that.
+// only gains: whoever may take a plain cluster away, or make it mean anything else, has called back all that is lent before (`callBack`), and what he
+// changes is forgotten then. `checkNone` stands where L2 entries change, and sees to it that nobody forgets that. No host cluster is in the map twice, so
+// that what is forgotten of one guest cluster is not known of another, whatever the image says.
 //
 // So no host cluster that a thread may write is ever on its way to somebody else, and release.ts need not know of threads.
 
 import { strict as assert } from 'node:assert'
 import { BitSet } from '../../base/bit-set.ts'
+import { endOf, type Range } from '../../base/ranges.ts'
+import { Borrowers } from '../../block/borrowers.ts'
 import type { BlockIo, Borrower, LentFile } from '../../block/driver.ts'
 import { SharedClusterMap } from '../../block/shared-cluster-map.ts'
 import { COMPRESSED, COPIED, ZERO } from './format.ts'
@@ -24,6 +27,8 @@ const MOST_HOSTS = 2 ** 27
 /** So many slices of tables are looked for in the cache, and noted, when something is lent; others when a request has come to them. */
 const LOOKED_AT = 2048
 const NOTED = 128
+/** Of more clusters that change at once the others are forgotten too: to look at each would hold everybody up. */
+const MOST_FORGOTTEN = 2 ** 16
 
 const ALL_SUBCLUSTERS = 0xffff_ffff
 
@@ -46,10 +51,7 @@ export class Loans {
   #noted = new Uint8Array(0)
   /** Where to go on looking for slices that are in the cache. */
   #next = 0
-  /** How each is told to end soon. */
-  readonly #out = new Set<() => void>()
-  #allBack: PromiseWithResolvers<void> | undefined
-  #held = 0
+  readonly #borrowers = new Borrowers()
 
   constructor(private readonly image: Lendable) {}
 
@@ -57,7 +59,7 @@ export class Loans {
   lend(borrower: Borrower): LentFile | undefined {
     const { geometry, size, guestFile } = this.image
     const clusters = Math.ceil(size / geometry.clusterSize)
-    if (this.#held > 0 || clusters > MOST_CLUSTERS) return undefined
+    if (this.#borrowers.areHeldBack || clusters > MOST_CLUSTERS) return undefined
     const revoke = () => borrower.revoke()
     const lent = guestFile.lend?.({ revoke, highestWrite: () => borrower.highestBelow?.() ?? 0 })
     if (!lent) return undefined
@@ -71,7 +73,7 @@ export class Loans {
       this.#noted = new Uint8Array(Math.ceil(size / geometry.sliceSpan))
     }
     this.#noteMore()
-    this.#out.add(revoke)
+    const out = this.#borrowers.add(revoke)
     return {
       fd: lent.fd,
       start: 0,
@@ -80,17 +82,14 @@ export class Loans {
       through: { map: this.#map.terms, start: lent.start, size: reachOf(lent, guestFile.size), marks: lent.marks },
       end: () => {
         lent.end()
-        this.#out.delete(revoke)
-        if (this.#out.size > 0) return
-        this.#allBack?.resolve()
-        this.#allBack = undefined
+        out[Symbol.dispose]()
       },
     }
   }
 
   /** A request has come there: what is plain in its slice of a table may be used by threads. */
   note(offset: number) {
-    if (!this.#map || this.#held > 0) return
+    if (!this.#map || this.#borrowers.areHeldBack) return
     const index = Math.floor(offset / this.image.geometry.sliceSpan)
     if (this.#noted[index] === 0) this.#note(index)
   }
@@ -102,27 +101,46 @@ export class Loans {
 
   /** Asks for all that is lent, without waiting for it. */
   revoke() {
-    for (const revoke of this.#out) revoke()
+    this.#borrowers.revoke()
   }
 
-  /** Nobody writes by himself when it returns, and nothing is lent until the result is disposed of. */
-  async callBack(): Promise<Disposable> {
-    this.#held++
-    this.revoke()
-    if (this.#out.size > 0) await (this.#allBack ??= Promise.withResolvers()).promise
-    this.#map = undefined
-    return { [Symbol.dispose]: () => this.#held-- }
+  /** Nobody writes by himself when it returns, and nothing is lent until the result is disposed of. Nothing changes but in this range, if there is one. */
+  async callBack(range?: Range): Promise<Disposable> {
+    const alone = await this.#borrowers.callBack()
+    this.#forget(range)
+    return alone
   }
 
   /** Before an entry comes to mean anything else. */
   checkNone(slice: Slice, at: number) {
-    assert(this.#out.size === 0 || this.#plainHost(slice, at) === undefined, 'a cluster is taken away while threads may use it')
+    assert(
+      this.#borrowers.count === 0 || this.#plainHost(slice, at) === undefined,
+      'a cluster is taken away while threads may use it',
+    )
   }
 
   /** A table is about to be there: in an image that is sound no guest cluster is. */
   hasLent(host: number) {
     const number = host / this.image.geometry.clusterSize
     return this.#map !== undefined && number < MOST_HOSTS && this.#hosts.has(number)
+  }
+
+  #forget(range: Range | undefined) {
+    const { clusterSize, sliceSpan } = this.image.geometry
+    const first = range ? Math.floor(range.offset / clusterSize) : 0
+    const end = range ? Math.ceil(endOf(range) / clusterSize) : Infinity
+    if (!this.#map || end - first > MOST_FORGOTTEN) {
+      this.#map = undefined
+      return
+    }
+    for (let cluster = first; cluster < end; cluster++) {
+      const host = this.#map.hostOf(cluster)
+      if (host === undefined) continue
+      this.#map.forget(cluster)
+      this.#hosts.set(host, host + 1, false)
+    }
+    // What is left as it was, because something has failed, is there to be noted again.
+    this.#noted.fill(0, Math.floor((first * clusterSize) / sliceSpan), Math.ceil((end * clusterSize) / sliceSpan))
   }
 
   #noteMore() {
@@ -145,7 +163,7 @@ export class Loans {
       const host = this.#plainHost(slice, entry * entrySize)
       if (host === undefined) continue
       const number = host / geometry.clusterSize
-      if (number >= MOST_HOSTS) continue
+      if (number >= MOST_HOSTS || this.#hosts.has(number)) continue // it is there already, or another has it: then the image is damaged
       this.#hosts.set(number, number + 1)
       this.#map!.add(first + entry, number)
     }

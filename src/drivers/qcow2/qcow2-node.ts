@@ -105,7 +105,7 @@ export class Qcow2Node implements BlockNode {
     const { requests, writeback } = this.image
     this.image.checkUndamaged()
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
-    using _alone = await this.image.loans.callBack()
+    using _alone = await this.image.loans.callBack(range)
     const epoch = requests.enter()
     try {
       await this.#zeroing.zero(range, flags)
@@ -120,7 +120,7 @@ export class Qcow2Node implements BlockNode {
     this.image.checkUndamaged()
     if (!this.image.discard) return
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
-    using _alone = await this.image.loans.callBack()
+    using _alone = await this.image.loans.callBack(range)
     const epoch = requests.enter()
     try {
       await this.#zeroing.discard(range)
@@ -134,7 +134,7 @@ export class Qcow2Node implements BlockNode {
     const { requests } = this.image
     this.image.checkUndamaged()
     if (!this.#bitmapsKnow) await this.#tellBitmaps()
-    using _alone = await this.image.loans.callBack()
+    using _alone = await this.image.loans.callBack({ offset, length: data.length })
     const epoch = requests.enter()
     try {
       await this.#compressed.write(offset, data)

@@ -3,7 +3,8 @@
 // Invariants. Before each step the thread looks whether the connection is asked for, and at whatever it may not answer it gives it back: with all that
 // was received and not answered, so that the main thread goes on as if it had just come. What failed is given back too: it fails there again, and is
 // told by the rules of there. Marks are made before a write, and once more behind it where an epoch has moved (bitmaps/shared-marks.ts); and nothing
-// is written that the activity log does not have yet (bitmaps/logged-regions.ts).
+// is written where the main thread has something to do first: what the activity log does not have yet, what a frozen view still needs
+// (block/writable-regions.ts).
 
 import { availableParallelism } from 'node:os'
 import {
@@ -17,7 +18,7 @@ import {
 import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
 import { SharedClusterMap } from '../../block/shared-cluster-map.ts'
 import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
-import { LoggedRegions } from '../../bitmaps/logged-regions.ts'
+import { WritableRegions } from '../../block/writable-regions.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
 import { Replies } from '../replies.ts'
 import { decodeRequest, type Request } from '../request.ts'
@@ -175,7 +176,7 @@ class Service {
   readonly #lentToAll: Int32Array
   readonly #marks: Marks[]
   readonly #map: SharedClusterMap | undefined
-  readonly #regions: { readonly logged: LoggedRegions; readonly start: number }[]
+  readonly #regions: { readonly writable: WritableRegions; readonly start: number }[]
   readonly #extended: boolean
   readonly #headerSize: number
   readonly #magic: number
@@ -212,7 +213,7 @@ class Service {
     this.#lentToAll = new Int32Array(lent.lent)
     this.#marks = [...marksOf(lent.marks, false), ...marksOf(lent.through?.marks ?? [], true)]
     this.#map = lent.through && new SharedClusterMap(lent.through.map)
-    this.#regions = lent.regions.map(({ terms, start }) => ({ logged: new LoggedRegions(terms), start }))
+    this.#regions = lent.regions.map(({ terms, start }) => ({ writable: new WritableRegions(terms), start }))
     this.#extended = lent.mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
@@ -273,7 +274,7 @@ class Service {
         this.#start += headerSize
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
         if (this.#end - at < headerSize + length) return false
-        if (!this.#isLogged(request)) return true
+        if (!this.#mayWrite(request)) return true
         this.server.prepare(index, true, file, base + place, at + headerSize, length)
         this.#writes++
         this.#start += headerSize + length
@@ -295,9 +296,8 @@ class Service {
     return place !== undefined && place + length <= through.size ? place : undefined
   }
 
-  /** Its mark would outlive a crash. */
-  #isLogged({ offset, length }: Request) {
-    return this.#regions.every(({ logged, start }) => logged.hasAll(start + offset, length))
+  #mayWrite({ offset, length }: Request) {
+    return this.#regions.every(({ writable, start }) => writable.hasAll(start + offset, length))
   }
 
   #perform(): Reason | undefined {

@@ -1,6 +1,6 @@
 // What is said between the main thread and one that a connection is lent to (lease.ts, serve.ts).
 
-import type { RegionsTerms } from '../../bitmaps/logged-regions.ts'
+import type { RegionsTerms } from '../../block/writable-regions.ts'
 import type { MarksTerms } from '../../bitmaps/shared-marks.ts'
 import type { SharedClusterMapTerms } from '../../block/shared-cluster-map.ts'
 import type { ReplyMode } from '../offer.ts'

@@ -128,8 +128,15 @@ for (const [what, take] of Object.entries(TAKERS))
     await taking
     const again = guest.lend(borrower)!
     t.equal(noted(again)[5], undefined)
+    if (what !== 'an internal snapshot')
+      t.strictSame(noted(again).toSpliced(5, 1), before.toSpliced(5, 1), 'and no other is gone')
+    await other.write(5 * CLUSTER, data)
+    await other.read(5 * CLUSTER, Buffer.alloc(512))
+    const host = noted(again)[5]
+    t.ok(host !== undefined, 'written anew it is there again')
     again.end()
     t.ok(file.node.highestWrite > 0)
     await graph[Symbol.asyncDispose]()
+    if (what !== 'an internal snapshot') t.equal((await asQemuHasIt(image))[5], host)
     await qemuImg('check', '-q', '-f', 'qcow2', image)
   })
