@@ -9,7 +9,7 @@
 // which the first urgent put that finds no other gets, and which is set aside anew when a backup finds plenty.
 // The tag is the SHA-256 of a small object. A large one has a tag of its inode, size and time, which is as good for what is written once.
 
-import { randomBytes, randomUUID, hash } from 'node:crypto'
+import { randomFillSync, randomUUID, hash } from 'node:crypto'
 import { mkdir, open, opendir, readdir, stat, statfs, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { NoSpace, NotFound, NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
@@ -39,6 +39,7 @@ const SMALL = 1 << 20
 const RESERVE = '.reserve'
 const MOST_RESERVE = 8 << 20
 const LEAST_RESERVE = 64 << 10
+const RESERVE_PIECE = 1 << 20
 /** The part of what is free that is set aside. */
 const RESERVE_PART = 1 / 32
 /** How often a folder that somebody removes is made again. */
@@ -189,13 +190,24 @@ export class FileTarget implements Target {
     if (bytes < LEAST_RESERVE) return
     const temporary = join(this.location, TEMPORARY, randomUUID())
     try {
-      await this.#write(temporary, randomBytes(bytes))
+      await this.#writeReserve(temporary, bytes)
       await this.calls.rename(temporary, path)
       this.#hasReserve = true
     } catch (error) {
       await this.calls.unlink(temporary).catch(ignore('ENOENT'))
       if (!isFull(error)) throw error
     }
+  }
+
+  async #writeReserve(path: string, bytes: number) {
+    await using file = await this.calls.create(path)
+    // A piece at a time, in the same memory: to have megabytes given for it takes longer than all the rest.
+    const piece = Buffer.allocUnsafeSlow(RESERVE_PIECE)
+    for (let at = 0; at < bytes; at += piece.length) {
+      const part = randomFillSync(piece.subarray(0, Math.min(piece.length, bytes - at)))
+      await this.calls.write(file, part, at)
+    }
+    await this.calls.sync(file)
   }
 
   async #write(path: string, body: Uint8Array) {

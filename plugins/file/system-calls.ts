@@ -7,7 +7,7 @@ export interface SystemCalls {
   readonly mkdir: (path: string) => Promise<void>
   /** Creates a file that was not there; the caller closes it. */
   readonly create: (path: string) => Promise<FileHandle>
-  readonly write: (file: FileHandle, body: Uint8Array) => Promise<void>
+  readonly write: (file: FileHandle, body: Uint8Array, offset?: number) => Promise<void>
   readonly sync: (file: FileHandle) => Promise<void>
   readonly link: (from: string, to: string) => Promise<void>
   readonly rename: (from: string, to: string) => Promise<void>
@@ -19,7 +19,7 @@ export interface SystemCalls {
 export const systemCalls: SystemCalls = {
   mkdir,
   create: path => open(path, 'wx', 0o640),
-  write: (file, body) => writeAll(file.fd, 0, Buffer.from(body.buffer, body.byteOffset, body.length)),
+  write: (file, body, offset = 0) => writeAll(file.fd, offset, Buffer.from(body.buffer, body.byteOffset, body.length)),
   sync: file => file.datasync(),
   link,
   rename,

@@ -5,7 +5,7 @@
 
 import type { KoffiFunc } from 'koffi'
 import pLimit from 'p-limit'
-import { addresses } from './address.ts'
+import { addresses, type AddressOf } from './address.ts'
 import { Aio, type FilePart, RWF_NOWAIT } from './aio.ts'
 import { messageOf } from './errors.ts'
 import type { Range } from './ranges.ts'
@@ -49,6 +49,9 @@ export interface Native {
   receive(fd: number, into: Buffer): number
   /** How many bytes of the first SENT_AT_ONCE pieces a socket takes now, without waiting; 0 also where it has failed (writev). */
   send(fd: number, pieces: readonly Buffer[]): number
+  readonly addressOf: AddressOf
+  /** Asks for large pages; a system that has none does without (madvise, MADV_HUGEPAGE). */
+  preferLargePages(memory: Buffer): void
 }
 
 /** Pieces that one call sends, at most. */
@@ -76,6 +79,9 @@ const SO_SNDBUF = 7
 /** And include/linux/socket.h. */
 const MSG_DONTWAIT = 0x40
 const SO_SNDBUFFORCE = 32
+
+/** From Linux's include/uapi/asm-generic/mman-common.h. */
+const MADV_HUGEPAGE = 14
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn: but no file has so many threads (base/threads.ts). */
 const CALLS_AT_ONCE = 240
@@ -114,6 +120,9 @@ function bind(koffi: typeof import('koffi').default): Native {
   )
   const writev: KoffiFunc<(fd: number, parts: Uint32Array, count: number) => number> = libc.func(
     'int64_t writev(int, void *, int)',
+  )
+  const madvise: KoffiFunc<(address: number, length: number, advice: number) => number> = libc.func(
+    'int madvise(uintptr_t, size_t, int)',
   )
   const addressOf = addresses(koffi)
   const aio = Aio.over(koffi, libc, addressOf)
@@ -231,6 +240,8 @@ function bind(koffi: typeof import('koffi').default): Native {
       for (let at = 0; at < count; at++) fillVector(at, pieces[at]!)
       return Math.max(writev(fd, vectors, count), 0)
     },
+    addressOf,
+    preferLargePages: memory => void madvise(addressOf(memory), memory.length, MADV_HUGEPAGE),
   }
 }
 

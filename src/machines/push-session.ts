@@ -35,6 +35,8 @@ export interface PushParts {
   readonly disks: readonly PushedDisk[]
   readonly graph: Graph
   readonly shared: SharedByPushes
+  /** Threads that it is going to use, which start already; it lets go of them in the end. */
+  readonly threads: AsyncDisposable
   /** Bytes a second that are read; 0: as fast as it goes. */
   readonly speed: number
   readonly log: Log
@@ -137,6 +139,7 @@ export class PushSession {
   async #run(): Promise<PushResult> {
     const { machine, time, consistency, disks, checkpoint, repository: wanted, graph, log, shared, speed } = this.parts
     const { memory, sealers } = shared
+    await using _threads = this.parts.threads
     const { signal } = this.#stop
     signal.throwIfAborted()
     await using edges = new AsyncDisposableStack()

@@ -51,7 +51,7 @@ export async function findChangedChunk({
     await source.read(chunk * plan.chunkSize, bytes)
     if (!id) return !isZero(bytes)
     const { zero } = await slot.identify(length, idKey)
-    return zero || !id.equals(slot.id)
+    return zero || !id.equals(slot.id())
   }
   const found = await Promise.all([...clean].map(async ([chunk, id]) => ((await differs(chunk, id)) ? chunk : undefined)))
   return found.find(chunk => chunk !== undefined)

@@ -1,9 +1,9 @@
 // Pushes one disk into a writing session: reads what the plan says, uploads what the repository does not have, and makes the tree.
 //
-// Chunks are read, hashed and sealed many at a time, and taken in the order of the disk: so packs are in disk order, a leaf is complete
-// when the next one begins, and there are never more chunks in memory than the sealer has slots.
+// Chunks are read, hashed and sealed many at a time, neighbours together, and taken in the order of the disk: so packs are in disk order, a leaf is
+// complete when the next one begins, and there are never more chunks in memory than the sealer's slots hold.
 
-import type { Range } from '../base/ranges.ts'
+import { alignUp, type Range } from '../base/ranges.ts'
 import type { SpeedLimit } from '../base/speed-limit.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { BlobType } from '../repository/blob.ts'
@@ -53,7 +53,7 @@ interface Leaf {
 /** In the order of the disk. */
 type Item = { readonly leaf: Leaf } & (
   | { readonly zero: true; readonly from: number; readonly to: number }
-  | { readonly zero: false; readonly chunk: number; readonly slot: Slot; readonly found: Promise<Found> }
+  | { readonly zero: false; readonly from: number; readonly to: number; readonly slot: Slot; readonly found: Promise<Found[]> }
 )
 
 /** The chunk's id, and its sealed blob where the repository does not have it; no id: all zeroes. */
@@ -72,9 +72,11 @@ export async function* pushDisk(work: DiskWork, progress: DiskProgress): AsyncGe
         for await (const _leaf of pipeline.addZeroes(first, end)) yield
         continue
       }
-      for (let chunk = first; chunk < end; chunk++) {
-        if (work.speed) yield* work.speed.pass(work.plan.lengthOf(chunk), work.writer.signal)
-        await pipeline.addChunk(chunk)
+      for (let from = first; from < end;) {
+        const to = pipeline.endOfTogether(from, end)
+        if (work.speed) yield* work.speed.pass(work.plan.bytesOf(from, to), work.writer.signal)
+        await pipeline.addChunks(from, to)
+        from = to
         yield
       }
     }
@@ -115,7 +117,7 @@ class Pipeline {
       if (this.#adding?.number !== number) {
         const next = Math.min(end, (await this.#editor.nextLeaf(number, Math.ceil(end / FAN_OUT))) * FAN_OUT)
         if (next > from) {
-          this.progress.done += this.#bytes(from, next)
+          this.progress.done += this.work.plan.bytesOf(from, next)
           await this.#done(from, next)
           from = next
           continue
@@ -129,14 +131,20 @@ class Pipeline {
     }
   }
 
-  async addChunk(chunk: number) {
+  /** Behind how many of these chunks a slot, or the leaf, ends. */
+  endOfTogether(from: number, end: number) {
+    return Math.min(end, from + this.work.sealer.together(this.work.plan.chunkSize), alignUp(from + 1, FAN_OUT))
+  }
+
+  /** Chunks that go together. */
+  async addChunks(from: number, to: number) {
     this.work.writer.signal.throwIfAborted()
-    const leaf = await this.#leafOf(Math.floor(chunk / FAN_OUT))
+    const leaf = await this.#leafOf(Math.floor(from / FAN_OUT))
     const slot = await this.#slot()
     this.#slots++
-    const found = this.#find(chunk, slot)
+    const found = this.#find(from, to, slot)
     found.catch(() => 'it is told when its turn comes')
-    this.#queue.push({ leaf, zero: false, chunk, slot, found })
+    this.#queue.push({ leaf, zero: false, from, to, slot, found })
   }
 
   /** Pushes share the sealer. Two that each waited with slots in hand for those of the other would do so for ever, so we give ours back first. */
@@ -180,21 +188,23 @@ class Pipeline {
   }
 
   /** Runs beside others: reads nothing of the leaf but the chunk's own place, and changes nothing. */
-  async #find(chunk: number, slot: Slot): Promise<Found> {
+  async #find(from: number, to: number, slot: Slot): Promise<Found[]> {
     const { source, plan, writer } = this.work
-    const length = plan.lengthOf(chunk)
-    await source.read(chunk * plan.chunkSize, slot.input.subarray(0, length))
-    this.progress.read += length
+    const bytes = plan.bytesOf(from, to)
+    await source.read(from * plan.chunkSize, slot.input.subarray(0, bytes))
+    this.progress.read += bytes
     const { idKey } = writer.repository.keys
-    const seal = () => ({ type: BlobType.data, counter: writer.nextCounter(), key: writer.key })
-    // Where the last was new this one is likely to be, and is sealed before we know: that saves asking the thread twice.
-    const eager = this.#lastIsNew
-    const sealed = eager ? await slot.store(length, { ...seal(), idKey }) : undefined
-    if (eager ? !sealed : (await slot.identify(length, idKey)).zero) return {}
-    const id = Buffer.from(slot.id)
-    this.#lastIsNew = !writer.index.data.usable(id)
-    if (!this.#lastIsNew) return { id }
-    return { id, sealed: sealed ?? (await slot.seal(length, seal())) }
+    const lengths = Array.from({ length: to - from }, (_, number) => plan.lengthOf(from + number))
+    const sealing = () => ({ type: BlobType.data, counter: writer.nextCounter(lengths.length), key: writer.key })
+    // Where the last was new these are likely to be, and are sealed before we know: that saves asking the thread twice.
+    const early = this.#lastIsNew ? await slot.store(lengths, { ...sealing(), idKey }) : undefined
+    const zeroes = early ? early.map(blob => !blob) : await slot.identifyEach(lengths, idKey)
+    const ids = zeroes.map((zero, number) => (zero ? undefined : Buffer.from(slot.id(number))))
+    const isNew = ids.map(id => id !== undefined && !writer.index.data.usable(id))
+    const last = ids.findLastIndex(id => id !== undefined)
+    if (last >= 0) this.#lastIsNew = isNew[last]!
+    const sealed = early ?? (isNew.includes(true) ? await slot.seal(lengths, isNew, sealing()) : [])
+    return ids.map((id, number) => ({ ...(id && { id }), ...(isNew[number] && { sealed: sealed[number]! }) }))
   }
 
   async #takeOne() {
@@ -207,18 +217,19 @@ class Pipeline {
       await this.#done(item.from, item.to)
       return
     }
-    const { id, sealed } = await item.found
-    const length = this.work.plan.lengthOf(item.chunk)
-    // Another chunk with the same bytes may have come first.
-    if (sealed && (await this.work.writer.addChunk(sealed))) {
-      this.progress.new += length
-      this.progress.stored += sealed.length
+    for (const [number, { id, sealed }] of (await item.found).entries()) {
+      const chunk = item.from + number
+      // Another chunk with the same bytes may have come first.
+      if (sealed && (await this.work.writer.addChunk(sealed))) {
+        this.progress.new += this.work.plan.lengthOf(chunk)
+        this.progress.stored += sealed.length
+      }
+      this.#set(item.leaf, chunk, id)
     }
     this.#queue.shift()
     this.#slots--
     item.slot[Symbol.dispose]()
-    this.#set(item.leaf, item.chunk, id)
-    await this.#done(item.chunk, item.chunk + 1)
+    await this.#done(item.from, item.to)
   }
 
   /** In order but for holes that are skipped: whatever does not adjoin is released at once. */
@@ -235,7 +246,8 @@ class Pipeline {
   async #release() {
     const { from, to } = this.#over
     this.#over.from = to
-    if (to > from) await this.work.release?.({ offset: from * this.work.plan.chunkSize, length: this.#bytes(from, to) })
+    if (to > from)
+      await this.work.release?.({ offset: from * this.work.plan.chunkSize, length: this.work.plan.bytesOf(from, to) })
   }
 
   #set(leaf: Leaf, chunk: number, id: Buffer | undefined) {
@@ -261,10 +273,5 @@ class Pipeline {
   #withinDisk(leaf: number, places: (Buffer | undefined)[]) {
     const end = this.work.plan.chunks - leaf * FAN_OUT
     return end < FAN_OUT ? places.fill(undefined, Math.max(0, end)) : places
-  }
-
-  #bytes(from: number, to: number) {
-    const { chunkSize, size } = this.work.plan
-    return Math.min(to * chunkSize, size) - from * chunkSize
   }
 }

@@ -51,6 +51,11 @@ export class PushPlan {
     return Math.min(this.chunkSize, this.size - chunk * this.chunkSize)
   }
 
+  /** Of the chunks from `from` up to `to`, exclusive. */
+  bytesOf(from: number, to: number) {
+    return Math.min(to * this.chunkSize, this.size) - from * this.chunkSize
+  }
+
   /** Maximal runs of neighbours. */
   *ranges(): Generator<Range> {
     if (!this.#chosen) {

@@ -62,10 +62,13 @@ const PACK_SIZE = 32 << 20
 export async function* push(options: PushOptions): AsyncGenerator<PushProgress, PushResult> {
   const { repository, machine, time, disks, signal, attachments = [] } = options
   check(options)
+  const sealers = options.sealers ?? new SharedSealers()
+  // Its threads start while it is found out what there is to push.
+  await using _threads = options.sealer ? undefined : sealers.wake()
   await finishCommits(repository, signal)
   const { memory = MEMORY, packSize = PACK_SIZE, beatMs } = options
   await using stack = new AsyncDisposableStack()
-  const digest = (bytes: SharedArrayBuffer, length: number) => sealer.digest(bytes, length)
+  const digest = (bytes: Uint8Array) => sealer.digest(bytes)
   let earlier: Earlier = []
   const writer = await RepositoryWriter.begin(repository, {
     digest,
@@ -80,7 +83,7 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
   stack.use(writer)
   const plans = disks.map(disk => ({ disk, start: decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
   const maxPlain = Math.max(65536, ...plans.map(({ start }) => start.chunkSize))
-  const mine = options.sealer ? undefined : (options.sealers ?? new SharedSealers()).use(maxPlain)
+  const mine = options.sealer ? undefined : sealers.use(maxPlain)
   const sealer = mine?.sealer ?? options.sealer!
   if (sealer.maxPlain < maxPlain)
     throw new InvalidParameter(`the chunks of machine '${machine}' are larger than the sealer takes`)

@@ -3,6 +3,7 @@
 // A pack is built in a slab of memory, of which there are a few, so the writer waits when the store is slower than the disk.
 
 import { copyBytes } from '../base/copy-bytes.ts'
+import { sharedMemory } from '../base/shared-memory.ts'
 import type { BlobIndex, PackRecord } from './blob-index.ts'
 import { decodeBlobHeader, HEADER } from './blob.ts'
 import type { IndexedPack } from './index-delta.ts'
@@ -19,8 +20,8 @@ export interface PackWriterOptions {
   /** Bytes of a pack, at most, and how many are in memory at once. */
   readonly capacity: number
   readonly slabs: number
-  /** SHA-256 in hex of the first bytes of a slab. */
-  readonly digest: (slab: SharedArrayBuffer, length: number) => Promise<string>
+  /** SHA-256 in hex of bytes in shared memory. */
+  readonly digest: (bytes: Uint8Array) => Promise<string>
   /** Where the blobs can be found from now on, by this session alone. */
   readonly index: BlobIndex
   /** The pack is durable. */
@@ -29,7 +30,6 @@ export interface PackWriterOptions {
 }
 
 interface OpenPack {
-  readonly slab: SharedArrayBuffer
   readonly bytes: Buffer
   readonly record: PackRecord
   readonly number: number
@@ -38,7 +38,7 @@ interface OpenPack {
 }
 
 export class PackWriter {
-  readonly #free: SharedArrayBuffer[] = []
+  readonly #free: Buffer[] = []
   readonly #uploads = new Set<Promise<void>>()
   #slabs = 0
   #open: OpenPack | undefined
@@ -78,14 +78,13 @@ export class PackWriter {
     const capacity = Math.max(this.options.capacity, needed)
     while (this.#free.length === 0 && this.#slabs >= this.options.slabs) await Promise.race(this.#uploads)
     this.#throwIfFailed()
-    let slab = this.#free.pop()
-    if (!slab) this.#slabs++
-    if (!slab || slab.byteLength < capacity) slab = new SharedArrayBuffer(capacity)
+    let bytes = this.#free.pop()
+    if (!bytes) this.#slabs++
+    if (!bytes || bytes.length < capacity) bytes = sharedMemory(capacity)
     const { kind, repository, session, index } = this.options
-    const bytes = Buffer.from(slab)
     encodePackHeader({ kind, repository, session, time: Date.now() }, bytes)
     const record = { name: '', kind, size: 0, avoid: false }
-    return { slab, bytes, record, number: index.addPack(record), entries: [], length: PACK_HEADER }
+    return { bytes, record, number: index.addPack(record), entries: [], length: PACK_HEADER }
   }
 
   #close() {
@@ -97,17 +96,18 @@ export class PackWriter {
       .catch((error: unknown) => void (this.#failure ??= { error }))
       .finally(() => {
         this.#uploads.delete(upload)
-        this.#free.push(pack.slab)
+        this.#free.push(pack.bytes)
       })
     this.#uploads.add(upload)
   }
 
-  async #upload({ slab, bytes, record, entries, length }: OpenPack) {
+  async #upload({ bytes: slab, record, entries, length }: OpenPack) {
     const { target, kind, cas, digest, stored, signal } = this.options
     this.#throwIfFailed()
-    const name = await digest(slab, length)
+    const bytes = slab.subarray(0, length)
+    const name = await digest(bytes)
     try {
-      await target.put(packKey(kind, name), bytes.subarray(0, length), { ifAbsent: cas, sha256: name, signal })
+      await target.put(packKey(kind, name), bytes, { ifAbsent: cas, sha256: name, signal })
     } catch (error) {
       if (!(error instanceof PreconditionFailed)) throw error // nobody else has these bytes: a reply was lost
     }

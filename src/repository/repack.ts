@@ -54,7 +54,7 @@ export async function repack(repository: Repository, options: RepackOptions): Pr
     look: async () => {
       points = await Array.fromAsync(repository.points(undefined, signal))
     },
-    digest: async (bytes, length) => hash('sha256', new Uint8Array(bytes, 0, length)),
+    digest: async bytes => hash('sha256', bytes),
     signal,
     ...(beatMs !== undefined && { beatMs }),
     ...(packSize !== undefined && { packSize }),

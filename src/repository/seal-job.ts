@@ -1,32 +1,57 @@
 // What the main thread and the sealing threads say to each other, and how they divide the memory that they share.
 //
-// A slot is three areas: an input and an output, each with room for a blob of the largest chunk, and an id.
+// A slot has an input, with room for some chunks that lie one behind the other, an output, with room for their blobs, and an id for each.
+// All slots lie in one area of memory, and all trays (tray.ts) in another: a thread is given it with the first piece of work in it, and keeps it
+// until it is told to forget it. For whoever gets memory by a message it is new memory each time, which is to be let go of in its turn.
 
+import { alignUp } from '../base/ranges.ts'
 import { HEADER, ID, TAG, type BlobType } from './blob.ts'
 import type { Unpacked, UnpackJob } from './tray.ts'
 
-export interface WorkerData {
-  readonly memory: SharedArrayBuffer
-  readonly slotBytes: number
+/** Pieces of work of one kind, or what is to be forgotten. */
+export type Message = readonly Job[] | { readonly forget: readonly number[] }
+
+/** Memory of a sealer; numbers are never given twice. */
+export interface Area {
+  readonly area: number
+  /** To a thread that does not know the area yet. */
+  readonly memory: Uint8Array | undefined
+}
+
+export interface Place extends Area {
+  /** Where in the area the slot or the tray begins. */
+  readonly place: number
+}
+
+export interface SlotJob extends Place {
+  readonly op: 'identify' | 'seal' | 'store'
+  /** Of plain bytes, as many as the slot's input has. */
+  readonly inputBytes: number
+  /** Of the chunks, in order. */
+  readonly lengths: readonly number[]
+  readonly idKey?: Uint8Array | undefined
+}
+
+/** What blobs are made with: the first one has this counter, each other one the next. */
+export interface Sealing {
+  readonly type: BlobType
+  readonly counter: number
+  readonly key: Uint8Array | undefined
 }
 
 export type Job = { readonly number: number } & (
-  | { readonly op: 'identify'; readonly slot: number; readonly length: number; readonly idKey: Uint8Array | undefined }
-  | {
-      /** `store` is both: identify, and seal what is not zero. */
-      readonly op: 'seal' | 'store'
-      readonly idKey: Uint8Array | undefined
-      readonly slot: number
-      readonly length: number
-      readonly type: BlobType
-      readonly counter: number
-      readonly key: Uint8Array | undefined
-    }
+  | (SlotJob & { readonly op: 'identify' })
+  /** Those of the chunks, whose ids are there already. */
+  | (SlotJob & Sealing & { readonly op: 'seal'; readonly wanted: readonly boolean[] })
+  /** Both: whatever is not zero is identified, and sealed. */
+  | (SlotJob & Sealing & { readonly op: 'store' })
   | UnpackJob
-  | { readonly op: 'digest'; readonly bytes: SharedArrayBuffer; readonly length: number }
+  | { readonly op: 'digest'; readonly bytes: Uint8Array }
 )
 
-export type Result = string | number | Unpacked
+/** Of a slot: for each chunk 0 where it is zero, or not wanted; else 1, or the length of its blob, which follows the one before. */
+export type SlotResult = readonly number[]
+export type Result = string | SlotResult | Unpacked
 
 export interface Answer {
   readonly number: number
@@ -34,17 +59,22 @@ export interface Answer {
   readonly failure?: { readonly message: string; readonly damaged: boolean; readonly stack: string | undefined }
 }
 
-const areaBytes = (maxPlain: number) => HEADER + maxPlain + TAG
-const ID_AREA = 64
+/** No chunk is smaller, but the last one of a disk. */
+const LEAST_CHUNK = 64 << 10
 
-export const slotBytesFor = (maxPlain: number) => 2 * areaBytes(maxPlain) + ID_AREA
+/** How many chunks fit a slot. */
+export const slotChunks = (inputBytes: number) => Math.max(1, Math.floor(inputBytes / LEAST_CHUNK))
+const outputBytes = (inputBytes: number) => inputBytes + slotChunks(inputBytes) * (HEADER + TAG)
+/** A multiple of what a processor fetches at once, so that no two threads write to the same. */
+export const slotBytesFor = (inputBytes: number) =>
+  alignUp(inputBytes + outputBytes(inputBytes) + slotChunks(inputBytes) * ID, 64)
 
-export function slotView(memory: SharedArrayBuffer, slot: number, slotBytes: number) {
-  const area = (slotBytes - ID_AREA) / 2
-  const at = slot * slotBytes
+export function slotView(area: Buffer, place: number, inputBytes: number) {
+  const output = place + inputBytes
+  const ids = output + outputBytes(inputBytes)
   return {
-    input: Buffer.from(memory, at, area),
-    output: Buffer.from(memory, at + area, area),
-    id: Buffer.from(memory, at + 2 * area, ID),
+    input: area.subarray(place, output),
+    output: area.subarray(output, ids),
+    ids: area.subarray(ids, ids + slotChunks(inputBytes) * ID),
   }
 }

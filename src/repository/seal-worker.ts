@@ -1,7 +1,7 @@
-// The thread that hashes, compresses and encrypts (sealer.ts). It works on memory that it shares with the main thread.
+// The thread that hashes, compresses and encrypts (seal-threads.ts). It works on memory that it shares with the main thread.
 
 import { hash } from 'node:crypto'
-import { parentPort, workerData } from 'node:worker_threads'
+import { parentPort } from 'node:worker_threads'
 import { threadGcm } from '../base/aes-gcm.ts'
 import { copyBytes } from '../base/copy-bytes.ts'
 import { messageOf } from '../base/errors.ts'
@@ -10,35 +10,64 @@ import { threadZstd } from '../base/zstd.ts'
 import { ID, openBlob, sealBlob } from './blob.ts'
 import { Damaged } from './faults.ts'
 import { idFunction } from './id-function.ts'
-import { slotView, type Answer, type Job, type Result, type WorkerData } from './seal-job.ts'
+import {
+  slotView,
+  type Answer,
+  type Area,
+  type Job,
+  type Message,
+  type Result,
+  type SlotJob,
+  type SlotResult,
+} from './seal-job.ts'
 import { trayViews, type UnpackJob } from './tray.ts'
 
-const { memory, slotBytes } = workerData as WorkerData
-const slots = Array.from({ length: Math.floor(memory.byteLength / slotBytes) }, (_, slot) => slotView(memory, slot, slotBytes))
-const trays = new Map<number, ReturnType<typeof trayViews>>()
+/** By their numbers. */
+const areas = new Map<number, Buffer>()
 const [zstd, gcm] = await Promise.all([threadZstd(), threadGcm()])
 
 function run(job: Job): Result {
-  if (job.op === 'digest') return hash('sha256', new Uint8Array(job.bytes, 0, job.length), 'hex')
-  if (job.op === 'unpack') return unpack(job)
-  const { input, output, id } = slots[job.slot]!
-  const given = input.subarray(0, job.length)
-  const idOf = idFunction(job.idKey)
   switch (job.op) {
-    case 'identify':
-    case 'store':
-      if (isZero(given)) return 'zero'
-      id.set(idOf(given))
-      return job.op === 'identify' ? 'id' : sealBlob(given, { ...job, id, zstd, gcm }, output)
-    case 'seal':
-      return sealBlob(given, { ...job, id, zstd, gcm }, output)
+    case 'digest':
+      return hash('sha256', job.bytes, 'hex')
+    case 'unpack':
+      return unpack(job)
+    default:
+      return inSlot(job)
   }
 }
 
+function areaOf({ area, memory }: Area): Buffer {
+  if (memory) areas.set(area, Buffer.from(memory.buffer, memory.byteOffset, memory.length))
+  return areas.get(area)!
+}
+
+function inSlot(job: Job & SlotJob): SlotResult {
+  const { place, inputBytes, lengths, idKey } = job
+  const { input, output, ids } = slotView(areaOf(job), place, inputBytes)
+  const idOf = idFunction(idKey)
+  let [at, end] = [0, 0]
+  return lengths.map((length, number) => {
+    const plain = input.subarray(at, (at += length))
+    const id = ids.subarray(number * ID, (number + 1) * ID)
+    if (job.op === 'seal') {
+      if (!job.wanted[number]) return 0
+    } else {
+      if (isZero(plain)) return 0
+      id.set(idOf(plain))
+      if (job.op === 'identify') return 1
+    }
+    const { type, counter, key } = job
+    const sealed = sealBlob(plain, { type, id, counter: counter + number, key, zstd, gcm }, output.subarray(end))
+    end += sealed
+    return sealed
+  })
+}
+
 /** One that is damaged does the others no harm. */
-function unpack({ tray, memory, inputBytes, parts, ids, type, key, idKey }: UnpackJob) {
-  if (memory) trays.set(tray, trayViews(memory, inputBytes))
-  const { input, output } = trays.get(tray)!
+function unpack(job: UnpackJob) {
+  const { place, maxPlain, parts, ids, type, key, idKey } = job
+  const { input, output } = trayViews(areaOf(job), place, maxPlain)
   const idOf = idFunction(idKey)
   return parts.map(({ offset, length, at, plainLength }, number) => {
     const id = ids.subarray(number * ID, (number + 1) * ID)
@@ -68,4 +97,7 @@ function answer(job: Job): Answer {
   }
 }
 
-parentPort!.on('message', (jobs: readonly Job[]) => parentPort!.postMessage(jobs.map(answer)))
+parentPort!.on('message', (message: Message) => {
+  if ('forget' in message) for (const area of message.forget) areas.delete(area)
+  else parentPort!.postMessage(message.map(answer))
+})

@@ -1,66 +1,57 @@
 // Hashing, compression and encryption off the main thread, on memory shared with it: whoever wants work done takes a slot, fills its
 // input, and gets the result in its output. There are as many slots as the memory allows, and whoever comes later waits.
 //
-// A message to another thread costs as much as a tenth of a chunk's work. So what is wanted in one turn of the event loop goes in one
-// message, a few pieces of work in each, and is answered in one. A thread takes a while to start, and memory: the first starts when there
-// is something to do, and another when those that run have enough.
+// A slot takes several chunks, since what it costs to have a thread do something is the same for one as for many.
 
-import { availableParallelism } from 'node:os'
-import { Worker } from 'node:worker_threads'
-import type { BlobType } from './blob.ts'
-import { Damaged } from './faults.ts'
+import { ID } from './blob.ts'
 import { Pool } from './pool.ts'
-import { slotBytesFor, slotView, type Answer, type Job, type Result, type WorkerData } from './seal-job.ts'
-import { inputBytesFor, outputBytesFor, Tray, type Unpacked, type UnpackJob } from './tray.ts'
-
-type Work = Job extends infer Each ? (Each extends Job ? Omit<Each, 'number'> : never) : never
+import { slotBytesFor, slotChunks, slotView, type Sealing, type SlotJob, type SlotResult } from './seal-job.ts'
+import { newArea, SealThreads, type Work } from './seal-threads.ts'
+import { Tray, trayBytesFor, type Unpacked, type UnpackJob } from './tray.ts'
 
 interface SealerOptions {
-  /** The longest plain bytes: the chunk size. */
+  /** The longest plain bytes of a chunk. */
   readonly maxPlain: number
-  readonly threads?: number
-  /** For each thread. */
-  readonly slots?: number
+  /** Which others use too, or how many of its own. */
+  readonly threads?: SealThreads | number | undefined
 }
 
-const MAX_THREADS = 4
-/** Bytes of the slots of a thread, and how many there are: enough for the next message while one is worked on. */
-const SLOT_MEMORY = 8 << 20
-const MOST_SLOTS = 8
-const LEAST_SLOTS = 3
-/** Pieces of work in a message, and as many as a thread has waiting before another is started. */
-const MESSAGE = 4
+/** Plain bytes of a slot; one chunk always fits. */
+const SLOT = 1 << 20
+/** For each thread: one that it works on, one that it goes on with, and one that is filled meanwhile. */
+const SLOTS = 3
 /** Bytes of all trays, and how few and many there are: as many requests are in flight. */
 const TRAY_MEMORY = 64 << 20
 const LEAST_TRAYS = 4
 const MOST_TRAYS = 16
 
 export class Sealer implements AsyncDisposable {
-  readonly #threads: Thread[]
+  readonly #threads: SealThreads
+  readonly #ownsThreads: boolean
   readonly #free: Pool<Slot>
   readonly #trays: Pool<Tray>
+  readonly #areas: number[] = []
+  readonly #inputBytes: number
   /** How many slots there are: as many pieces of work can be under way. */
   readonly slots: number
-  /** The longest plain bytes that a slot takes. */
+  /** The longest plain bytes of a chunk. */
   readonly maxPlain: number
 
-  private constructor({ maxPlain, threads = Math.min(MAX_THREADS, availableParallelism()), ...options }: SealerOptions) {
-    const slotBytes = slotBytesFor(maxPlain)
-    const slots = options.slots ?? Math.max(LEAST_SLOTS, Math.min(MOST_SLOTS, Math.floor(SLOT_MEMORY / slotBytes)))
-    this.slots = slots * threads
+  private constructor({ maxPlain, threads }: SealerOptions) {
+    this.#ownsThreads = !(threads instanceof SealThreads)
+    this.#threads = threads instanceof SealThreads ? threads : new SealThreads(threads)
     this.maxPlain = maxPlain
-    const memory = new SharedArrayBuffer(this.slots * slotBytes)
-    this.#threads = Array.from({ length: threads }, () => new Thread({ memory, slotBytes }))
-    const run = (work: Work) => this.#thread().run(work)
-    const give = (slot: Slot) => this.#free.give(slot)
-    this.#free = new Pool(
-      Array.from({ length: this.slots }, (_, number) => new Slot(slotView(memory, number, slotBytes), number, run, give)),
-    )
-    const trays = Math.floor(TRAY_MEMORY / (inputBytesFor(maxPlain) + outputBytesFor(maxPlain)))
-    const unpack = (job: UnpackJob) => run(job) as Promise<Unpacked>
-    let made = 0
-    const makeTray = () => new Tray(made++, maxPlain, unpack, tray => this.#trays.give(tray))
-    this.#trays = new Pool([], makeTray, Math.max(LEAST_TRAYS, Math.min(MOST_TRAYS, trays)))
+    const inputBytes = (this.#inputBytes = Math.max(SLOT, maxPlain))
+    this.slots = SLOTS * this.#threads.count
+    const run = (work: Work, large: boolean) => this.#threads.run(work, large)
+    const slotPlace = this.#places(slotBytesFor(inputBytes), this.slots)
+    const makeSlot = () => new Slot(slotPlace(), inputBytes, run, slot => this.#free.give(slot))
+    this.#free = new Pool([], makeSlot, this.slots)
+    const trays = Math.max(LEAST_TRAYS, Math.min(MOST_TRAYS, Math.floor(TRAY_MEMORY / trayBytesFor(maxPlain))))
+    const trayPlace = this.#places(trayBytesFor(maxPlain), trays)
+    const unpack = (job: UnpackJob) => run(job, true) as Promise<Unpacked>
+    const makeTray = () => new Tray(trayPlace(), maxPlain, unpack, tray => this.#trays.give(tray))
+    this.#trays = new Pool([], makeTray, trays)
   }
 
   static start(options: SealerOptions) {
@@ -77,14 +68,19 @@ export class Sealer implements AsyncDisposable {
     return this.#trays.take(signal)
   }
 
+  /** How many chunks of such a size a slot takes. */
+  together(chunkSize: number) {
+    return Math.max(1, Math.min(slotChunks(this.#inputBytes), Math.floor(this.#inputBytes / chunkSize)))
+  }
+
   /** Has all threads start, for who knows that there is going to be work before there is. */
   wake() {
-    for (const thread of this.#threads) thread.wake()
+    this.#threads.wake()
   }
 
   /** Done when all threads run, which takes a moment: for who is going to be waited for. */
-  async ready() {
-    await Promise.all(this.#threads.map(thread => thread.run({ op: 'digest', bytes: new SharedArrayBuffer(0), length: 0 })))
+  ready() {
+    return this.#threads.ready()
   }
 
   /** The same, or undefined while all are in use: for whoever holds some already. */
@@ -92,148 +88,88 @@ export class Sealer implements AsyncDisposable {
     return this.#free.takeFree()
   }
 
-  /** SHA-256 in hex of the first `length` bytes. */
-  async digest(bytes: SharedArrayBuffer, length: number) {
-    return (await this.#thread().run({ op: 'digest', bytes, length })) as string
+  /** SHA-256 in hex of bytes in shared memory. */
+  async digest(bytes: Uint8Array) {
+    return (await this.#threads.run({ op: 'digest', bytes }, true)) as string
   }
 
   async [Symbol.asyncDispose]() {
-    await Promise.all(this.#threads.map(thread => thread.end()))
+    if (this.#ownsThreads) await this.#threads[Symbol.asyncDispose]()
+    else this.#threads.forget(this.#areas)
   }
 
-  /** The least busy one. */
-  #thread() {
-    const running = this.#threads.filter(thread => thread.isStarted)
-    const least = running.reduce<Thread | undefined>((least, one) => (least && least.load <= one.load ? least : one), undefined)
-    if (least && least.load < MESSAGE) return least
-    return this.#threads[running.length] ?? least!
+  /** One place after the other, in memory that is there when the first is wanted. */
+  #places(bytes: number, count: number) {
+    let area: ReturnType<typeof newArea> | undefined
+    let made = 0
+    return () => {
+      if (!area) {
+        area = newArea(bytes * count)
+        this.#areas.push(area.area)
+      }
+      return { ...area, place: bytes * made++ }
+    }
   }
 }
 
-/** A place for one piece of work at a time. */
+/** A place for one piece of work at a time: on some chunks, whose plain bytes lie one behind the other in `input`. */
 export class Slot implements Disposable {
   readonly input: Buffer
-  readonly output: Buffer
-  readonly id: Buffer
+  readonly #output: Buffer
+  readonly #ids: Buffer
 
   constructor(
-    { input, output, id }: ReturnType<typeof slotView>,
-    private readonly number: number,
-    private readonly run: (work: Work) => Promise<Result>,
+    private readonly at: ReturnType<typeof newArea> & { readonly place: number },
+    private readonly inputBytes: number,
+    private readonly run: (work: Work, large: boolean) => Promise<unknown>,
     private readonly give: (slot: Slot) => void,
   ) {
-    this.input = input
-    this.output = output
-    this.id = id
+    ;({ input: this.input, output: this.#output, ids: this.#ids } = slotView(at.memory, at.place, inputBytes))
   }
 
-  /** Whether the input is all zeroes; if not, `id` is its id afterwards. */
+  /** Of the first chunk, or another, once it is identified. A view, which changes with the next work. */
+  id(chunk = 0): Buffer {
+    return this.#ids.subarray(chunk * ID, (chunk + 1) * ID)
+  }
+
+  /** Whether the input is all zeroes; if not, its id is there afterwards. */
   async identify(length: number, idKey: Uint8Array | undefined): Promise<{ zero: boolean }> {
-    return { zero: (await this.run({ op: 'identify', slot: this.number, length, idKey })) === 'zero' }
+    const [zero] = await this.identifyEach([length], idKey)
+    return { zero: zero! }
   }
 
-  /** The blob of the input, whose id is in `id`; a view of `output`. */
-  async seal(length: number, work: { type: BlobType; counter: number; key: Uint8Array | undefined }): Promise<Buffer> {
-    return this.output.subarray(
-      0,
-      (await this.run({ op: 'seal', slot: this.number, length, idKey: undefined, ...work })) as number,
-    )
+  /** For each chunk whether it is all zeroes. */
+  async identifyEach(lengths: readonly number[], idKey: Uint8Array | undefined): Promise<boolean[]> {
+    return (await this.#run({ op: 'identify', ...this.#work(lengths), idKey })).map(result => result === 0)
   }
 
-  /** Both in one: the blob, or undefined where the input is all zeroes. For bytes that are likely to be new. */
+  /** The blobs of those that are wanted and have an id: views of memory that is the slot's. */
+  async seal(lengths: readonly number[], wanted: readonly boolean[], sealing: Sealing): Promise<(Buffer | undefined)[]> {
+    return this.#blobs(await this.#run({ op: 'seal', ...this.#work(lengths), wanted, ...sealing }))
+  }
+
+  /** Both in one: for each chunk its blob, or undefined where it is all zeroes. For bytes that are likely to be new. */
   async store(
-    length: number,
-    work: { type: BlobType; counter: number; key: Uint8Array | undefined; idKey: Uint8Array | undefined },
-  ): Promise<Buffer | undefined> {
-    const sealed = await this.run({ op: 'store', slot: this.number, length, ...work })
-    return sealed === 'zero' ? undefined : this.output.subarray(0, sealed as number)
+    lengths: readonly number[],
+    { idKey, ...sealing }: Sealing & { readonly idKey: Uint8Array | undefined },
+  ): Promise<(Buffer | undefined)[]> {
+    return this.#blobs(await this.#run({ op: 'store', ...this.#work(lengths), idKey, ...sealing }))
+  }
+
+  #work(lengths: readonly number[]): Omit<SlotJob, 'op'> {
+    return { ...this.at, inputBytes: this.inputBytes, lengths }
+  }
+
+  async #run(work: Work & SlotJob): Promise<SlotResult> {
+    return (await this.run(work, work.lengths.length > 1)) as SlotResult
+  }
+
+  #blobs(lengths: SlotResult) {
+    let at = 0
+    return lengths.map(length => (length === 0 ? undefined : this.#output.subarray(at, (at += length))))
   }
 
   [Symbol.dispose]() {
     this.give(this)
-  }
-}
-
-class Thread {
-  #worker: Worker | undefined
-  readonly #jobs = new Map<number, PromiseWithResolvers<Result>>()
-  #next = 0
-  /** Wanted in this turn. */
-  readonly #wanted: Job[] = []
-  /** Trays whose memory it has. */
-  readonly #trays = new Set<number>()
-  #dead: Error | undefined
-
-  constructor(private readonly data: WorkerData) {}
-
-  get isStarted() {
-    return this.#worker !== undefined
-  }
-
-  wake() {
-    if (this.#worker) return
-    this.#worker = this.#start()
-    this.#worker.unref() // until somebody waits
-  }
-
-  #start() {
-    const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
-    const worker = new Worker(new URL(`./seal-worker.${extension}`, import.meta.url), {
-      workerData: this.data,
-      // What it makes is soon garbage; a small heap keeps little of it.
-      resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
-    })
-    worker.on('message', (answers: readonly Answer[]) => answers.forEach(answer => this.#answered(answer)))
-    worker.on('error', error => this.#died(error as Error))
-    worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
-    return worker
-  }
-
-  /** Pieces of work that it has not answered. */
-  get load() {
-    return this.#jobs.size
-  }
-
-  run(work: Work): Promise<Result> {
-    if (this.#dead) return Promise.reject(this.#dead)
-    const job = Promise.withResolvers<Result>()
-    const number = this.#next++
-    this.#jobs.set(number, job)
-    const worker = (this.#worker ??= this.#start())
-    if (this.#jobs.size === 1) worker.ref() // while somebody waits
-    // A tray is a message's worth of work by itself; the rest goes behind all that the promises of this turn have to say.
-    if (work.op === 'unpack') worker.postMessage([{ number, ...work, memory: this.#unknown(work) }])
-    else if (this.#wanted.push({ number, ...work }) === 1) process.nextTick(() => this.#send())
-    return job.promise
-  }
-
-  /** The memory of a tray, once for a thread: for whoever gets it, it is new memory with each message, which is to be let go of in its turn. */
-  #unknown({ tray, memory }: Pick<UnpackJob, 'tray' | 'memory'>) {
-    if (this.#trays.has(tray)) return undefined
-    this.#trays.add(tray)
-    return memory
-  }
-
-  #send() {
-    while (this.#wanted.length > 0) this.#worker!.postMessage(this.#wanted.splice(0, MESSAGE))
-  }
-
-  async end() {
-    await this.#worker?.terminate()
-  }
-
-  #answered({ number, result, failure }: Answer) {
-    const job = this.#jobs.get(number)!
-    this.#jobs.delete(number)
-    if (this.#jobs.size === 0) this.#worker!.unref()
-    if (!failure) job.resolve(result!)
-    else if (failure.damaged) job.reject(new Damaged(failure.message))
-    else job.reject(Object.assign(new Error(failure.message), { stack: failure.stack }))
-  }
-
-  #died(error: Error) {
-    this.#dead ??= error
-    for (const job of this.#jobs.values()) job.reject(this.#dead)
-    this.#jobs.clear()
   }
 }

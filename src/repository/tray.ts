@@ -1,10 +1,11 @@
 // A tray: the bytes of one request to the store, and room for the chunks that are in them, in memory that all sealing threads see. A
 // thread gets a tray whole, so that many chunks cost one message, and nothing is copied between the store's reply and what is written.
 //
-//     input, as long as `inputBytes` says     output, `outputBytes`: the plain bytes, one part behind the other
+//     input, `inputBytesFor` a chunk's longest     output, `outputBytesFor` it: the plain bytes, one part behind the other
 
 import { HEADER, ID, TAG, type BlobType } from './blob.ts'
 import { Damaged } from './faults.ts'
+import type { Place } from './seal-job.ts'
 
 /** A blob in the input, and where its plain bytes go. */
 export interface TrayPart {
@@ -17,13 +18,9 @@ export interface TrayPart {
   readonly plainLength: number
 }
 
-export interface UnpackJob {
+export interface UnpackJob extends Place {
   readonly op: 'unpack'
-  /** Which of the sealer's. */
-  readonly tray: number
-  /** To a thread that does not know the tray yet. */
-  readonly memory: SharedArrayBuffer | undefined
-  readonly inputBytes: number
+  readonly maxPlain: number
   readonly parts: readonly TrayPart[]
   /** Of the parts, one behind the other: a message with a view of bytes holds all that they are a part of. */
   readonly ids: Uint8Array
@@ -45,25 +42,24 @@ const BLOBS = 32
 export const outputBytesFor = (maxPlain: number) => Math.max(OUTPUT, maxPlain)
 export const inputBytesFor = (maxPlain: number) => outputBytesFor(maxPlain) + BLOBS * (HEADER + TAG) + SPARE
 
-export const trayViews = (memory: SharedArrayBuffer, inputBytes: number) => ({
-  input: Buffer.from(memory, 0, inputBytes),
-  output: Buffer.from(memory, inputBytes),
-})
+export const trayBytesFor = (maxPlain: number) => inputBytesFor(maxPlain) + outputBytesFor(maxPlain)
+
+export function trayViews(area: Buffer, place: number, maxPlain: number) {
+  const output = place + inputBytesFor(maxPlain)
+  return { input: area.subarray(place, output), output: area.subarray(output, place + trayBytesFor(maxPlain)) }
+}
 
 export class Tray implements Disposable {
   readonly input: Buffer
   readonly output: Buffer
-  readonly #memory: SharedArrayBuffer
 
   constructor(
-    private readonly number: number,
-    maxPlain: number,
+    private readonly at: { readonly area: number; readonly memory: Buffer; readonly place: number },
+    private readonly maxPlain: number,
     private readonly run: (job: UnpackJob) => Promise<Unpacked>,
     private readonly give: (tray: Tray) => void,
   ) {
-    const inputBytes = inputBytesFor(maxPlain)
-    this.#memory = new SharedArrayBuffer(inputBytes + outputBytesFor(maxPlain))
-    ;({ input: this.input, output: this.output } = trayViews(this.#memory, inputBytes))
+    ;({ input: this.input, output: this.output } = trayViews(at.memory, at.place, maxPlain))
   }
 
   /** Decrypts, decompresses and checks; for each part what is wrong with it, if anything is. */
@@ -74,8 +70,7 @@ export class Tray implements Disposable {
     const ids = Buffer.allocUnsafeSlow(parts.length * ID)
     for (const [number, { id }] of parts.entries()) ids.set(id, number * ID)
     const places = parts.map(({ offset, length, at, plainLength }) => ({ offset, length, at, plainLength }))
-    const [tray, memory, inputBytes] = [this.number, this.#memory, this.input.length]
-    const wrong = await this.run({ op: 'unpack', tray, memory, inputBytes, parts: places, ids, ...work })
+    const wrong = await this.run({ op: 'unpack', ...this.at, maxPlain: this.maxPlain, parts: places, ids, ...work })
     return wrong.map(message => (message === null ? undefined : new Damaged(message)))
   }
 

@@ -26,7 +26,7 @@ const INDEX_BYTES = 1 << 20
 const META_CAPACITY = 8 << 20
 
 export interface WriterOptions extends Pick<SessionOptions, 'beatMs' | 'signal'> {
-  readonly digest: (bytes: SharedArrayBuffer, length: number) => Promise<string>
+  readonly digest: (bytes: Uint8Array) => Promise<string>
   /** Bytes of a data pack, and how many of them are in memory at once. */
   readonly packSize?: number
   readonly packs?: number
@@ -110,9 +110,11 @@ export class RepositoryWriter implements AsyncDisposable {
     return this.repository.keys.ofSession(this.session.id)
   }
 
-  /** Each blob that this session seals needs one of its own. */
-  nextCounter() {
-    return ++this.#counter
+  /** Each blob that this session seals needs one of its own: the first of so many. */
+  nextCounter(count = 1) {
+    const first = this.#counter + 1
+    this.#counter += count
+    return first
   }
 
   /** Takes a sealed chunk. False when the repository has it by now. */

@@ -47,7 +47,7 @@ export async function* compareDisk(options: CompareOptions): AsyncGenerator<Comp
     }
     const length = Math.min(chunkSize, (offset < size ? size : state.total) - offset)
     const { zero } = await read(offset, length)
-    if (zero ? id !== undefined : !id?.equals(slot.id)) return true
+    if (zero ? id !== undefined : !id?.equals(slot.id())) return true
     const rest = Math.min(offset + chunkSize, state.total) - (offset + length)
     return rest > 0 && !(await read(offset + length, rest)).zero
   }

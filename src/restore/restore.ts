@@ -207,6 +207,6 @@ class InPlace {
     using slot = await this.sealer.take(this.signal)
     await this.sink.read(offset, slot.input.subarray(0, length))
     const { zero } = await slot.identify(length, this.idKey)
-    return zero || !id.equals(slot.id)
+    return zero || !id.equals(slot.id())
   }
 }

@@ -332,7 +332,7 @@ export class World implements Disposable {
   }
 }
 
-const digest = async (bytes: SharedArrayBuffer, length: number) => hash('sha256', new Uint8Array(bytes, 0, length))
+const digest = async (bytes: Uint8Array) => hash('sha256', bytes)
 
 const chunkOf = (letter: string) => Buffer.alloc(CHUNK, letter)
 
