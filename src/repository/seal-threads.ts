@@ -8,7 +8,7 @@ import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { sharedMemory } from '../base/shared-memory.ts'
 import { Damaged } from './faults.ts'
-import type { Answer, Area, Job, Message, Result } from './seal-job.ts'
+import type { Answer, Job, Message, Result } from './seal-job.ts'
 
 /** The threads add the number, and leave out memory that a thread knows. */
 export type Work = Job extends infer Each ? (Each extends Job ? Omit<Each, 'number'> : never) : never
@@ -113,8 +113,8 @@ class Thread {
     this.load += weight
     this.#worker ??= this.#start()
     if (this.#jobs.size === 1) this.#worker.ref() // while somebody waits
-    const job = { number, ...work, ...('area' in work && { memory: this.#unknown(work) }) } as Job
-    if (large) this.#post([job])
+    const job: Job = { number, ...work }
+    if (large) this.#post([this.#withMemory(job)])
     // Behind all that the promises of this turn have to say.
     else if (this.#wanted.push(job) === 1) process.nextTick(() => this.#send())
     return waiting.promise
@@ -125,15 +125,16 @@ class Thread {
     if (known.length > 0 && !this.#dead) this.#post({ forget: known })
   }
 
-  /** The memory, once for a thread. */
-  #unknown({ area, memory }: Area) {
-    if (this.#areas.has(area)) return undefined
-    this.#areas.add(area)
-    return memory
+  /** Memory goes to a thread once, with the first that is sent, which need not be the first that was wanted. */
+  #withMemory(job: Job): Job {
+    if (!('area' in job)) return job
+    if (this.#areas.has(job.area)) return { ...job, memory: undefined }
+    this.#areas.add(job.area)
+    return job
   }
 
   #send() {
-    while (this.#wanted.length > 0) this.#post(this.#wanted.splice(0, MESSAGE))
+    while (this.#wanted.length > 0) this.#post(this.#wanted.splice(0, MESSAGE).map(job => this.#withMemory(job)))
   }
 
   #post(message: Message) {
