@@ -1,5 +1,6 @@
 // Backing chains: images behind images, with filters between them or none.
 
+import { InvalidParameter } from '../base/errors.ts'
 import type { GraphNode } from './graph-node.ts'
 
 /** The node that a filter filters; undefined for what is no filter. */
@@ -29,4 +30,13 @@ export function chainFrom(node: GraphNode): GraphNode[] {
   const nodes: GraphNode[] = []
   for (let next: GraphNode | undefined = node; next; next = next.filteredOrBacking) nodes.push(next)
   return nodes
+}
+
+/**
+ * For what is done with a whole disk: the node has no nodes above it that it shows through, and no job (QEMU's qmp_get_root_bs).
+ * @throws InvalidParameter
+ */
+export function checkRoot(node: GraphNode) {
+  if ([...node.parents].some(({ parent }) => parent.node) || node.jobs.size > 0)
+    throw new InvalidParameter('Need a root block node')
 }

@@ -15,13 +15,15 @@ import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, copyPart } from './copy-layers.ts'
-import { asError, type Job, type JobWork, type Progress } from './job.ts'
+import { type Job, type JobWork, type Progress } from './job.ts'
 import { commitTop } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
 import { MirrorWork } from './mirror-work.ts'
 import type { ChainContext, ChainJobOptions } from './stream.ts'
 
 export interface CommitOptions extends ChainJobOptions {
+  /** The top of the whole chain: no other job begins there meanwhile. */
+  readonly device: GraphNode
   /** The topmost of the images that are committed. */
   readonly top: GraphNode
   /** Of an active one: when it has succeeded the image that was written is closed, whoever has opened it. */
@@ -134,11 +136,11 @@ class Commit implements JobWork {
 
   async begin() {
     const { graph } = this.context
-    const { jobId, top, base, filterNodeName } = this.options
+    const { jobId, device, top, base, filterNodeName } = this.options
     const chain = chainFrom(top)
     const description = `commit job '${jobId}'`
     try {
-      for (const { jobs } of chain.slice(0, chain.indexOf(base) + 1)) {
+      for (const { jobs } of [device, ...chain.slice(0, chain.indexOf(base) + 1)]) {
         jobs.add('commit')
         this.#held.push({ [Symbol.dispose]: () => jobs.delete('commit') })
       }
@@ -162,7 +164,7 @@ class Commit implements JobWork {
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const [from, to] = [this.#from!, this.#to!]
     if (to.size < from.size) await to.resize(from.size)
-    const ignored: unknown = yield* copyLayers(
+    yield* copyLayers(
       job,
       {
         from,
@@ -175,11 +177,11 @@ class Commit implements JobWork {
           }
         },
         onError: this.options.onError ?? 'report',
+        skips: false,
         emit: this.context.emit,
       },
       signal,
     )
-    if (ignored) throw asError(ignored)
     // Behind the end of what is committed the disk reads zeroes, and not what the base has there.
     if (to.size > from.size) {
       const hidden = { offset: from.size, length: to.size - from.size }

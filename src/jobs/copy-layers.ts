@@ -18,6 +18,8 @@ export interface LayerCopy {
   /** Copies the parts of a piece that are wanted; `operation` says what was under way when it fails. */
   readonly copy: (parts: readonly Extent[], now: Operation) => Promise<void>
   readonly onError: ErrorPolicy
+  /** What is ignored is not copied, and the job fails in the end; else it is tried until it is. */
+  readonly skips: boolean
   readonly emit: Emit
 }
 
@@ -28,7 +30,7 @@ export class Operation {
 /** Returns the first error that was ignored: what it was about has not been copied. */
 export async function* copyLayers(
   job: Job,
-  { from, clusterSize = 0, wanted, copy, onError, emit }: LayerCopy,
+  { from, clusterSize = 0, wanted, copy, onError, skips, emit }: LayerCopy,
   signal: AbortSignal,
 ): AsyncGenerator<Progress, unknown, void> {
   const total = from.size
@@ -46,7 +48,7 @@ export async function* copyLayers(
         done = true
       } catch (error) {
         signal.throwIfAborted()
-        if (onError === 'ignore') {
+        if (skips && onError === 'ignore') {
           tell(job, emit, now.name, onError, error)
           ignored ??= error
           done = true

@@ -127,6 +127,7 @@ class Stream implements JobWork {
           for (const part of parts) await this.#copy(part, wanted, now)
         },
         onError: this.options.onError ?? 'report',
+        skips: true,
         emit: this.context.emit,
       },
       signal,

@@ -2,6 +2,7 @@
 
 import { InvalidParameter, ReadOnly } from '../base/errors.ts'
 import type { Action } from '../block/action.ts'
+import { checkRoot } from '../block/chain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 
@@ -17,8 +18,8 @@ export class InternalSnapshot implements Action {
   ) {}
 
   async prepare() {
-    const node = rootNode(this.nodeOf())
-    node.checkNoJob()
+    const node = this.nodeOf()
+    checkRoot(node)
     if (node.readOnly) throw new ReadOnly(`Device '${node.name}' is read only`)
     if (!node.snapshots)
       throw new InvalidParameter(
@@ -52,10 +53,4 @@ export class InternalSnapshot implements Action {
     if (snapshots.some(({ name }) => name === this.name))
       throw new InvalidParameter(`Snapshot with name '${this.name}' already exists on device '${node.name}'`)
   }
-}
-
-/** @throws InvalidParameter where other nodes use it: a snapshot below them would not be what they show (QEMU's qmp_get_root_bs) */
-export function rootNode(node: GraphNode): GraphNode {
-  if ([...node.parents].some(({ parent }) => parent.node)) throw new InvalidParameter('Need a root block node')
-  return node
 }

@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import { DeviceNotFound, InvalidParameter } from '../../base/errors.ts'
-import { chainFrom, imagesFrom } from '../../block/chain.ts'
+import { chainFrom, checkRoot, imagesFrom } from '../../block/chain.ts'
 import type { Graph } from '../../block/graph.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { isActive, startActiveCommit, startCommit, type CommitOptions } from '../../jobs/commit.ts'
@@ -50,8 +50,7 @@ export async function startBlockCommit(
   const { graph } = context
   const device = graph.find(given.device)
   if (!device) throw new DeviceNotFound(`Device '${given.device}' not found`)
-  if ([...device.parents].some(({ parent }) => parent.node)) throw new InvalidParameter('Need a root block node')
-  device.checkNoJob()
+  checkRoot(device)
 
   exclusive(given, 'top-node', 'top', "'top-node' and 'top' are mutually exclusive")
   const top =
@@ -64,7 +63,7 @@ export async function startBlockCommit(
   checkSpeed(given.speed ?? 0)
 
   const carriesAll = context.machines.diskOn(device) !== undefined // so that its checkpoints stay what they are
-  const options = { ...chainJobOptions(given), top, base, atReady, closesTop, carriesAll }
+  const options = { ...chainJobOptions(given), device, top, base, atReady, closesTop, carriesAll }
   if (top !== device && !isActive(top)) return startCommit(chainContext(context), options)
   if (given['backing-file'] !== undefined) throw new InvalidParameter("'backing-file' specified, but 'top' is the active layer")
   return startActiveCommit(chainContext(context), options)

@@ -2,8 +2,7 @@
 // same, until it is told to put the other in the first one's place.
 
 import { z } from 'zod'
-import { InvalidParameter } from '../../base/errors.ts'
-import { withoutFilters } from '../../block/chain.ts'
+import { checkRoot, withoutFilters } from '../../block/chain.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { CarryBitmaps } from '../../jobs/carry-bitmaps.ts'
 import { MirrorAction } from '../../jobs/mirror.ts'
@@ -88,9 +87,3 @@ export const mirrorAction = (args: z.output<typeof schema>, context: CommandCont
     },
     group,
   )
-
-/** What is below another node cannot be replaced without that one's knowing (QEMU's bdrv_is_root_node). */
-export function checkRoot(node: GraphNode) {
-  if ([...node.parents].some(({ parent }) => parent.node) || node.jobs.size > 0)
-    throw new InvalidParameter('Need a root block node')
-}

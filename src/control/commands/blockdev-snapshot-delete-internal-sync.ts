@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import { InvalidParameter, NotFound, ReadOnly } from '../../base/errors.ts'
-import { rootNode } from '../../transactions/internal-snapshot.ts'
+import { checkRoot } from '../../block/chain.ts'
 import { snapshotInfo } from '../block-device-info.ts'
 import { command } from '../command.ts'
 
@@ -16,8 +16,8 @@ export const blockdevSnapshotDeleteInternalSync = command({
   }),
   returns: snapshotInfo,
   async run({ device, id, name }, { graph }) {
-    const node = rootNode(graph.get(device))
-    node.checkNoJob()
+    const node = graph.get(device)
+    checkRoot(node)
     if (id === undefined && name === undefined) throw new InvalidParameter('Name or id must be provided')
     const { snapshots } = node
     if (!snapshots) throw new InvalidParameter('Failed to get a snapshot list: Operation not supported')

@@ -2,6 +2,7 @@
 
 import { z } from 'zod'
 import { InvalidParameter, messageOf } from '../../base/errors.ts'
+import { checkRoot, withoutFilters } from '../../block/chain.ts'
 import { reachable } from '../../block/drain.ts'
 import { command } from '../command.ts'
 
@@ -15,6 +16,7 @@ export const changeBackingFile = command({
   }),
   async run({ device, 'image-node-name': name, 'backing-file': backingFile }, { graph }) {
     const top = graph.get(device)
+    checkRoot(top)
     const image = graph.find(name)
     if (!image) throw new InvalidParameter(`Cannot find device='' nor node-name='${name}'`)
     const behind = image.children.get('backing')?.node
@@ -23,7 +25,7 @@ export const changeBackingFile = command({
     const wasReadOnly = image.readOnly
     if (wasReadOnly) await graph.setReadOnly(image, false)
     try {
-      await image.changeBackingFile(backingFile === '' ? undefined : backingFile, behind.driver.name)
+      await image.changeBackingFile(backingFile === '' ? undefined : backingFile, withoutFilters(behind).driver.name)
     } catch (error) {
       throw new InvalidParameter(`Could not change backing file to '${backingFile}': ${messageOf(error)}`, { cause: error })
     } finally {

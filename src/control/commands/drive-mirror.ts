@@ -2,14 +2,14 @@
 
 import { z } from 'zod'
 import { InvalidParameter } from '../../base/errors.ts'
-import { backingOf } from '../../block/chain.ts'
+import { backingOf, checkRoot } from '../../block/chain.ts'
 import { deferred } from '../../transactions/deferred.ts'
 import { WithTarget } from '../../transactions/new-target.ts'
 import { transact } from '../../transactions/transact.ts'
 import { command } from '../command.ts'
 import { drainDisks } from '../drain-disks.ts'
 import { targetArguments, targetFor } from '../target-arguments.ts'
-import { checkRoot, mirrorAction, mirrorArguments } from './blockdev-mirror.ts'
+import { mirrorAction, mirrorArguments } from './blockdev-mirror.ts'
 
 const { 'filter-node-name': _none, ...ofDrive } = mirrorArguments
 

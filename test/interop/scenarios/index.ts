@@ -8,6 +8,7 @@ import { commits, streams } from './chain-jobs.ts'
 import { creations } from './create.ts'
 import { drives } from './drives.ts'
 import { exports } from './exports.ts'
+import { failingCommits } from './failing-commits.ts'
 import { filters } from './filters.ts'
 import { fleecing } from './fleecing.ts'
 import { luks } from './luks.ts'
@@ -39,7 +40,7 @@ export const snapshotScenarios: Readonly<Record<string, readonly Scenario[]>> = 
 
 /** Those of jobs that change backing chains: likewise, a file for each kind. */
 export const streamScenarios: Readonly<Record<string, readonly Scenario[]>> = { streams }
-export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { commits }
+export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { commits, failingCommits }
 
 /** Those of bitmaps that are kept with images: a test file of their own. */
 export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
