@@ -31,7 +31,8 @@ export function targetFor(graph: Graph, { target: filename, format: said, mode, 
     if (existing && said === undefined)
       throw new InvalidParameter(`say the format of '${filename}': what a guest may have written is not guessed at`)
     const format = said ?? source.driver.name
-    if (format !== 'raw' && format !== 'qcow2') throw new InvalidParameter(`Unknown file format '${format}'`)
+    if (format !== 'raw' && format !== 'qcow2')
+      throw new InvalidParameter(`Unknown ${existing ? 'driver' : 'file format'} '${format}'`)
     if (!existing && behind && format === 'raw') throw new InvalidParameter("Backing file not supported for file format 'raw'")
     return openTarget(graph, {
       filename,

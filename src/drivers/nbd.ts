@@ -20,13 +20,18 @@ const server = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('fd'), str: z.string() }),
 ])
 
+const seconds = (name: string) => z.int().refine(value => value >= 0 && value < 2 ** 32, `Parameter '${name}' expects uint32_t`)
+
+/** For so long a timer can be set, 24 days. */
+const LONGEST_MS = 2 ** 31 - 1
+
 const options = z.strictObject({
   server: server.describe('Where the server listens'),
   export: z.string().default('').describe('The name of the export'),
   'tls-creds': z.string().optional().describe('Id of an object with TLS credentials; then there is no connection without TLS'),
   'tls-hostname': z.string().optional().describe("Whose certificate the server must show; by default the host's"),
-  'reconnect-delay': z.int().min(0).default(0).describe('For how many seconds requests wait for a lost connection'),
-  'open-timeout': z.int().min(0).default(0).describe('For how many seconds connecting is tried; 0 for once'),
+  'reconnect-delay': seconds('reconnect-delay').default(0).describe('For how many seconds requests wait for a lost connection'),
+  'open-timeout': seconds('open-timeout').default(0).describe('For how many seconds connecting is tried; 0 for once'),
 })
 
 export type NbdOptions = z.infer<typeof options>
@@ -60,7 +65,7 @@ async function connect(options: NbdOptions, context: Pick<OpenContext, 'object'>
       return await NbdClient.connect(uri, {
         contexts: [BASE_ALLOCATION],
         allowLocalFiles: true, // the object named them
-        reconnect: { hold: reconnectDelay * 1000, replayWrites: true },
+        reconnect: { hold: Math.min(reconnectDelay * 1000, LONGEST_MS), replayWrites: true },
       })
     } catch (error) {
       const mayCome = error instanceof NbdConnectionError || error instanceof NbdTimeoutError

@@ -15,7 +15,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from '../block/driver.ts'
-import { ALL, passThrough, Permission } from '../block/permissions.ts'
+import { ALL, Permission } from '../block/permissions.ts'
 import { Sidecar } from './raw-bitmaps.ts'
 
 const options = z.strictObject({
@@ -35,7 +35,14 @@ export const raw: BlockDriver<RawOptions> = {
   name: 'raw',
   options,
   children: {
-    file: { role: 'data', permissions: passThrough },
+    file: {
+      role: 'data',
+      /** What is a part of its file, by numbers, would not be where they say once that has another size. */
+      permissions: (parents, _readOnly, options) => {
+        const { offset = 0, size } = options as Partial<RawOptions>
+        return offset === 0 && size === undefined ? parents : { ...parents, shared: parents.shared & ~Permission.resize }
+      },
+    },
     bitmaps: { role: 'target', optional: true, keepsBitmaps: true, permissions: ownFile },
   },
   reopens: true,

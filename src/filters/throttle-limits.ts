@@ -9,16 +9,16 @@ export type ThrottleKind = (typeof KINDS)[number]
 /** QEMU's THROTTLE_VALUE_MAX. */
 const MOST = 1e15
 
-const kinds = <Suffix extends string>(suffix: Suffix, describe: string, most = Number.MAX_SAFE_INTEGER) =>
+const kinds = <Suffix extends string>(suffix: Suffix, describe: string) =>
   Object.fromEntries(
-    KINDS.map(kind => [`${kind}${suffix}`, z.int().max(most).optional().describe(`${kind}${suffix}: ${describe}`)]),
+    KINDS.map(kind => [`${kind}${suffix}`, z.int().optional().describe(`${kind}${suffix}: ${describe}`)]),
   ) as Record<`${ThrottleKind}${Suffix}`, z.ZodOptional<z.ZodInt>>
 
 /** 0 or nothing is no limit. */
 export const throttleMembers = {
   ...kinds('', 'requests, or bytes, a second'),
   ...kinds('-max', 'as much at once, or in each second of a burst'),
-  ...kinds('-max-length', 'seconds that a burst may last', 2 ** 32 - 1),
+  ...kinds('-max-length', 'seconds that a burst may last'),
   'iops-size': z.int().optional().describe('A request of more bytes than this counts as several'),
 }
 
@@ -33,6 +33,10 @@ export const throttleLimits = z
 export type ThrottleLimits = { readonly [Name in keyof typeof throttleMembers]?: number | undefined }
 
 function whatIsWrong(limits: ThrottleLimits): string | undefined {
+  for (const kind of KINDS) {
+    const name = `${kind}-max-length` as const
+    if ((limits[name] ?? 0) >= 2 ** 32) return `${name} value must be in the range [0, ${2 ** 32 - 1}]`
+  }
   const given = (...names: (keyof ThrottleLimits)[]) => names.some(name => limits[name])
   const both = (unit: 'iops' | 'bps', suffix: '' | '-max') =>
     given(`${unit}-total${suffix}`) && given(`${unit}-read${suffix}`, `${unit}-write${suffix}`)
@@ -43,8 +47,8 @@ function whatIsWrong(limits: ThrottleLimits): string | undefined {
     const { [kind]: average = 0, [`${kind}-max` as const]: max = 0, [`${kind}-max-length` as const]: length = 1 } = limits
     if (!inRange(average) || !inRange(max)) return `bps/iops/max values must be within [0, ${MOST}]`
     if (length === 0) return 'the burst length cannot be 0'
-    if (length > 1 && max === 0) return 'burst length set without burst rate'
-    if (max > 0 && length > MOST / max) return 'burst length too high for this burst rate'
+    if (length !== 1 && max === 0) return 'burst length set without burst rate'
+    if (max > 0 && (length < 0 || length > MOST / max)) return 'burst length too high for this burst rate'
     if (max > 0 && average === 0) return 'bps_max/iops_max require corresponding bps/iops values'
     if (max > 0 && max < average) return 'bps_max/iops_max cannot be lower than bps/iops'
   }

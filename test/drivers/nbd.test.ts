@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { checked } from '../../src/base/checked.ts'
 import { InvalidParameter, IoError, NoSpace, NotSupported, ReadOnly } from '../../src/base/errors.ts'
 import { anyRequest } from '../../src/block/aligned-io.ts'
 import type { BlockNode, OpenContext } from '../../src/block/driver.ts'
@@ -166,6 +167,12 @@ void t.test('what cannot be opened says why, in QEMU’s words where it has some
   const serverSide = { 'qom-type': 'tls-creds-anon', endpoint: 'server' }
   await t.rejects(withObject(serverSide), new InvalidParameter('Expecting TLS credentials with a client endpoint'))
   await t.rejects(withObject({ ...serverSide, endpoint: 'client' }), { name: 'IoError', message: /refuses STARTTLS/ })
+  for (const name of ['reconnect-delay', 'open-timeout'])
+    for (const seconds of [-1, 2 ** 32])
+      t.throws(
+        () => checked(nbd.options, { server: { type: 'unix', path }, [name]: seconds }),
+        new InvalidParameter(`Parameter '${name}' expects uint32_t`),
+      )
   const port = nbd.options.parse({ server: { type: 'inet', host: 'h', port: 'nbd' } })
   await t.rejects(nbd.open(port, openContext()), InvalidParameter)
 })

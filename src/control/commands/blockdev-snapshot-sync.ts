@@ -34,7 +34,7 @@ export const blockdevSnapshotSync = actionCommand({
         throw new InvalidParameter(
           existing ? 'The overlay does not support backing images' : "Backing file not supported for file format 'raw'",
         )
-      if (format !== 'qcow2') throw new InvalidParameter(`Unknown file format '${format}'`)
+      if (format !== 'qcow2') throw new InvalidParameter(`Unknown ${existing ? 'driver' : 'file format'} '${format}'`)
       const backingFile = await filenameOf(node)
       if (!existing && backingFile === filename)
         throw new InvalidParameter('Error: Trying to create an image with the same filename as the backing file')

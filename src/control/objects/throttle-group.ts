@@ -40,6 +40,7 @@ export const throttleGroupObject = objectType({
     },
   },
   create({ limits, ...others }) {
+    if (Object.values(others).some(value => Number(value) < 0)) throw new InvalidParameter('Property values cannot be negative')
     const given = Object.entries(others).map(([name, value]) => [name.slice('x-'.length), value])
     return new ThrottleGroup(checked(throttleLimits, { ...limits, ...Object.fromEntries(given) }))
   },

@@ -168,6 +168,7 @@ export const oddCases: readonly Scenario[] = [
       'a.raw': { size: SIZE, seed: 1 },
       'b.qcow2': { size: SIZE, format: 'qcow2', seed: 2 },
       'c.qcow2': { size: SIZE, format: 'qcow2' },
+      'd.raw': { size: SIZE, seed: 3 },
     },
     steps: [
       open('a', 'a.raw'),
@@ -190,6 +191,13 @@ export const oddCases: readonly Scenario[] = [
       qmp('block_resize', { 'node-name': 'b', size: 5 * MiB + 512 }),
       qmp('block_resize', { 'node-name': 'b', size: 4 * MiB }),
       nodes,
+      add({ driver: 'file', 'node-name': 'file', filename: '$D/d.raw' }),
+      ...[{ offset: MiB }, { size: MiB }, { offset: MiB, size: MiB }, {}].flatMap(window => [
+        add({ driver: 'raw', 'node-name': 'part', file: 'file', ...window }),
+        qmp('block_resize', { 'node-name': 'part', size: 2 * MiB }),
+        qmp('block_resize', { 'node-name': 'file', size: 5 * MiB }),
+        del('part'),
+      ]),
       startServer,
       exportDisk('a'),
       exportDisk('b'),
