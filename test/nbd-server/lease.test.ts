@@ -2,6 +2,7 @@
 
 // eslint-disable-next-line import/no-unassigned-import -- it says that connections are lent soon
 import '../helpers/lend-soon.ts'
+import { NbdClient } from 'nbd-client-ts'
 import { Command } from 'nbd-client-ts/protocol'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
@@ -17,6 +18,7 @@ import { trafficOf } from '../../src/nbd-server/traffic.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { flags, go, option, RawPeer, Reader, request } from '../helpers/nbd-wire.ts'
 import fc from '../helpers/property.ts'
+import { diskContent } from '../helpers/random-bytes.ts'
 import { quiet } from '../helpers/served.ts'
 import {
   BLOCK,
@@ -130,6 +132,45 @@ t.test('a thread marks exactly what it writes, and what it does is counted while
   await client.close()
   await quiet(served)
 })
+
+for (const [mode, options] of Object.entries({
+  simple: { structuredReplies: 'never' },
+  structured: { extendedHeaders: 'never' },
+  extended: {},
+} as const))
+  t.test(`reads of any place and length are what the disk holds, with ${mode} replies`, { skip }, async t => {
+    await using stack = new AsyncDisposableStack()
+    const here = await world(stack)
+    await warmUp(here)
+    const { exported, served, content } = here
+    await using client = await NbdClient.connect(served.uri('disk'), options)
+    t.equal(client.replies, mode)
+    const before = lender.loans
+    // Two of its blocks of 64 KiB stay zero.
+    for (const at of [0, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15].map(block => block << 16))
+      await client.write(at, diskContent(Math.min(65536, SIZE - at), at + 1))
+    const expected = await content()
+    const places = fc.record({ offset: fc.nat(SIZE - 1), length: fc.integer({ min: 1, max: SIZE }) })
+    await fc.assert(
+      fc.asyncProperty(fc.array(places, { minLength: 8, maxLength: 8 }), async many => {
+        const found = await Promise.all(
+          many.map(async ({ offset, length }) => {
+            const end = Math.min(offset + length, SIZE)
+            return (await client.read(offset, end - offset)).equals(expected.subarray(offset, end))
+          }),
+        )
+        t.notOk(found.includes(false))
+      }),
+      { numRuns: 20, endOnFailure: true },
+    )
+    t.ok(lender.loans > before, 'it was lent')
+    const size = 300 << 10
+    const bytes = () => trafficOf(exported).operations.find(({ name }) => name === 'read')?.bytes ?? 0
+    await client.read(4 << 16, size)
+    const counted = bytes()
+    await client.read(4 << 16, size)
+    t.equal(bytes(), counted + size)
+  })
 
 for (const [what, over] of Object.entries({
   'keeps nobody from draining': (drain: () => Promise<void>) => drain(),

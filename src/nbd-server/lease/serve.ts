@@ -349,9 +349,8 @@ class Service {
         const last = at === runs.length - 1
         if (zero) this.#replies.hole(request, offset + from, to - from, last)
         else {
-          const { at: header } = this.#room(this.#replies.dataHeader)
+          this.#room(this.#replies.dataHeader)
           this.#replies.dataBefore(out, this.#used, request, offset + from, to - from, last)
-          this.#part(header, this.#used)
           this.#part(data + from, data + to)
         }
       }
