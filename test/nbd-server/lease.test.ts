@@ -11,9 +11,10 @@ import { bitmapAdd } from '../../src/bitmaps/actions.ts'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 import type { ThreadCalls } from '../../src/base/thread-calls.ts'
 import { WritableRegions } from '../../src/block/writable-regions.ts'
+import { nextAfter } from '../../src/nbd-server/lease/lease.ts'
 import { lender } from '../../src/nbd-server/lease/lender.ts'
 import { Server } from '../../src/nbd-server/lease/serve.ts'
-import { makeControl } from '../../src/nbd-server/lease/terms.ts'
+import { makeControl, type Reason } from '../../src/nbd-server/lease/terms.ts'
 import { trafficOf } from '../../src/nbd-server/traffic.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { flags, go, option, RawPeer, Reader, request } from '../helpers/nbd-wire.ts'
@@ -222,6 +223,29 @@ for (const [what, over] of Object.entries({
       'each with what the disk holds',
     )
   })
+
+/** What lending waits for when it was lent for nothing so many times, as a multiple of what it waited for first. */
+const after = (reason: Reason, times: number) => {
+  let writes = nextAfter(1, Infinity, reason)
+  const first = writes
+  while (times-- > 0) writes = nextAfter(writes, 0, reason)
+  return writes / first
+}
+
+t.test('a write that something must be done for first is given back, and is no reason to lend late for long', t => {
+  const calls = { addressOf: () => 0, setUp: () => 1n } as unknown as ThreadCalls
+  const regions = WritableRegions.make(4, BLOCK)
+  regions.set(0, 2, true)
+  const rest = request({ type: Command.WRITE, offset: BLOCK, payload: Buffer.alloc(BLOCK + 1) })
+  const terms = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks: [], rest } as const
+  const lent = { ...terms, regions: [{ terms: regions.terms, start: 0 }] }
+  const returned = Server.make(calls)!.serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) })
+  t.equal(returned.reason, 'early')
+  t.ok(rest.equals(returned.rest))
+  t.strictSame([after('early', 2), after('early', 20), after('foreign', 20), after('revoked', 20)], [4, 8, 256, 1])
+  t.equal(nextAfter(5000, 0, 'early'), 5000, 'nor to lend early what comes back for other reasons')
+  t.end()
+})
 
 t.test('where bitmaps are kept a thread writes only what the log has, and not while they are stored', { skip }, async t => {
   await using stack = new AsyncDisposableStack()

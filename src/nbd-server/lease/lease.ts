@@ -14,13 +14,22 @@ import type { Link } from '../link.ts'
 import type { Request } from '../request.ts'
 import type { Traffic } from '../traffic.ts'
 import { lender, type Loan } from './lender.ts'
-import { countsOf, HIGHEST, HIGHEST_BELOW, LONGEST, READS, RECEIVED, SENT, WRITES, type Returned } from './terms.ts'
+import { countsOf, HIGHEST, HIGHEST_BELOW, LONGEST, READS, RECEIVED, SENT, WRITES, type Reason, type Returned } from './terms.ts'
 
 /** After so many writes without anything that the thread may not answer, at least and at most; the user may say another number. */
 const FIRST = Number(process.env['STILLPOINT_LEND_AFTER'] ?? 64)
 const LAST = 256 * FIRST
+/** After so many at most where it came back early: soon there will be fewer places where it must, as when a backup has just begun. */
+const LAST_EARLY = 8 * FIRST
 /** It was worth it when it was lent for so many times as many. */
 const WORTH = 8
+
+/** After how many writes it is lent the next time, when it was lent after so many, and the thread has answered so many requests. */
+export function nextAfter(after: number, served: number, reason: Reason) {
+  if (served >= WORTH * after) return FIRST
+  if (reason === 'revoked') return after
+  return Math.max(after, Math.min(2 * after, reason === 'early' ? LAST_EARLY : LAST))
+}
 
 export class Lease {
   #score = 0
@@ -110,8 +119,7 @@ export class Lease {
     this.link.wasLent(counters[RECEIVED]!, counters[SENT]!)
     const served = counters[READS]! + counters[WRITES]!
     if (returned instanceof Error) return this.onReturn(returned)
-    if (served >= WORTH * this.#after) this.#after = FIRST
-    else if (returned.reason !== 'revoked') this.#after = Math.min(2 * this.#after, LAST)
+    this.#after = nextAfter(this.#after, served, returned.reason)
     this.onReturn()
     this.link.goOn(returned.rest, returned.unsent)
   }

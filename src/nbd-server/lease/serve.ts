@@ -239,17 +239,17 @@ class Service {
   #serveWhatIsThere(): Reason | undefined {
     for (;;) {
       if (this.#isRevoked) return 'revoked'
-      const foreign = this.#gather()
+      const notOurs = this.#gather()
       if (this.#count > 0) {
         const stop = this.#perform()
         if (stop) return stop
-      } else if (!foreign) return undefined
-      if (foreign) return 'foreign'
+      } else if (!notOurs) return undefined
+      if (notOurs) return notOurs
     }
   }
 
-  /** Takes requests for the next batch. True where the one behind them is not for us. */
-  #gather(): boolean {
+  /** Takes requests for the next batch. Tells why the one behind them is not for us, where it is not. */
+  #gather(): 'foreign' | 'early' | undefined {
     const { in: input } = this.server
     const headerSize = this.#headerSize
     const { file, size } = this.lent
@@ -258,34 +258,34 @@ class Service {
     this.#count = this.#writes = this.#used = this.#partCount = 0
     while (this.#count < MOST && this.#end - this.#start >= headerSize) {
       const at = this.#start
-      if (input.readUInt32BE(at) !== this.#magic) return true
+      if (input.readUInt32BE(at) !== this.#magic) return 'foreign'
       const request = decodeRequest(input, at, this.#extended)
       const { type, flags, length } = request
-      if (length === 0 || length > LONGEST || request.offset + length > size) return true
+      if (length === 0 || length > LONGEST || request.offset + length > size) return 'foreign'
       const index = this.#count
       const place = this.#placeOf(request)
-      if (place === undefined) return true
+      if (place === undefined) return 'foreign'
       if (type === Command.READ && (flags & ~Flag.DF) === 0) {
-        if (this.#used + length + REPLY * (MOST + 1) > OUT) return false
+        if (this.#used + length + REPLY * (MOST + 1) > OUT) return undefined
         const data = this.#used + dataHeader
         this.server.prepare(index, false, file, base + place, data, length)
         this.#data[index] = data
         this.#used = data + length
         this.#start += headerSize
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
-        if (this.#end - at < headerSize + length) return false
-        if (!this.#mayWrite(request)) return true
+        if (this.#end - at < headerSize + length) return undefined
+        if (!this.#mayWrite(request)) return 'early'
         this.server.prepare(index, true, file, base + place, at + headerSize, length)
         this.#writes++
         this.#start += headerSize + length
-      } else return true
+      } else return 'foreign'
       this.#from[index] = at
       this.#to[index] = this.#start
       this.#requests[index] = request
       this.#places[index] = place
       this.#count++
     }
-    return false
+    return undefined
   }
 
   /** Undefined where that is the main thread's to say. */

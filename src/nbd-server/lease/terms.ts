@@ -43,10 +43,10 @@ export interface Lent {
 }
 
 /**
- * Why it was given back: it was asked for; there is a request that the thread may not answer, or one that has failed or would wait for the disk; writes
- * wait for the disk; nothing was asked for; the client is gone.
+ * Why it was given back: it was asked for; there is a request that the thread may not answer, or a write that it will be able to do there once the main
+ * thread has done one, or a request that has failed or would wait for the disk; writes wait for the disk; nothing was asked for; the client is gone.
  */
-export type Reason = 'revoked' | 'foreign' | 'missed' | 'slow' | 'idle' | 'gone'
+export type Reason = 'revoked' | 'foreign' | 'early' | 'missed' | 'slow' | 'idle' | 'gone'
 
 export interface Returned {
   readonly reason: Reason
