@@ -77,7 +77,10 @@ export class Backups implements AsyncDisposable {
   /** @throws NotFound */
   get(name: string): PullSession | PushSession {
     const session = this.#sessions.get(name) ?? this.pushes.find(name)
-    if (!session) throw new NotFound(`there is no backup session '${name}'; 'stillpoint backup list' shows those that are open`)
+    if (!session)
+      throw new NotFound(
+        `there is no backup session '${name}'; 'stillpoint backup list' shows those that are open, and a restart of the daemon ends them`,
+      )
     return session
   }
 
@@ -105,7 +108,16 @@ export class Backups implements AsyncDisposable {
     })
     const instant = disks.map(({ disk, freeze, changes }) => ({ disk, freeze, changes: changes ? [changes] : [] }))
     const quiescing = { operation: { kind: 'pull', name }, wanted: options.quiesce } as const
-    const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description, quiescing })
+    const taken = await takeInstant({
+      graph,
+      machine,
+      checkpoints,
+      disks: instant,
+      checkpoint,
+      open: true,
+      description,
+      quiescing,
+    })
     const { time, consistency } = taken
     await using undo = taken.undo
     const exports = socket === undefined ? this.context.exports : new Exports()
@@ -171,6 +183,8 @@ export class Backups implements AsyncDisposable {
       throw new InvalidParameter(
         `the backup is not whole: ${session.broken.message}; 'stillpoint backup abort ${name}' ends the session`,
       )
+    const { checkpoints, checkpoint } = session.parts
+    if (checkpoint !== undefined) await checkpoints.keep(checkpoint)
     await this.#end(session, 'BACKUP_FINISHED', { result: 'done' })
   }
 

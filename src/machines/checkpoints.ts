@@ -6,7 +6,8 @@
 //
 // Bitmaps are in the images and the record is in the state folder, and a crash may come between the two. So before bitmaps are made or taken
 // away the record says what is about to happen (`unfinished`), and when the daemon starts it is brought to its end: the marks of what was
-// being made, or taken away, go to the one before. Bitmaps of checkpoints that the record does not know count for all of them.
+// being made, or taken away, go to the one before. So do those of a pull session that nobody has finished (`open`): what was read of it is not
+// to be used. Bitmaps of checkpoints that the record does not know count for all of them.
 
 import { z } from 'zod'
 import { CheckpointInconsistent, InvalidParameter, NotFound } from '../base/errors.ts'
@@ -42,6 +43,8 @@ const stored = z.strictObject({
   checkpoints: z.array(checkpoint),
   /** Being made or taken away; their marks go to `heir`. */
   unfinished: z.array(z.strictObject({ name: z.string(), heir: z.string().optional() })).optional(),
+  /** Of pull sessions that are open. */
+  open: z.array(z.string()).optional(),
 })
 
 type Unfinished = NonNullable<z.infer<typeof stored>['unfinished']>[number]
@@ -54,6 +57,8 @@ export interface NewCheckpoint {
   /** The instant. */
   readonly time: Date
   readonly consistency?: Checkpoint['consistency'] | undefined
+  /** Of a session: `keep` follows, or `delete`; where neither does, the next daemon deletes it. */
+  readonly open?: boolean | undefined
 }
 
 export interface CreateOptions {
@@ -78,12 +83,13 @@ export class Checkpoints {
     /** Oldest first. */
     private all: readonly Checkpoint[],
     private unfinished: readonly Unfinished[],
+    private open: readonly string[] = [],
   ) {}
 
   /** Ends what was under way when the daemon was last ended. Nobody writes to the disks yet. */
   static async open(machine: Machine, graph: Graph, state: StateFolder): Promise<Checkpoints> {
-    const found = await state.read(fileOf(machine), stored)
-    const checkpoints = new Checkpoints(machine, graph, state, found?.checkpoints ?? [], found?.unfinished ?? [])
+    const { checkpoints: all = [], unfinished = [], open = [] } = (await state.read(fileOf(machine), stored)) ?? {}
+    const checkpoints = new Checkpoints(machine, graph, state, all, toFinish(all, unfinished, open))
     await checkpoints.continueOverlays()
     await checkpoints.#finish()
     return checkpoints
@@ -203,7 +209,7 @@ export class Checkpoints {
   }
 
   /** Remembers one whose transaction has been. */
-  async add({ name, description, time, consistency = 'crash' }: NewCheckpoint) {
+  async add({ name, description, time, consistency = 'crash', open = false }: NewCheckpoint) {
     const added: Checkpoint = {
       name,
       ...(this.current && { parent: this.current.name }),
@@ -215,8 +221,15 @@ export class Checkpoints {
     await this.#save(
       [...this.all, added],
       this.unfinished.filter(other => other.name !== name),
+      open ? [...this.open, name] : this.open,
     )
     return added
+  }
+
+  /** Its session has been read to the end. */
+  async keep(name: string) {
+    const open = this.open.filter(other => other !== name)
+    await this.#save(this.all, this.unfinished, open)
   }
 
   /**
@@ -417,11 +430,22 @@ export class Checkpoints {
     return { time, consistency }
   }
 
-  async #save(all: readonly Checkpoint[], unfinished: readonly Unfinished[]) {
-    await this.state.write(fileOf(this.machine), { version: 1, checkpoints: all, ...(unfinished.length > 0 && { unfinished }) })
-    this.all = all
-    this.unfinished = unfinished
+  async #save(all: readonly Checkpoint[], unfinished: readonly Unfinished[], wanted = this.open) {
+    const open = wanted.filter(name => all.some(checkpoint => checkpoint.name === name))
+    const more = { ...(unfinished.length > 0 && { unfinished }), ...(open.length > 0 && { open }) }
+    await this.state.write(fileOf(this.machine), { version: 1, checkpoints: all, ...more })
+    Object.assign(this, { all, unfinished, open })
   }
+}
+
+/** Newest first, so that none is handed over to one that is gone. */
+function toFinish(all: readonly Checkpoint[], unfinished: readonly Unfinished[], open: readonly string[]): Unfinished[] {
+  const names = all.map(({ name }) => name)
+  const place = ({ name }: Unfinished) => (names.includes(name) ? names.indexOf(name) : names.length)
+  const left = open
+    .filter(name => names.includes(name) && !unfinished.some(other => other.name === name))
+    .map(name => ({ name, heir: names[names.indexOf(name) - 1] }))
+  return [...unfinished, ...left].toSorted((a, b) => place(b) - place(a))
 }
 
 const isUsable = (bitmap: DirtyBitmap | undefined): bitmap is DirtyBitmap => bitmap !== undefined && !bitmap.inconsistent

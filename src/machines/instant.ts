@@ -21,6 +21,8 @@ export interface InstantOptions {
   readonly checkpoints: Checkpoints
   readonly disks: readonly InstantDisk[]
   readonly checkpoint: string | undefined
+  /** Whether somebody has yet to say that it stays (`Checkpoints.keep`). */
+  readonly open?: boolean
   readonly description?: string | undefined
   readonly quiescing: Quiescing
 }
@@ -33,7 +35,7 @@ interface Taken {
 
 /** When it was; and what takes all of it back, until that is moved elsewhere. All of it happens, or nothing. */
 export async function takeInstant(options: InstantOptions): Promise<Taken> {
-  const { graph, machine, checkpoints, disks, checkpoint, description, quiescing } = options
+  const { graph, machine, checkpoints, disks, checkpoint, open, description, quiescing } = options
   if (checkpoint !== undefined) checkpoints.checkFree(checkpoint)
   const actions: Action[] = [
     ...disks.flatMap(({ freeze, changes }) => [freeze, ...changes]),
@@ -64,7 +66,7 @@ export async function takeInstant(options: InstantOptions): Promise<Taken> {
   for (const { freeze } of disks) undo.use(freeze)
   if (checkpoint !== undefined) {
     undo.defer(() => checkpoints.withdraw())
-    await checkpoints.add({ name: checkpoint, description, time, consistency })
+    await checkpoints.add({ name: checkpoint, description, time, consistency, open })
     undo.defer(async () => void (await checkpoints.delete(checkpoint)))
   }
   return { time, consistency, undo: undo.move() }

@@ -1,5 +1,5 @@
 // A push target in a folder whose packs wait: as long as a file is there, none is stored. For pushes that are to be met half-way. What the
-// file holds is the beginning of the keys that wait instead.
+// file holds is the beginning of the keys that wait instead; beside it, at `.waits`, is one that has waited.
 
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -9,7 +9,7 @@ export async function gatedPlugin(folder: string): Promise<string> {
   const path = join(folder, 'gated.mjs')
   await writeFile(
     path,
-    `import { existsSync, readFileSync } from 'node:fs'
+    `import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { plugin as file } from ${JSON.stringify(new URL('../../plugins/file/index.js', import.meta.url).href)}
 export const plugin = {
@@ -19,7 +19,10 @@ export const plugin = {
     const target = await file.open(options, context)
     const put = target.put.bind(target)
     target.put = async (key, body, options = {}) => {
-      while (existsSync(hold) && key.startsWith(readFileSync(hold, 'utf8') || 'packs/')) await sleep(10, undefined, { signal: options.signal })
+      while (existsSync(hold) && key.startsWith(readFileSync(hold, 'utf8') || 'packs/')) {
+        writeFileSync(hold + '.waits', key)
+        await sleep(10, undefined, { signal: options.signal })
+      }
       return put(key, body, options)
     }
     return target
