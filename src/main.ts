@@ -35,8 +35,12 @@ async function runDaemon(
       log.info(`stops because of ${signal}; a second one ends it at once`)
     })
   }
-  const running: { appliance?: Appliance } = {}
-  if (settings.file !== undefined) process.on('SIGHUP', () => reload(running.appliance, manager, log))
+  const running: { appliance?: Appliance; reloadLater?: boolean } = {}
+  if (settings.file !== undefined)
+    process.on('SIGHUP', () => {
+      if (running.appliance) reload(running.appliance, manager, log)
+      else running.reloadLater = true
+    })
   await using parts = new AsyncDisposableStack()
   // Where there is no socket, and the only client was on standard input, nothing else keeps the program from ending.
   const alive = setInterval(() => {}, 2 ** 31 - 1)
@@ -46,6 +50,8 @@ async function runDaemon(
   log.info('ready', { machines: Object.keys(settings.machines).length, control: settings.control.socket })
   await background?.leaveForeground()
   await manager?.ready(appliance.status)
+  // The file may have been changed since it was read.
+  if (running.reloadLater) reload(appliance, manager, log)
   await Promise.race([stop.promise, appliance.quitAsked])
   await manager?.stopping()
   await parts[Symbol.asyncDispose]()
@@ -53,8 +59,7 @@ async function runDaemon(
 }
 
 /** A configuration that is not good has been told by whoever read it. */
-function reload(appliance: Appliance | undefined, manager: ServiceManager | undefined, log: Log) {
-  if (!appliance) return log.info('SIGHUP changes nothing: the configuration has only just been read')
+function reload(appliance: Appliance, manager: ServiceManager | undefined, log: Log) {
   const work = manager ? manager.reloading(appliance.reload) : appliance.reload()
   work.catch((error: unknown) => {
     if (!(error instanceof BadSettings)) log.error('the configuration could not be read again', { err: error })

@@ -1,6 +1,7 @@
 // What the repositories of the configuration hold, for the page and the metrics: read anew now and then while somebody looks, and never on a
 // request's time. A store may be slow, far away or gone; then what is told is what was last seen, when that was, and what is wrong.
 
+import { isDeepStrictEqual } from 'node:util'
 import { Cancelled, Fault, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { openPlace, openRepository } from '../push/open-place.ts'
@@ -80,7 +81,8 @@ export class RepositorySurvey implements AsyncDisposable {
   /** What is known of it; it is read anew where that is old, or was begun before `since`, when something was pushed there. */
   of(name: string, settings: RepositorySettings, since = 0, ageMs = AGE_MS): Survey {
     let known = this.#known.get(name)
-    if (!known || known.settings !== settings) this.#known.set(name, (known = { settings, manifests: new Map() }))
+    if (!known || !isDeepStrictEqual(known.settings, settings))
+      this.#known.set(name, (known = { settings, manifests: new Map() }))
     const { begun } = known
     const isOld = !begun || performance.now() - begun.at > ageMs || begun.time <= since
     if (isOld && !known.reading && !this.#stop.signal.aborted) this.#begin(name, known)

@@ -1,6 +1,7 @@
 // status, disk, checkpoint and backup against a played daemon: what is asked of it, what people read, and what programs read.
 
 import t from 'tap'
+import { CliWorker } from '../helpers/cli-worker.ts'
 import { Refusal, scriptedDaemon } from '../helpers/scripted-daemon.ts'
 import { stillpointInThread } from '../helpers/stillpoint.ts'
 
@@ -269,4 +270,71 @@ t.test('where there is nothing to list, the answer is empty and a note says what
     stdout: '',
     stderr: 'stillpoint: No disk of a machine or a session is called db/root; there are none\n',
   })
+})
+
+const ago = (hours: number) => new Date(Date.now() - hours * 3_600_000).toISOString()
+
+t.test('monitor tells each state in a line, with the exit code of a plugin', async t => {
+  await using stack = new AsyncDisposableStack()
+  const schedule = (outcome: string, hours = 1, more: object = {}) => ({
+    name: 'nightly',
+    machines: ['db'],
+    mode: 'push',
+    at: ['02:00'],
+    'stale-after': 26 * 3600,
+    next: [],
+    runs: [{ id: 1, why: 'due', begun: ago(hours), ended: ago(hours), outcome, reason: 'db: on | fire', machines: [] }],
+    passed: [],
+    good: [{ machine: 'db', time: ago(hours) }],
+    ...more,
+  })
+  const limit = daemon.scratch.limit
+  const full = { ...daemon, scratch: { ...daemon.scratch, used: limit * 0.9 } }
+  let now = { schedules: [schedule('done')] as object[], sessions: [] as object[], daemon: daemon as object }
+  const well = now
+  const { socket } = await scriptedDaemon(stack, {
+    'query-schedules': ({ name }: { name?: string }) => {
+      if (name === undefined || name === 'nightly') return now.schedules
+      throw new Refusal(`there is no schedule '${name}'; the configuration has 'nightly'`)
+    },
+    'query-backups': () => now.sessions,
+    'query-daemon': () => now.daemon,
+  })
+  const program = stack.use(new CliWorker({ STILLPOINT_SOCKET: socket }))
+  const states: readonly (readonly [what: object, options: string, code: number, line: RegExp])[] = [
+    [{}, '', 0, /^STILLPOINT OK - 1 backup is as they should be \| 'nightly\/db'=3600s\n$/],
+    [{ schedules: [] }, '', 0, /^STILLPOINT OK - 0 backups/],
+    [{}, '--warning 30m', 1, /^STILLPOINT WARNING - nightly: the newest good backup of db is 1 h old \|/],
+    [{}, '--warning 30m --critical 59m', 2, /^STILLPOINT CRITICAL - nightly: the newest good backup of db is 1 h old \|/],
+    [{ schedules: [schedule('done', 27)] }, '', 2, /^STILLPOINT CRITICAL - nightly: .* is 1 d 3 h old \|/],
+    [{ schedules: [schedule('done', 27)] }, '--critical 28h', 0, /^STILLPOINT OK/],
+    [{ schedules: [schedule('failed')] }, '', 2, /^STILLPOINT CRITICAL - nightly has failed: db: on \/ fire \|/],
+    [{ schedules: [schedule('partly')] }, '', 2, /^STILLPOINT CRITICAL - nightly has failed/],
+    [{ schedules: [schedule('warning')] }, '', 1, /^STILLPOINT WARNING - nightly has a warning: db: on \/ fire \|/],
+    [{ schedules: [schedule('interrupted')] }, '', 1, /^STILLPOINT WARNING - nightly was interrupted, and was not begun again/],
+    [
+      { schedules: [schedule('interrupted', 1, { running: { id: 2, why: 'catch-up', begun: ago(0), machines: [] } })] },
+      '',
+      0,
+      /OK/,
+    ],
+    [
+      { schedules: [schedule('done', 1, { good: [] })] },
+      '',
+      1,
+      /^STILLPOINT WARNING - nightly has never made a good backup of db\n/,
+    ],
+    [{ sessions: [broken] }, '', 1, /^STILLPOINT WARNING - session late is broken: the scratch space is full \|/],
+    [{ sessions: [broken] }, '--schedule nightly', 0, /^STILLPOINT OK/],
+    [{ daemon: full }, '', 1, /^STILLPOINT WARNING - scratch space is 90 % full/],
+    [{ daemon: { ...daemon, 'config-problem': 'x' } }, '', 1, /^STILLPOINT WARNING - the configuration is not in force: x/],
+    [{}, '--schedule nihgtly', 3, /^STILLPOINT UNKNOWN - there is no schedule 'nihgtly'/],
+    [{}, '--socket /no/such/control.sock', 2, /^STILLPOINT CRITICAL - No daemon answers/],
+  ]
+  for (const [what, options, code, line] of states) {
+    now = { ...well, ...what }
+    const told = await program.run('monitor', ...options.split(' ').filter(Boolean))
+    t.match([told.code, told.stdout, told.stderr], [code, line, /^$/], `${JSON.stringify(Object.keys(what))} ${options}`)
+    t.equal(told.stdout.split('\n').length, 2, 'one line')
+  }
 })

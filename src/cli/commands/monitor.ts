@@ -30,7 +30,7 @@ export const monitor = verb<object, Options>({
   name: 'monitor',
   summary: 'say in a line whether all is well, as a plugin of Nagios',
   details:
-    'Exit codes are those of such plugins: 0 OK; 1 WARNING; 2 CRITICAL; 3 UNKNOWN. Critical: no daemon answers, the last run of a schedule has failed, or its newest good backup is older than its stale-after, or than --critical.',
+    'Exit codes are those of such plugins: 0 OK; 1 WARNING; 2 CRITICAL; 3 UNKNOWN. Critical: no daemon answers, the last run of a schedule has failed, or its newest good backup is older than its stale-after, or than --critical. Warning: the last run has a warning, or was interrupted and not begun again, nothing good has been made yet or it is older than --warning, a session is broken, scratch space is filling up, the configuration is not in force. Unknown: there is no such schedule.',
   options: [
     new Option('--schedule <name>', 'only this one'),
     new Option('--warning <time>', 'warn where the newest good backup is older').argParser(seconds),
@@ -71,7 +71,9 @@ async function examine(options: Options, socket: string): Promise<{ findings: Fi
     await using daemon = await connectDaemon(socket)
     return await look(daemon, options)
   } catch (error) {
-    return { findings: [{ state: 'CRITICAL', about: (error as Error).message }], ages: [] }
+    // What a daemon that answers cannot say is a mistake in the question, such as a schedule that there is not.
+    const state = error instanceof Error && error.name === 'QmpError' ? 'UNKNOWN' : 'CRITICAL'
+    return { findings: [{ state, about: (error as Error).message }], ages: [] }
   }
 }
 
@@ -100,7 +102,7 @@ async function look(daemon: Daemon, { schedule: wanted, warning, critical }: Opt
 }
 
 function aboutSchedule(
-  { name, machines, runs, 'stale-after': staleAfter }: ScheduleInfo,
+  { name, machines, runs, running, 'stale-after': staleAfter }: ScheduleInfo,
   ages: readonly Age[],
   { warning, critical = staleAfter }: { warning: number | undefined; critical: number | undefined },
 ): Finding[] {
@@ -108,6 +110,8 @@ function aboutSchedule(
   const last = runs.at(-1)
   if (last?.outcome === 'failed' || last?.outcome === 'partly')
     findings.push({ state: 'CRITICAL', about: `${name} has failed: ${last.reason}` })
+  if (last?.outcome === 'interrupted' && !running)
+    findings.push({ state: 'WARNING', about: `${name} was interrupted, and was not begun again: ${last.reason}` })
   if (last?.outcome === 'warning') findings.push({ state: 'WARNING', about: `${name} has a warning: ${last.reason}` })
   for (const machine of machines) {
     const age = ages.find(one => one.schedule === name && one.machine === machine)?.age
