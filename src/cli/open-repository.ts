@@ -29,7 +29,9 @@ export async function openPlace(name: string, { config = DEFAULT_FILE }: ConfigO
 const known = (name: string, names: readonly string[]) => {
   const meant = nearest(name, names)
   if (meant) return `; did you mean '${meant}'?`
-  return names.length > 0 ? `; there are ${names.join(', ')}` : '; it has none: "repositories" says where they are'
+  if (names.length === 0) return '; it has none: "repositories" says where they are'
+  const isPoint = name.includes('/') ? '; a restore point comes behind its repository' : ''
+  return `; there are ${names.join(', ')}${isPoint}`
 }
 
 /** Works on the repository, and closes its store afterwards. */

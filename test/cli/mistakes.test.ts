@@ -1,7 +1,7 @@
 // What a person gets wrong in a call, and in a configuration that reads well: a sentence that names it, the remedy, and the exit code of the
 // reference; and nothing is changed.
 
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { linkSync, mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { once } from 'node:events'
 import t from 'tap'
@@ -48,12 +48,20 @@ schedules:
 `)
   process.env['STILLPOINT_SOCKET'] = `${folder}/control.sock`
   stack.defer(() => void delete process.env['STILLPOINT_SOCKET'])
+  const before = readFileSync(`${folder}/root.raw`)
   const cli = stack.use(new CliWorker({ STILLPOINT_SOCKET: `${folder}/control.sock` }))
   const config = ['--config', file]
   t.equal((await cli.run('repo', 'init', 'local', ...config)).code, 0)
   stack.use(await start())
+  writeFileSync(`${folder}/own.raw`, before)
+  linkSync(`${folder}/own.raw`, `${folder}/own.link`)
+  for (const args of [
+    ['convert', '-f', 'raw', '-O', 'qcow2', `${folder}/own.raw`, `${folder}/base.qcow2`],
+    ['create', '-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', `${folder}/top.qcow2`],
+  ])
+    t.equal((await cli.run('image', ...args)).code, 0)
+  const base = readFileSync(`${folder}/base.qcow2`)
   t.equal((await cli.run('backup', 'start', 'db', '--push', 'local')).code, 0)
-  const before = readFileSync(`${folder}/root.raw`)
   const names = readdirSync(folder).toSorted()
 
   const mistakes: readonly (readonly [call: string, code: number, told: RegExp])[] = [
@@ -94,8 +102,40 @@ schedules:
     ['image resize root.raw small', 1, /small/],
     ['nbd none.raw', 1, /none\.raw.*No such file/],
     ['status --socket s.yaml', 1, /s\.yaml/],
+    ['image convert -f raw -O qcow2 own.raw own.raw', 1, /own\.raw' is the image that is to be converted; name another/],
+    ['image convert -f raw -O qcow2 own.raw own.link', 1, /own\.link' is the image that is to be converted; name another/],
+    ['image convert -f raw -O qcow2 -U own.raw own.raw', 1, /own\.raw' is the image that is to be converted; name another/],
+    ['image convert -O raw top.qcow2 base.qcow2', 11, /base\.qcow2' is used by this process itself, under another node/],
+    ['image convert -f raw -O raw root.raw x.raw', 11, /root\.raw' is used by .*\(-U\)/],
+    ['image convert own.raw', 2, /missing required argument 'target'/],
+    ['image resize own.raw -1G', 1, /New image size must be positive/],
+    ['image create -f qcow2 x.qcow2 99999P', 1, /Invalid image size '99999P'/],
+    ['backup start db/root', 2, /--push REPOSITORY stores it there, --pull opens a session/],
+    ['backup start db --pull --since nosuch', 1, /has no checkpoint 'nosuch'; 'stillpoint checkpoint list db' shows/],
+    ['backup start db --pull --expire tomorrow', 2, /must be a time of at least a second with its unit, such as 90s/],
+    ['backup start db --push local --quiesce', 1, /give the machine a 'quiesce' there, or do without --quiesce/],
+    [
+      'restore db/latest root x.raw',
+      1,
+      /has no repository 'db\/latest'; there are .*; a restore point comes behind its repository/,
+    ],
+    ['restore local db/latest root /dev/null', 1, /'\/dev\/null' is neither a file nor a block device; name a file in it/],
+    ['repo stats lokal', 1, /has no repository 'lokal'; did you mean 'local'\?/],
+    ['repo gc local --grace yesterday', 2, /--grace must be a time such as 24h, not 'yesterday'/],
+    ['repo check local --level depe', 2, /'depe' is invalid\. Allowed choices are quick, scrub, deep/],
+    ['disk pivot db/root', 1, /disk 'db\/root' does not have an active block job/],
+    ['disk commit db/root', 1, /say --active, or name another with --top/],
+    ['disk copy db/root none.raw --reuse-external', 1, /missing destination file for disk 'db\/root': .*none\.raw/],
+    ['disk copy db/root root.raw --reuse-external', 11, /root\.raw/],
+    ['nbd --port 99999 own.raw', 2, /'99999' is invalid\. It must be a whole number from 0 to 65535/],
+    ['completion fish', 2, /for bash and zsh, and none for fish/],
+    ['status extra', 2, /too many arguments for 'status'/],
+    ['stats', 2, /unknown command 'stats'; did you mean status\?/],
+    ['config show --effektive', 2, /unknown option '--effektive'; did you mean --effective\?/],
   ]
-  const inFolder = new Set(['s.yaml', 'root.raw', 'x.raw', 'no/such/x.raw', 'x.qcow2', 'y.qcow2', 'none.raw', '.'])
+  const inFolder = new Set(
+    'own.raw own.link top.qcow2 base.qcow2 s.yaml root.raw x.raw no/such/x.raw x.qcow2 y.qcow2 none.raw .'.split(' '),
+  )
   for (const [call, code, told] of mistakes) {
     const words = call.split(' ').map(word => (inFolder.has(word) ? `${folder}/${word}` : word))
     const reads = ['restore', 'repo'].includes(words[0]!) ? config : []
@@ -104,7 +144,8 @@ schedules:
     t.match(ended.stderr, told, call)
     t.match(ended.stderr, /^stillpoint: (?!.*\bat \S+:\d+:\d+)/, `${call}: no stack`)
   }
-  t.ok(readFileSync(`${folder}/root.raw`).equals(before))
+  for (const name of ['root', 'own']) t.ok(readFileSync(`${folder}/${name}.raw`).equals(before), `${name}.raw is what it was`)
+  t.ok(readFileSync(`${folder}/base.qcow2`).equals(base), 'and so is what is behind another image')
   t.same(readdirSync(folder).toSorted(), names, 'nothing is made on the way')
 })
 

@@ -1,5 +1,7 @@
 // From the words of `stillpoint image convert` to two open images, and back to bitmaps.
 
+import { existsSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import { InvalidParameter, NotFound } from '../../base/errors.ts'
 import { listBitmaps, storeBitmaps } from '../../drivers/qcow2/bitmaps.ts'
 import { contentOf, load } from './bitmap.ts'
@@ -29,7 +31,8 @@ export async function convertImage(wanted: ConvertOptions): Promise<{ size: numb
   const { create, compress, backingFile } = wanted
   await using images = new Images()
   const sourceNode = await images.openReadOnly(wanted.source)
-  const source = images.reader(sourceNode)
+  const source = wanted.source.forceShare ? images.reader(sourceNode) : images.copier(sourceNode)
+  await checkTwo(wanted)
   if (create) await makeTarget(images, wanted, source.size)
   const format = create ? (wanted.target.format ?? 'raw') : wanted.target.format
   const targetNode = await images.openWritable({ ...wanted.target, format })
@@ -57,6 +60,20 @@ export async function convertImage(wanted: ConvertOptions): Promise<{ size: numb
   await images.graph.detach(target)
   await images.graph.delete(targetNode.name)
   return { size, skipped: wanted.bitmaps === 'none' ? [] : await copyBitmaps(wanted) }
+}
+
+/** Without native help, and with -U, no lock says so. */
+async function checkTwo({ source, target }: ConvertOptions) {
+  const [one, other] = await Promise.all([source, target].map(identityOf))
+  if (one !== undefined && one === other)
+    throw new InvalidParameter(`'${target.name}' is the image that is to be converted; name another one for the result`)
+}
+
+/** Undefined where it is no file, or is not there: whoever opens it says so. */
+async function identityOf({ name, imageOpts }: ImageName): Promise<string | undefined> {
+  if (imageOpts || !existsSync(name)) return undefined
+  const { dev, ino } = await stat(name)
+  return `${dev}:${ino}`
 }
 
 async function makeTarget(images: Images, { target, options, backingFile, backingFormat }: ConvertOptions, size: number) {

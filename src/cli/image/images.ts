@@ -58,6 +58,11 @@ export class Images implements AsyncDisposable {
     return this.graph.attach(node, { description: USER, perm: READ, shared: ALL })
   }
 
+  /** As `reader`, of what must not change meanwhile: whoever would write to it, and we ourselves, are refused. */
+  copier(node: GraphNode): Edge {
+    return this.graph.attach(node, { description: USER, perm: READ, shared: READ | Permission.writeUnchanged })
+  }
+
   writer(node: GraphNode): Edge {
     return this.graph.attach(node, { description: USER, perm: WRITE, shared: ALL & ~Permission.resize })
   }
