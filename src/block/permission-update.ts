@@ -55,18 +55,22 @@ export function planPermissions({
     ...[...added].flatMap(([edge, above]) => (above === node ? [edge] : [])),
   ]
 
+  /** Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way. */
+  const isLeaving = (node: GraphNode) => parentsOf(node).length === 0 && node.isBusy
+
   /** From the top down, so that a node is looked at when all of its parents have been. */
   const prepare = (node: GraphNode) => {
     const parents = parentsOf(node)
-    checkTogether(node, parents, permissionsOf)
+    // What goes on in a node that leaves has come through those who would refuse it now.
+    const staying = parents.filter(({ parent }) => !parent.node || !isLeaving(parent.node))
+    checkTogether(node, staying, permissionsOf)
     const users = parents.map(permissionsOf)
     const soon = expected.get(node)
     const together = union(soon ? [...users, soon] : users)
     if (readOnly.get(node) ?? node.readOnly) {
       if (together.perm & (Permission.write | Permission.writeUnchanged)) throw noWriters(node, readOnly)
     }
-    // Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way.
-    const leaving = parents.length === 0 && node.isBusy
+    const leaving = isLeaving(node)
     const change = leaving ? undefined : node.preparePermissions(together)
     if (change) changes.push(change)
     for (const edge of childrenOf(node)) {

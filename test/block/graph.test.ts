@@ -186,6 +186,38 @@ t.test('a write that is under way in a filter ends there when the filter is take
   t.ok(memory('disk').bytes.subarray(70_000, 70_010).equals(Buffer.alloc(10, 2)))
 })
 
+t.test('a view goes while a write is under way in it and an older one stays, which still sees what all write', async t => {
+  const { graph, memory } = testGraph()
+  await using _ = graph
+  const disk = await graph.add({ driver: 'memory', 'node-name': 'disk' })
+  const root = graph.attach(disk, user('a guest'))
+  await root.write(0, Buffer.alloc(100_000, 9))
+  const freeze = async (name: string) => {
+    await graph.add({ driver: 'memory', 'node-name': `scratch-${name}` })
+    const filter = await graph.add({ driver: 'copy-before-write', 'node-name': name, file: 'disk', target: `scratch-${name}` })
+    graph.planReplace(disk, filter).commit()
+    return filter
+  }
+  const older = await freeze('older')
+  const newer = await freeze('newer')
+  const view = await graph.add({ driver: 'snapshot-access', 'node-name': 'view', file: 'older' })
+  const reader = graph.attach(view, user('a reader', READER))
+  t.same([root.node, older.children.get('file')!.node], [older, newer])
+  const hung = Promise.withResolvers<void>()
+  memory('scratch-newer').pause = () => hung.promise
+  const write = root.write(10, Buffer.alloc(10, 1))
+  while (!newer.isBusy) await sleep(1)
+  graph.planReplace(newer, disk).commit()
+  const deleting = graph.delete('newer')
+  await root.write(70_000, Buffer.alloc(10, 2))
+  t.throws(() => graph.attach(disk, user('another')), PermissionConflict, 'nobody goes around the older one')
+  hung.resolve()
+  await Promise.all([write, deleting])
+  t.ok(memory('disk').bytes.subarray(10, 20).equals(Buffer.alloc(10, 1)))
+  t.ok(memory('disk').bytes.subarray(70_000, 70_010).equals(Buffer.alloc(10, 2)))
+  t.ok((await readAt(reader, 0, 100_000)).equals(Buffer.alloc(100_000, 9)), 'the older instant')
+})
+
 t.test('a drain waits for writes under way, holds new ones, and lets reads pass', async t => {
   const { graph, memory } = testGraph()
   await using _ = graph
