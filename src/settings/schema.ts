@@ -238,7 +238,7 @@ const machines = z.record(name, machine).superRefine((all, context) => {
     for (const disk of Object.keys(disks)) {
       const excess = name.length + 1 + disk.length - MAX_NODE_NAME
       if (excess <= 0) continue
-      const message = `the names of machine and disk are ${excess} letters too long together: "${name}.${disk}" must fit into ${MAX_NODE_NAME}`
+      const message = `the names of machine and disk are ${excess} ${excess === 1 ? 'letter' : 'letters'} too long together: "${name}.${disk}" must fit into ${MAX_NODE_NAME}`
       context.addIssue({ code: 'custom', path: [name, 'disks', disk], message })
     }
   }

@@ -302,7 +302,7 @@ t.test('monitor tells each state in a line, with the exit code of a plugin', asy
   })
   const program = stack.use(new CliWorker({ STILLPOINT_SOCKET: socket }))
   const states: readonly (readonly [what: object, options: string, code: number, line: RegExp])[] = [
-    [{}, '', 0, /^STILLPOINT OK - 1 backup is as they should be \| 'nightly\/db'=3600s\n$/],
+    [{}, '', 0, /^STILLPOINT OK - 1 backup is as they should be \| 'nightly\/db'=36\d\ds\n$/],
     [{ schedules: [] }, '', 0, /^STILLPOINT OK - 0 backups/],
     [{}, '--warning 30m', 1, /^STILLPOINT WARNING - nightly: the newest good backup of db is 1 h old \|/],
     [{}, '--warning 30m --critical 59m', 2, /^STILLPOINT CRITICAL - nightly: the newest good backup of db is 1 h old \|/],
