@@ -17,6 +17,19 @@ const EFD_CLOEXEC = 0o2000000
 const EFD_NONBLOCK = 0o4000
 const F_DUPFD_CLOEXEC = 1030
 const SHUT_RDWR = 2
+/** From include/uapi/linux/fcntl.h, splice.h, and asm-generic/fcntl.h and unistd.h. */
+const F_SETPIPE_SZ = 1031
+const SPLICE_F_NONBLOCK = 2
+const O_NONBLOCK = 0o4000
+const O_CLOEXEC = 0o2000000
+const CACHESTAT = 451
+
+/** Its two ends, which say that they would wait instead of waiting, and how many bytes it holds at most. */
+export interface Pipe {
+  readonly from: number
+  readonly to: number
+  readonly size: number
+}
 
 export interface ThreadCalls {
   readonly addressOf: AddressOf
@@ -26,6 +39,18 @@ export interface ThreadCalls {
   send(socket: number, vectors: number, count: number): number
   /** Reads only what the page cache holds (preadv2, RWF_NOWAIT). */
   readCached(fd: number, offset: number, vectors: number, count: number): number
+  /** How many pages of a part of a file the page cache holds (cachestat, since Linux 6.5). */
+  cached(fd: number, offset: number, length: number): number
+  /** One that holds so much, or as much as the system lets us; undefined where it lets us have none (pipe2, F_SETPIPE_SZ). */
+  makePipe(size: number): Pipe | undefined
+  /** Copies something into it (write). */
+  put(pipe: Pipe, address: number, length: number): number
+  /** Moves what a file has there into a pipe, without copying it; waits for the disk, and not for the pipe (splice). */
+  fill(pipe: Pipe, fd: number, offset: number, length: number): number
+  /** Moves on into a socket what it takes without waiting (splice). */
+  drain(pipe: Pipe, socket: number, length: number): number
+  /** Takes out what is there (read). */
+  take(pipe: Pipe, address: number, length: number): number
   /** Makes what the next two need, for as long as the process lives; undefined where it cannot be had (io_setup). */
   setUp(count: number): bigint | undefined
   /** Does reads and writes one after the other, each a struct iocb: so many were begun (io_submit). */
@@ -80,6 +105,18 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
   const fcntl: Call<[number, number, string, number]> = libc.func('int fcntl(int, int, ...)')
   const shutdown: Call<[number, number]> = libc.func('int shutdown(int, int)')
 
+  const splice: Call<[number, number, number, number, number, number]> = libc.func(
+    'int64_t splice(int, uintptr_t, int, uintptr_t, size_t, uint32_t)',
+  )
+  const pipe2: Call<[number, number]> = libc.func('int pipe2(uintptr_t, int)')
+  const cachestat: Call<[number, number, number, number, number]> = libc.func('syscall', 'int64_t', [
+    'int64_t',
+    'int64_t',
+    'uintptr_t',
+    'uintptr_t',
+    'int64_t',
+  ])
+
   const errnoOr = (result: number) => (result < 0 ? -koffi.errno() : result)
   const one = new BigUint64Array(1)
   const oneAddress = addressOf(one)
@@ -87,12 +124,36 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
   const polled = new Int16Array(8)
   const polledFds = new Int32Array(polled.buffer)
   const polledAddress = addressOf(polled)
+  const place = new BigInt64Array(1)
+  const placeAddress = addressOf(place)
+  /** A struct cachestat_range, and a struct cachestat behind it, of which the first field is what is asked for. */
+  const pages = new BigUint64Array(2 + 5)
+  const pagesAddress = addressOf(pages)
 
   return {
     addressOf,
     receive: (socket, address, length) => errnoOr(recv(socket, address, length, MSG_DONTWAIT)),
     send: (socket, vectors, count) => errnoOr(writev(socket, vectors, count)),
     readCached: (fd, offset, vectors, count) => errnoOr(preadv2(fd, vectors, count, offset, RWF_NOWAIT)),
+    cached(fd, offset, length) {
+      pages[0] = BigInt(offset)
+      pages[1] = BigInt(length)
+      const result = cachestat(CACHESTAT, fd, pagesAddress, pagesAddress + 16, 0)
+      return result < 0 ? errnoOr(result) : Number(pages[2])
+    },
+    makePipe(wanted) {
+      const ends = new Int32Array(2)
+      if (pipe2(addressOf(ends), O_CLOEXEC | O_NONBLOCK) < 0) return undefined
+      const size = fcntl(ends[0]!, F_SETPIPE_SZ, 'int', wanted)
+      return { from: ends[0]!, to: ends[1]!, size: size < 0 ? 64 << 10 : size }
+    },
+    put: (pipe, address, length) => errnoOr(write(pipe.to, address, length)),
+    fill(pipe, fd, offset, length) {
+      place[0] = BigInt(offset)
+      return errnoOr(splice(fd, placeAddress, pipe.to, 0, length, SPLICE_F_NONBLOCK))
+    },
+    drain: (pipe, socket, length) => errnoOr(splice(pipe.from, 0, socket, 0, length, SPLICE_F_NONBLOCK)),
+    take: (pipe, address, length) => errnoOr(read(pipe.from, address, length)),
     setUp(count) {
       one[0] = 0n
       return setUp(numbers.setup, count, oneAddress) === 0 ? one[0] : undefined

@@ -4,7 +4,7 @@ import { alignDown } from '../base/ranges.ts'
 import { isZero } from '../base/zeroes.ts'
 
 /** Zeroes are looked for in blocks of this size. */
-const ZERO_BLOCK = 64 << 10
+export const ZERO_BLOCK = 64 << 10
 
 export interface Run {
   readonly from: number

@@ -6,20 +6,23 @@ import { NbdClient } from 'nbd-client-ts'
 import { Command } from 'nbd-client-ts/protocol'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
+import { EAGAIN } from '../../src/base/aio.ts'
 import { native } from '../../src/base/native.ts'
+import { SharedClusterMap } from '../../src/block/shared-cluster-map.ts'
 import { bitmapAdd } from '../../src/bitmaps/actions.ts'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 import type { ThreadCalls } from '../../src/base/thread-calls.ts'
 import { WritableRegions } from '../../src/block/writable-regions.ts'
 import { nextAfter } from '../../src/nbd-server/lease/lease.ts'
 import { lender } from '../../src/nbd-server/lease/lender.ts'
-import { Server } from '../../src/nbd-server/lease/serve.ts'
-import { makeControl, type Reason } from '../../src/nbd-server/lease/terms.ts'
+import { serve } from '../../src/nbd-server/lease/serve.ts'
+import { countersOf, countsOf, makeControl, type Lent, type Reason } from '../../src/nbd-server/lease/terms.ts'
+import { ThreadIo } from '../../src/nbd-server/lease/thread-io.ts'
 import { trafficOf } from '../../src/nbd-server/traffic.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { flags, go, option, RawPeer, Reader, request } from '../helpers/nbd-wire.ts'
 import fc from '../helpers/property.ts'
-import { diskContent } from '../helpers/random-bytes.ts'
+import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { quiet } from '../helpers/served.ts'
 import {
   BLOCK,
@@ -91,7 +94,7 @@ t.test('what is cleared while a write of a thread lands is marked once more behi
   const rest = request({ type: Command.WRITE, offset: 5 * BLOCK, payload: Buffer.alloc(2 * BLOCK) })
   const marks = [{ terms: own.marks.terms, start: BLOCK }]
   const lent = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks, regions: [], rest } as const
-  const returned = Server.make(calls)!.serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) })
+  const returned = serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) }, ThreadIo.make(calls)!)
   t.strictSame(before, [2 * BLOCK], 'it was marked before it began')
   t.strictSame([...bitmap.dirtyRanges({ offset: 0, length: SIZE })], [{ offset: 6 * BLOCK, length: 2 * BLOCK }])
   t.equal(returned.reason, 'missed')
@@ -173,6 +176,80 @@ for (const [mode, options] of Object.entries({
     t.equal(bytes(), counted + size)
   })
 
+/** A large read, served by a thread whose system calls are `calls`, and those of them that were made. */
+function serveLarge(calls: Partial<ThreadCalls>, also: Partial<Lent> = {}) {
+  const made: string[] = []
+  const all: Partial<ThreadCalls> = {
+    addressOf: () => 0,
+    setUp: () => 1n,
+    cached: (_fd, _offset, length) => length / 4096,
+    makePipe: size => ({ from: 1, to: 2, size }),
+    put: (_pipe, _address, length) => length,
+    fill: (_pipe, _fd, _offset, length) => length,
+    drain: (_pipe, _socket, length) => length,
+    take: (_pipe, _address, length) => length,
+    submit: () => 0, // nothing of it can be had
+    receive: () => 0, // the client goes
+    ...calls,
+  }
+  const known: Record<string, unknown> = {}
+  for (const [name, call] of Object.entries(all))
+    known[name] = (...args: unknown[]) => {
+      made.push(name)
+      return (call as (...args: unknown[]) => unknown)(...args)
+    }
+  const rest = request({ type: Command.READ, offset: 65536, length: 256 << 10 })
+  const lent = {
+    socket: 0,
+    wake: 0,
+    file: 0,
+    start: 0,
+    size: SIZE,
+    mode: 'simple',
+    marks: [],
+    regions: [],
+    rest,
+    ...also,
+  } as const
+  const control = makeControl()
+  const io = ThreadIo.make(known as unknown as ThreadCalls)!
+  const { reason, rest: again, unsent } = serve({ ...lent, control, lent: new SharedArrayBuffer(4) }, io)
+  return { reason, isGivenBack: rest.equals(again), unsent: unsent.length, made, reads: countsOf(countersOf(control)).reads }
+}
+const REPLY = 16 + (256 << 10)
+
+t.test('a large read that the page cache holds goes on without a copy', async t => {
+  const { made, ...rest } = serveLarge({})
+  t.match(rest, { reason: 'gone', isGivenBack: false, unsent: 0, reads: 1 })
+  t.notOk(made.includes('submit'))
+})
+
+for (const [what, calls] of Object.entries<Partial<ThreadCalls>>({
+  'would wait for the disk': { cached: (_fd, _offset, length) => length / 4096 - 1 },
+  'is where nobody can say what would wait': { cached: () => -38 },
+  'cannot be had': { fill: () => -5 },
+  'ends before it should': { fill: (_pipe, _fd, offset, length) => (offset === 65536 ? length - 1 : 0) },
+}))
+  t.test(`a large read that ${what} is given back, and the client has been told nothing`, async t => {
+    const { made, ...rest } = serveLarge(calls)
+    t.match(rest, { reason: 'missed', isGivenBack: true, unsent: 0, reads: 0 })
+    t.notOk(made.includes('drain'))
+  })
+
+t.test('what a client does not take of a large read is given back', async t => {
+  let drained = 0
+  const some = (_pipe: unknown, _socket: number) => (drained++ === 0 ? 100_000 : -EAGAIN)
+  t.match(serveLarge({ drain: some, wait: () => false, reset() {} }), { reason: 'idle', unsent: REPLY - 100_000, reads: 1 })
+})
+
+t.test('where clusters may come to mean something else, and where replies may have holes, a large read is looked at', async t => {
+  const map = SharedClusterMap.make(16, 65536)
+  for (let cluster = 0; cluster < 16; cluster++) map.add(cluster, cluster)
+  const through = { map: map.terms, start: 0, size: SIZE, marks: [] }
+  t.notOk(serveLarge({}, { through }).made.includes('fill'))
+  t.notOk(serveLarge({}, { mode: 'structured' }).made.includes('fill'))
+})
+
 for (const [what, over] of Object.entries({
   'keeps nobody from draining': (drain: () => Promise<void>) => drain(),
   'does not keep its thread': async () => {
@@ -182,18 +259,17 @@ for (const [what, over] of Object.entries({
   t.test(`a client that takes no replies ${what}, and gets all of them`, { skip }, async t => {
     await using stack = new AsyncDisposableStack()
     const here = await world(stack)
-    const { graph, disk, edge, served } = here
+    const { graph, disk, edge, content, served } = here
     await warmUp(here)
     const block = 64 << 10
-    // Where nothing is written meanwhile: a thread that finds the disk slow gives back what it has, and reads do not wait for writes there.
-    const expected = Buffer.alloc(block, 7)
-    await edge.write(block, expected)
+    // A write that is not answered yet may be done beside the reads behind it: so it changes nothing.
+    const bytes = randomBytes(4 * block, 5)
+    await edge.write(0, bytes)
     await using peer = await RawPeer.connect(served.socket)
     await peer.send(Buffer.concat([flags(3), option(8), go('disk')]))
     const before = lender.loans
     let cookie = 0n
-    const write = () =>
-      request({ type: Command.WRITE, cookie: ++cookie, offset: 0, payload: Buffer.alloc(block, Number(cookie % 250n) + 1) })
+    const write = () => request({ type: Command.WRITE, cookie: ++cookie, offset: 0, payload: bytes.subarray(0, block) })
     // Its replies are small, and stay in the socket.
     for (let wait = 0; lender.loans === before; wait++) {
       if (wait > 500) throw new Error('it was never lent')
@@ -202,11 +278,10 @@ for (const [what, over] of Object.entries({
     }
     const reads = 100
     const first = cookie + 1n
-    await peer.send(
-      Buffer.concat(
-        Array.from({ length: reads }, () => request({ type: Command.READ, cookie: ++cookie, offset: block, length: block })),
-      ),
-    )
+    // Every other one is large, and without holes.
+    const lengthOf = (cookie: bigint) => (cookie < first ? 0 : cookie % 2n === 0n ? block : 4 * block)
+    const read = () => request({ type: Command.READ, cookie: ++cookie, length: lengthOf(cookie) })
+    await peer.send(Buffer.concat(Array.from({ length: reads }, read)))
     await turns(50)
     await over(() => graph.drained([disk], () => {}))
     t.equal(lender.out, 0)
@@ -214,12 +289,13 @@ for (const [what, over] of Object.entries({
     const reader = new Reader(await peer.upTo(Infinity))
     reader.greeting()
     reader.optionAnswers()
-    const answers = reader.answers(read => (read >= first ? block : 0))
+    const answers = reader.answers(lengthOf)
     const answered = answers.filter(answer => answer.cookie >= first)
     t.equal(answered.length, reads)
     t.equal(answers.length, Number(cookie))
+    const expected = await content()
     t.ok(
-      answered.every(({ data }) => data?.equals(expected)),
+      answered.every(({ cookie: of, data }) => data?.equals(expected.subarray(0, lengthOf(of)))),
       'each with what the disk holds',
     )
   })
@@ -239,7 +315,7 @@ t.test('a write that something must be done for first is given back, and is no r
   const rest = request({ type: Command.WRITE, offset: BLOCK, payload: Buffer.alloc(BLOCK + 1) })
   const terms = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks: [], rest } as const
   const lent = { ...terms, regions: [{ terms: regions.terms, start: 0 }] }
-  const returned = Server.make(calls)!.serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) })
+  const returned = serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) }, ThreadIo.make(calls)!)
   t.equal(returned.reason, 'early')
   t.ok(rest.equals(returned.rest))
   t.strictSame([after('early', 2), after('early', 20), after('foreign', 20), after('revoked', 20)], [4, 8, 256, 1])

@@ -1,4 +1,4 @@
-// A connection whose client writes small pieces, many of them, is lent to a thread, which answers what needs no decision (serve.ts). To hand each write
+// A connection whose client writes small pieces, many of them, or reads large ones, is lent to a thread, which answers what needs no decision (serve.ts). To hand each write
 // to a thread and to hear of its end takes several times what the write takes.
 //
 // There is only ever one owner. The main thread lends between two requests, with nothing in flight, and does nothing with the socket until it has it
@@ -14,13 +14,28 @@ import type { Link } from '../link.ts'
 import type { Request } from '../request.ts'
 import type { Traffic } from '../traffic.ts'
 import { lender, type Loan } from './lender.ts'
-import { countsOf, HIGHEST, HIGHEST_BELOW, LONGEST, READS, RECEIVED, SENT, WRITES, type Reason, type Returned } from './terms.ts'
+import {
+  countsOf,
+  HIGHEST,
+  HIGHEST_BELOW,
+  LARGEST,
+  LONGEST,
+  READ_BYTES,
+  READS,
+  RECEIVED,
+  SENT,
+  WRITES,
+  type Reason,
+  type Returned,
+} from './terms.ts'
 
 /** After so many writes without anything that the thread may not answer, at least and at most; the user may say another number. */
 const FIRST = Number(process.env['STILLPOINT_LEND_AFTER'] ?? 64)
 const LAST = 256 * FIRST
 /** After so many at most where it came back early: soon there will be fewer places where it must, as when a backup has just begun. */
 const LAST_EARLY = 8 * FIRST
+/** A large read counts as a write for each so many of its bytes: by so much less it takes. */
+const LARGE = 32 << 10
 /** It was worth it when it was lent for so many times as many. */
 const WORTH = 8
 
@@ -55,7 +70,8 @@ export class Lease {
   /** One more request was answered here. */
   answered({ type, flags, length }: Request) {
     if (type === Command.WRITE && length <= LONGEST && flags === this.#writeFlags) this.#score++
-    else if (type !== Command.READ || length > LONGEST) this.#score = 0
+    else if (type !== Command.READ || length > LARGEST) this.#score = 0
+    else if (length > LONGEST) this.#score += length / LARGE
   }
 
   /** Nothing more should be begun, so that it can be lent. */
@@ -117,7 +133,7 @@ export class Lease {
     file.end() // which looks at the counters
     this.#loan = undefined
     this.link.wasLent(counters[RECEIVED]!, counters[SENT]!)
-    const served = counters[READS]! + counters[WRITES]!
+    const served = counters[READS]! + counters[WRITES]! + counters[READ_BYTES]! / LARGE
     if (returned instanceof Error) return this.onReturn(returned)
     this.#after = nextAfter(this.#after, served, returned.reason)
     this.onReturn()

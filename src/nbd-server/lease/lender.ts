@@ -8,7 +8,7 @@ import { threadCalls, type ThreadCalls } from '../../base/thread-calls.ts'
 import { countersOf, makeControl, STOP, type Lent, type Returned } from './terms.ts'
 
 /** A thread takes some megabytes, and more than a few want processors that others want too. */
-const MOST = Math.min(Math.max(availableParallelism(), 2), 8)
+const MOST = Math.min(Math.max(2 * availableParallelism(), 4), 8)
 
 /** What whoever lends says; the rest is the lender's business. */
 export type Terms = Omit<Lent, 'socket' | 'wake' | 'control' | 'lent'>

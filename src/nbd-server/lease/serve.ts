@@ -1,4 +1,5 @@
-// The loop of a thread that a connection was lent to: small reads that the page cache holds, and small writes, many of them by one system call.
+// The loop of a thread that a connection was lent to: reads that the page cache holds, and small writes; many small ones by one system call, a large read
+// by itself and without a copy (pipe.ts).
 //
 // Invariants. Before each step the thread looks whether the connection is asked for, and at whatever it may not answer it gives it back: with all that
 // was received and not answered, so that the main thread goes on as if it had just come. What failed is given back too: it fails there again, and is
@@ -15,19 +16,20 @@ import {
   extendedRequest,
   request as compactRequest,
 } from 'nbd-client-ts/protocol'
-import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
+import { EAGAIN, EINTR } from '../../base/aio.ts'
 import { SharedClusterMap } from '../../block/shared-cluster-map.ts'
-import { POLLIN, POLLOUT, type ThreadCalls } from '../../base/thread-calls.ts'
+import { POLLIN, POLLOUT } from '../../base/thread-calls.ts'
 import { WritableRegions } from '../../block/writable-regions.ts'
 import { SharedMarks } from '../../bitmaps/shared-marks.ts'
 import { Replies } from '../replies.ts'
 import { decodeRequest, type Request } from '../request.ts'
 import { bucketOf } from '../traffic.ts'
-import { runsOf } from '../zero-runs.ts'
+import { runsOf, ZERO_BLOCK } from '../zero-runs.ts'
 import {
   countersOf,
   HIGHEST,
   HIGHEST_BELOW,
+  LARGEST,
   LATENCIES,
   LONGEST,
   READ_BYTES,
@@ -42,121 +44,23 @@ import {
   type Reason,
   type Returned,
 } from './terms.ts'
+import { IN, MOST, OUT, VECTORS, type ThreadIo } from './thread-io.ts'
 
-/** Requests that are done together. */
-const MOST = 64
-const IN = 4 * LONGEST
-const OUT = 16 * LONGEST
 /** What a reply may take beside its data: a header, and no more chunks than the two blocks have that the data may lie in. */
 const REPLY = 256
-const VECTORS = 4 * MOST
 /** How long the next request is awaited before the thread sleeps, in milliseconds. */
 const AWAITED_MS = 0.05
 /** Then it is given back, so that somebody else can have the thread. */
 const IDLE_MS = 2000
-/** A batch of writes that takes longer waits for the disk. */
+/** A batch of writes, or a large read, that takes longer waits for the disk. */
 const SLOW_MS = 5
+/** How much of a block says whether it may be zero as a whole. */
+const ZEROES = Buffer.alloc(512)
 
 /** With one processor the client could not even run meanwhile. */
 const mayAwait = availableParallelism() > 1
 
-export class Server {
-  readonly #in = Buffer.allocUnsafeSlow(IN)
-  readonly #out = Buffer.allocUnsafeSlow(OUT)
-  readonly #inAddress: number
-  readonly #outAddress: number
-  readonly #iocbs = new Uint32Array((MOST * IOCB_SIZE) / 4)
-  readonly #pointers = new BigUint64Array(MOST)
-  readonly #pointersAddress: number
-  readonly #events = new Int32Array((MOST * IO_EVENT_SIZE) / 4)
-  readonly #eventsAddress: number
-  readonly #vectors = new Uint32Array(4 * VECTORS)
-  readonly #vectorsAddress: number
-
-  private constructor(
-    private readonly calls: ThreadCalls,
-    private readonly context: bigint,
-  ) {
-    this.#inAddress = calls.addressOf(this.#in)
-    this.#outAddress = calls.addressOf(this.#out)
-    const iocbs = calls.addressOf(this.#iocbs)
-    for (let at = 0; at < MOST; at++) this.#pointers[at] = BigInt(iocbs + at * IOCB_SIZE)
-    this.#pointersAddress = calls.addressOf(this.#pointers)
-    this.#eventsAddress = calls.addressOf(this.#events)
-    this.#vectorsAddress = calls.addressOf(this.#vectors)
-  }
-
-  /** Undefined where the system does not let us. */
-  static make(calls: ThreadCalls): Server | undefined {
-    const context = calls.setUp(MOST)
-    return context === undefined ? undefined : new Server(calls, context)
-  }
-
-  serve(lent: Lent): Returned {
-    return new Service(lent, this).run()
-  }
-
-  /** Puts one in the place of its number, which comes back with its result. */
-  prepare(index: number, write: boolean, fd: number, offset: number, at: number, length: number) {
-    const words = this.#iocbs
-    const word = (index * IOCB_SIZE) / 4
-    const address = write ? this.#inAddress + at : this.#outAddress + at
-    words[word] = index
-    words[word + 3] = write ? 0 : RWF_NOWAIT
-    words[word + 4] = write ? PWRITE : PREAD
-    words[word + 5] = fd
-    words[word + 6] = address
-    words[word + 7] = address / 2 ** 32
-    words[word + 8] = length
-    words[word + 10] = offset
-    words[word + 11] = offset / 2 ** 32
-  }
-
-  /** Does the first so many: bytes, or an errno below 0, of each. */
-  perform(count: number, results: Int32Array) {
-    const { calls, context } = this
-    results.fill(-EAGAIN, 0, count) // as what is not even begun
-    const begun = calls.submit(context, count, this.#pointersAddress)
-    for (let done = 0; done < begun;) {
-      const more = calls.results(context, begun - done, MOST, this.#eventsAddress)
-      if (more < 0 && more !== -EINTR) throw new Error(`io_getevents: errno ${-more}`)
-      for (let index = 0; index < more; index++) {
-        const word = (index * IO_EVENT_SIZE) / 4
-        results[this.#events[word]!] = this.#events[word + 4]!
-      }
-      done += Math.max(more, 0)
-    }
-  }
-
-  receive(socket: number, at: number) {
-    return this.calls.receive(socket, this.#inAddress + at, IN - at)
-  }
-
-  /** Sends parts of `out` as far as the socket takes them, `from` and `to` of each. */
-  send(socket: number, parts: Int32Array, count: number) {
-    for (let index = 0; index < count; index++) {
-      const address = this.#outAddress + parts[2 * index]!
-      this.#vectors[4 * index] = address
-      this.#vectors[4 * index + 1] = address / 2 ** 32
-      this.#vectors[4 * index + 2] = parts[2 * index + 1]! - parts[2 * index]!
-    }
-    return this.calls.send(socket, this.#vectorsAddress, count)
-  }
-
-  wait(socket: number, wanted: number, event: number, timeoutMs: number) {
-    const came = this.calls.wait(socket, wanted, event, timeoutMs)
-    this.calls.reset(event)
-    return came
-  }
-
-  get in() {
-    return this.#in
-  }
-
-  get out() {
-    return this.#out
-  }
-}
+export const serve = (lent: Lent, io: ThreadIo): Returned => new Service(lent, io).run()
 
 interface Marks {
   readonly shared: SharedMarks
@@ -196,6 +100,8 @@ class Service {
   readonly #results = new Int32Array(MOST)
   #count = 0
   #writes = 0
+  /** The batch is one large read. */
+  #isLarge = false
   /** What of `out` is to be sent. */
   readonly #parts = new Int32Array(2 * VECTORS)
   #partCount = 0
@@ -206,7 +112,7 @@ class Service {
 
   constructor(
     private readonly lent: Lent,
-    private readonly server: Server,
+    private readonly io: ThreadIo,
   ) {
     this.#control = new Int32Array(lent.control, 0, 1)
     this.#counters = countersOf(lent.control)
@@ -219,7 +125,7 @@ class Service {
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
     const outbox = { small: (length: number) => this.#room(length), large: () => {} }
     this.#replies = new Replies(outbox, lent.mode)
-    server.in.set(lent.rest)
+    io.in.set(lent.rest)
     this.#end = lent.rest.length
   }
 
@@ -227,7 +133,7 @@ class Service {
     for (;;) {
       const stop = this.#serveWhatIsThere() ?? this.#receive()
       if (!stop) continue
-      const rest = Buffer.concat([...this.#again, this.server.in.subarray(this.#start, this.#end)])
+      const rest = Buffer.concat([...this.#again, this.io.in.subarray(this.#start, this.#end)])
       return { reason: stop, rest: new Uint8Array(rest), unsent: new Uint8Array(Buffer.concat(this.#unsent)) }
     }
   }
@@ -241,7 +147,7 @@ class Service {
       if (this.#isRevoked) return 'revoked'
       const notOurs = this.#gather()
       if (this.#count > 0) {
-        const stop = this.#perform()
+        const stop = this.#isLarge ? this.#performLarge() : this.#perform()
         if (stop) return stop
       } else if (!notOurs) return undefined
       if (notOurs) return notOurs
@@ -250,32 +156,35 @@ class Service {
 
   /** Takes requests for the next batch. Tells why the one behind them is not for us, where it is not. */
   #gather(): 'foreign' | 'early' | undefined {
-    const { in: input } = this.server
+    const { in: input } = this.io
     const headerSize = this.#headerSize
     const { file, size } = this.lent
     const base = this.lent.through ? this.lent.through.start : this.lent.start
     const { dataHeader } = this.#replies
+    this.#isLarge = false
     this.#count = this.#writes = this.#used = this.#partCount = 0
     while (this.#count < MOST && this.#end - this.#start >= headerSize) {
       const at = this.#start
       if (input.readUInt32BE(at) !== this.#magic) return 'foreign'
       const request = decodeRequest(input, at, this.#extended)
       const { type, flags, length } = request
-      if (length === 0 || length > LONGEST || request.offset + length > size) return 'foreign'
+      if (length === 0 || length > (type === Command.READ ? LARGEST : LONGEST) || request.offset + length > size) return 'foreign'
       const index = this.#count
       const place = this.#placeOf(request)
       if (place === undefined) return 'foreign'
       if (type === Command.READ && (flags & ~Flag.DF) === 0) {
-        if (this.#used + length + REPLY * (MOST + 1) > OUT) return undefined
+        const isLarge = length > LONGEST
+        if ((isLarge && index > 0) || this.#used + length + REPLY * (MOST + 1) > OUT) return undefined
+        this.#isLarge = isLarge
         const data = this.#used + dataHeader
-        this.server.prepare(index, false, file, base + place, data, length)
+        this.io.prepare(index, false, file, base + place, data, length)
         this.#data[index] = data
         this.#used = data + length
         this.#start += headerSize
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
         if (this.#end - at < headerSize + length) return undefined
         if (!this.#mayWrite(request)) return 'early'
-        this.server.prepare(index, true, file, base + place, at + headerSize, length)
+        this.io.prepare(index, true, file, base + place, at + headerSize, length)
         this.#writes++
         this.#start += headerSize + length
       } else return 'foreign'
@@ -284,6 +193,7 @@ class Service {
       this.#requests[index] = request
       this.#places[index] = place
       this.#count++
+      if (this.#isLarge) return undefined
     }
     return undefined
   }
@@ -303,7 +213,7 @@ class Service {
   #perform(): Reason | undefined {
     const begun = this.#writes > 0 ? performance.now() : 0
     if (this.#writes > 0) this.#markWrites(true)
-    this.server.perform(this.#count, this.#results)
+    this.io.perform(this.#count, this.#results)
     if (this.#writes > 0) this.#markWrites(false)
     const ms = this.#writes > 0 ? performance.now() - begun : 0
     let missed = false
@@ -311,13 +221,72 @@ class Service {
       const request = this.#requests[index]!
       if (this.#results[index] !== request.length) {
         missed = true
-        this.#again.push(Buffer.from(this.server.in.subarray(this.#from[index], this.#to[index])))
+        this.#again.push(Buffer.from(this.io.in.subarray(this.#from[index], this.#to[index])))
       } else if (request.type === Command.READ) this.#answerRead(request, this.#data[index]!)
       else this.#answerWrite(request, this.#places[index]!, ms)
     }
     const stop = this.#send()
     this.#mayAwait = mayAwait
     return stop ?? (missed ? 'missed' : ms > SLOW_MS ? 'slow' : undefined)
+  }
+
+  /** Without a copy where it need not be looked at, and would not wait. */
+  #performLarge(): Reason | undefined {
+    const request = this.#requests[0]!
+    const { offset, length } = request
+    const { file, start } = this.lent
+    const pipe = this.#map ? undefined : this.io.pipe
+    const maySkip = this.#replies.mode !== 'simple' && (request.flags & Flag.DF) === 0
+    if (!pipe?.holds(file, start + offset, length)) return this.#perform()
+    if (maySkip && this.#mayHaveHoles(request)) {
+      this.io.prepare(0, false, file, start + offset, this.#data[0]!, length)
+      return this.#perform()
+    }
+    const begun = performance.now()
+    const { dataHeader } = this.#replies
+    this.#replies.dataBefore(this.io.out, dataHeader, request, offset, length, true)
+    if (!pipe.fill(this.io.out.subarray(0, dataHeader), file, start + offset, length)) {
+      this.#again.push(Buffer.from(this.io.in.subarray(this.#from[0], this.#to[0])))
+      return 'missed'
+    }
+    const isSlow = performance.now() - begun > SLOW_MS
+    const counters = this.#counters
+    counters[READS]!++
+    counters[READ_BYTES]! += length
+    const stop = this.#sendPipe(pipe)
+    if (!pipe.isEmpty) this.#unsent.push(pipe.take())
+    this.#mayAwait = mayAwait
+    return stop ?? (isSlow ? 'slow' : undefined)
+  }
+
+  /** Some of the blocks that a reply leaves out where they are zero begins with zeroes; or that cannot be seen without waiting. */
+  #mayHaveHoles({ offset, length }: Request) {
+    const { io, lent } = this
+    const end = offset + length
+    let count = 0
+    for (let at = offset; at < end; at += ZERO_BLOCK - (at % ZERO_BLOCK)) {
+      io.prepare(count, false, lent.file, lent.start + at, count * ZEROES.length, Math.min(ZEROES.length, end - at))
+      count++
+    }
+    io.perform(count, this.#results)
+    for (let index = 0; index < count; index++) {
+      const seen = this.#results[index]!
+      const at = index * ZEROES.length
+      if (seen <= 0 || ZEROES.compare(io.out, at, at + seen, 0, seen) === 0) return true
+    }
+    return false
+  }
+
+  #sendPipe(pipe: NonNullable<ThreadIo['pipe']>): Reason | undefined {
+    const { socket, wake } = this.lent
+    while (!pipe.isEmpty) {
+      const sent = pipe.drain(socket)
+      if (sent > 0) this.#counters[SENT]! += sent
+      else if (sent === -EAGAIN) {
+        if (this.#isRevoked || !this.io.wait(socket, POLLOUT, wake, IDLE_MS)) return this.#revoked() ?? 'idle'
+      } else if (sent !== -EINTR) return 'gone'
+    }
+    return undefined
   }
 
   /** Before they are made, all of them; behind them where an epoch has moved. */
@@ -334,12 +303,13 @@ class Service {
   }
 
   #answerRead(request: Request, data: number) {
-    const { out } = this.server
+    const { out } = this.io
     const { offset, length } = request
     const counters = this.#counters
     counters[READS]!++
     counters[READ_BYTES]! += length
-    const mayBeSparse = out[data] === 0 || out[data + length - 1] === 0
+    // Of no more than two blocks, one that is zero is the first or the last.
+    const mayBeSparse = length > ZERO_BLOCK || out[data] === 0 || out[data + length - 1] === 0
     const runs =
       this.#replies.mode === 'simple' || (request.flags & Flag.DF) !== 0 || !mayBeSparse
         ? []
@@ -376,7 +346,7 @@ class Service {
     const at = this.#used
     this.#used += length
     this.#part(at, at + length)
-    return { into: this.server.out, at }
+    return { into: this.io.out, at }
   }
 
   #part(from: number, to: number) {
@@ -396,12 +366,12 @@ class Service {
     const parts = this.#parts
     for (let first = 0; first < this.#partCount;) {
       const left = parts.subarray(2 * first)
-      let sent = this.server.send(socket, left, this.#partCount - first)
+      let sent = this.io.send(socket, left, this.#partCount - first)
       if (sent === -EAGAIN) {
         // A client that does not read is closed after a while, which the main thread sees to, and keeps the thread from nobody meanwhile.
-        if (this.#isRevoked || !this.server.wait(socket, POLLOUT, wake, IDLE_MS)) {
+        if (this.#isRevoked || !this.io.wait(socket, POLLOUT, wake, IDLE_MS)) {
           for (let at = first; at < this.#partCount; at++)
-            this.#unsent.push(this.server.out.subarray(parts[2 * at], parts[2 * at + 1]))
+            this.#unsent.push(this.io.out.subarray(parts[2 * at], parts[2 * at + 1]))
           return this.#revoked() ?? 'idle'
         }
       } else if (sent < 0 && sent !== -EINTR) return 'gone'
@@ -422,14 +392,14 @@ class Service {
     const { socket, wake } = this.lent
     if (this.#start === this.#end) this.#start = this.#end = 0
     else if (IN - this.#end < 2 * LONGEST) {
-      this.server.in.copyWithin(0, this.#start, this.#end)
+      this.io.in.copyWithin(0, this.#start, this.#end)
       this.#end -= this.#start
       this.#start = 0
     }
-    let received = this.server.receive(socket, this.#end)
+    let received = this.io.receive(socket, this.#end)
     if (received === -EAGAIN && this.#mayAwait && Atomics.load(this.#lentToAll, 0) === 1) {
       for (const begun = performance.now(); received === -EAGAIN && performance.now() - begun < AWAITED_MS;)
-        received = this.server.receive(socket, this.#end)
+        received = this.io.receive(socket, this.#end)
       this.#mayAwait = false // until something came of it
     }
     if (received > 0) {
@@ -437,7 +407,7 @@ class Service {
       this.#counters[RECEIVED]! += received
       return undefined
     }
-    if (received === -EAGAIN) return this.server.wait(socket, POLLIN, wake, IDLE_MS) ? this.#revoked() : 'idle'
+    if (received === -EAGAIN) return this.io.wait(socket, POLLIN, wake, IDLE_MS) ? this.#revoked() : 'idle'
     return received === -EINTR ? undefined : 'gone'
   }
 

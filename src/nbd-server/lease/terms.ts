@@ -6,8 +6,10 @@ import type { SharedClusterMapTerms } from '../../block/shared-cluster-map.ts'
 import type { ReplyMode } from '../offer.ts'
 import { BOUNDS_MS, type Counts } from '../traffic.ts'
 
-/** Longer reads and writes are for the main thread, whose others may go on beside them. */
+/** Longer writes are for the main thread, whose others may go on beside them. */
 export const LONGEST = 64 << 10
+/** And so are longer reads. */
+export const LARGEST = 512 << 10
 
 type LentMarks = readonly { readonly terms: MarksTerms; readonly start: number }[]
 

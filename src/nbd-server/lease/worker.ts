@@ -2,11 +2,12 @@
 
 import { parentPort } from 'node:worker_threads'
 import { threadCalls } from '../../base/thread-calls.ts'
-import { Server } from './serve.ts'
+import { serve } from './serve.ts'
 import type { Lent } from './terms.ts'
+import { ThreadIo } from './thread-io.ts'
 
 const calls = await threadCalls()
-const server = calls && Server.make(calls)
-if (server) parentPort!.on('message', (lent: Lent) => parentPort!.postMessage(server.serve(lent)))
+const io = calls && ThreadIo.make(calls)
+if (io) parentPort!.on('message', (lent: Lent) => parentPort!.postMessage(serve(lent, io)))
 /** Whether it can be lent one at all; else it ends. */
-parentPort!.postMessage(server !== undefined)
+parentPort!.postMessage(io !== undefined)
