@@ -26,10 +26,10 @@ const faults = {
   ESHUTDOWN: ShuttingDown,
 } as const
 
-/** `what` is the file or node it happened to; `thrown` is what a system call of Node's threw, or just `{ code: 'ENOSPC' }`. */
-export function systemFault(what: string, thrown: unknown): Fault {
+/** `what` is the file or node it happened to, where it is to be said; `thrown` is what a system call of Node's threw, or just `{ code: 'ENOSPC' }`. */
+export function systemFault(what: string | undefined, thrown: unknown): Fault {
   if (thrown instanceof Fault) return thrown
   const nbdError = nbdErrorOf(thrown)
   const Class = nbdError in faults ? faults[nbdError as keyof typeof faults] : IoError
-  return new Class(`${what}: ${strerror(thrown)}`, { cause: thrown })
+  return new Class(what === undefined ? strerror(thrown) : `${what}: ${strerror(thrown)}`, { cause: thrown })
 }

@@ -233,11 +233,10 @@ export class GraphNode {
     return { ...own, allocated }
   }
 
-  /** A filter is of no format. */
+  /** What only the format below has is not this node's. */
   async #infoBelow(): Promise<NodeInfo> {
-    const filtered = filteredBy(this)
-    if (!filtered) return (await this.children.get('file')?.node.info()) ?? {}
-    const { clusterSize, dirty, snapshots } = await filtered.info()
+    const below = filteredBy(this) ?? this.children.get('file')?.node
+    const { clusterSize, dirty, snapshots } = (await below?.info()) ?? {}
     return { clusterSize, dirty, snapshots }
   }
 

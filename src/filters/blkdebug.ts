@@ -131,12 +131,12 @@ export const blkdebug: BlockDriver<BlkdebugOptions> = {
     },
   },
   reopens: true,
-  async open(options, { children, nodeName }) {
+  async open(options, { children }) {
     if (options.config !== undefined)
       throw new NotSupported("blkdebug: 'config' files are not read here; say the rules in 'inject-error' and 'set-state'")
     const never = [...(options['inject-error'] ?? []), ...(options['set-state'] ?? [])].find(({ event }) => !FAMILIAR.has(event))
     if (never) throw new NotSupported(`blkdebug: nothing here tells of '${never.event}'; there are ${[...FAMILIAR].join(', ')}`)
-    return new Blkdebug(children['image']!, options, limitsOf(options), nodeName)
+    return new Blkdebug(children['image']!, options, limitsOf(options))
   },
 }
 
@@ -183,7 +183,6 @@ class Blkdebug extends Passthrough {
     below: BlockIo,
     private readonly options: BlkdebugOptions,
     private readonly limits: Limits,
-    private readonly nodeName: string,
   ) {
     super(below)
     this.#rules = new Set(options['inject-error'])
@@ -261,7 +260,7 @@ class Blkdebug extends Passthrough {
       this.#rules.delete(rule)
       this.#awake = this.#awake.filter(other => other !== rule)
     }
-    throw systemFault(`${this.nodeName} (blkdebug)`, { code: codes.get(rule.errno) ?? 'EIO' })
+    throw systemFault(undefined, { code: codes.get(rule.errno) ?? 'EIO' })
   }
 }
 

@@ -79,7 +79,7 @@ export const failingCommits: readonly Scenario[] = [
       graph,
     ],
   },
-  ...(['ignore', 'stop'] as const).map((onError): Scenario => {
+  ...(['report', 'ignore', 'stop'] as const).map((onError): Scenario => {
     return {
       title: `images below the active one are committed, and one of them cannot be read once: ${onError}`,
       images,
