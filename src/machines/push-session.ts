@@ -35,8 +35,6 @@ export interface PushParts {
   readonly disks: readonly PushedDisk[]
   readonly graph: Graph
   readonly shared: SharedByPushes
-  /** Threads that it is going to use, which start already; it lets go of them in the end. */
-  readonly threads: AsyncDisposable
   /** Bytes a second that are read; 0: as fast as it goes. */
   readonly speed: number
   readonly log: Log
@@ -139,9 +137,10 @@ export class PushSession {
   async #run(): Promise<PushResult> {
     const { machine, time, consistency, disks, checkpoint, repository: wanted, graph, log, shared, speed } = this.parts
     const { memory, sealers } = shared
-    await using _threads = this.parts.threads
     const { signal } = this.#stop
     signal.throwIfAborted()
+    // Not before the instant, for which guests wait; they take as long to start as all that comes before the first byte.
+    await using _threads = sealers.wake()
     await using edges = new AsyncDisposableStack()
     const sources = disks.map(({ disk, freeze, changes }): PushDisk => {
       const { source, release } = freeze.read(`backup session '${this.name}'`)

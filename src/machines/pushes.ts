@@ -86,9 +86,6 @@ export class Pushes implements AsyncDisposable {
         `machine '${machine.name}' is being pushed to '${wanted}' already, by session '${running.name}'; wait for it, or abort it`,
       )
     const checkpoint = this.#newName(checkpoints, wanted)
-    // They take a while to start.
-    await using undo = new AsyncDisposableStack()
-    const threads = undo.use(this.#shared.sealers.wake())
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)
       return { disk, freeze, ...changesOf(disk, freeze, checkpoints, candidates(checkpoints, since)) }
@@ -102,7 +99,6 @@ export class Pushes implements AsyncDisposable {
     const taken = await takeInstant({ graph, machine, checkpoints, disks: instant, checkpoint, description, quiescing })
     const { time, consistency } = taken
     taken.undo.move()
-    undo.move()
     const session = new PushSession({
       name,
       machine,
@@ -115,7 +111,6 @@ export class Pushes implements AsyncDisposable {
       graph,
       log,
       shared: this.#shared,
-      threads,
       speed,
     })
     for (const { name } of before) this.#sessions.delete(name)

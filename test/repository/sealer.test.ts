@@ -1,0 +1,118 @@
+// The sealing threads: whatever is asked of them at once, each chunk gets its own id and a blob that opens to its bytes.
+
+import { hash, createHmac } from 'node:crypto'
+import t from 'tap'
+import { copyBytes } from '../../src/base/copy-bytes.ts'
+import { sharedMemory } from '../../src/base/shared-memory.ts'
+import { BlobType, decodeBlobHeader, ID, openBlob } from '../../src/repository/blob.ts'
+import { idFunction } from '../../src/repository/id-function.ts'
+import type { Sealer } from '../../src/repository/sealer.ts'
+import { SharedSealers } from '../../src/repository/shared-sealers.ts'
+import fc from '../helpers/property.ts'
+
+const KiB = 1024
+
+/** Bytes that are their own by `fill`, half of them so that they become smaller; 0: zeroes. */
+function bytesOf({ fill, length }: Chunk) {
+  const bytes = Buffer.alloc(length)
+  if (fill === 0) return bytes
+  for (let at = 0; at < length / 2; at += 32)
+    copyBytes(hash('sha256', `${fill} ${at}`, 'buffer').subarray(0, length - at), bytes, at)
+  return bytes.fill(fill, Math.ceil(length / 2))
+}
+
+interface Chunk {
+  readonly fill: number
+  readonly length: number
+}
+
+const key = hash('sha256', 'a key', 'buffer')
+const isSame = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0
+const must = (holds: boolean, what: string) => {
+  if (!holds) throw new Error(what)
+}
+
+/** In one of three ways; each says of every chunk what it is by. */
+async function work(sealer: Sealer, way: 'identify' | 'seal' | 'store', chunks: readonly Chunk[], encrypted: boolean) {
+  using slot = await sealer.take()
+  const plain = chunks.map(bytesOf)
+  const lengths = chunks.map(({ length }) => length)
+  let at = 0
+  for (const bytes of plain) {
+    copyBytes(bytes, slot.input, at)
+    at += bytes.length
+  }
+  const idKey = encrypted ? key : undefined
+  const idOf = idFunction(idKey)
+  const sealing = { type: BlobType.data, counter: 100, key: idKey }
+  const zero = chunks.map(({ fill }) => fill === 0)
+  const wanted = chunks.map(({ fill }) => fill % 2 === 1)
+  const zeroes = way === 'store' ? undefined : await slot.identifyEach(lengths, idKey)
+  if (zeroes)
+    must(
+      zero.every((is, number) => zeroes[number] === is),
+      'a chunk is zero, or is not, and the thread says otherwise',
+    )
+  const sealed =
+    way === 'store'
+      ? await slot.store(lengths, { ...sealing, idKey })
+      : way === 'seal'
+        ? await slot.seal(lengths, wanted, sealing)
+        : []
+  for (const [number, bytes] of plain.entries()) {
+    if (!zero[number]) must(isSame(slot.id(number), idOf(bytes)), 'an id is not of its chunk')
+    const blob = sealed[number]
+    must(
+      (blob !== undefined) === (way === 'store' ? !zero[number]! : way === 'seal' && wanted[number]!),
+      'a blob is missing, or too many',
+    )
+    if (!blob) continue
+    must(decodeBlobHeader(blob).counter === 100 + number, 'two blobs may have one counter')
+    must(isSame(openBlob(blob, { type: BlobType.data, id: idOf(bytes), key: idKey, idOf }), bytes), 'a blob opens to other bytes')
+  }
+}
+
+const chunk = (most: number) => fc.record({ fill: fc.nat(3), length: fc.integer({ min: 1, max: most }) })
+const piece = (most: number, count: number) =>
+  fc.record({
+    way: fc.constantFrom('identify' as const, 'seal' as const, 'store' as const),
+    chunks: fc.array(chunk(most), { minLength: 1, maxLength: count }),
+    encrypted: fc.boolean(),
+  })
+
+t.test('chunks that are sealed at once, by sealers that share threads, each get their own id and blob', async t => {
+  const sealers = new SharedSealers()
+  await using awake = sealers.wake()
+  t.ok(awake)
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(piece(64 * KiB, 16), { maxLength: 12 }),
+      fc.array(piece(2048 * KiB, 1), { maxLength: 4 }),
+      async (small, large) => {
+        // New ones each time, so that the threads get to know their memory by whatever comes first, and forget it.
+        await using one = sealers.use(64 * KiB)
+        await using other = sealers.use(2048 * KiB)
+        t.equal(one.sealer.together(64 * KiB), 16)
+        t.equal(other.sealer.together(2048 * KiB), 1)
+        await Promise.all([
+          ...small.map(({ way, chunks, encrypted }) => work(one.sealer, way, chunks, encrypted)),
+          ...large.map(({ way, chunks, encrypted }) => work(other.sealer, way, chunks, encrypted)),
+        ])
+      },
+    ),
+    { numRuns: 12 },
+  )
+  t.equal(idFunction(key)(Buffer.from('x')).length, ID)
+  t.ok(isSame(idFunction(key)(Buffer.from('x')), createHmac('sha256', key).update('x').digest()))
+})
+
+t.test('memory that threads share is as long as was asked for, all zeroes, and nobody else has it', async t => {
+  for (const length of [0, 1, 4096, (2 << 20) - 1, 2 << 20, (4 << 20) + 3]) {
+    const [one, other] = [sharedMemory(length), sharedMemory(length)]
+    t.equal(one.length, length)
+    t.ok(one.buffer instanceof SharedArrayBuffer)
+    t.ok(isSame(one, Buffer.alloc(length)))
+    one.fill(1)
+    t.ok(isSame(other, Buffer.alloc(length)))
+  }
+})
