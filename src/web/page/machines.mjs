@@ -5,6 +5,9 @@ import { plural, size, time } from './format.mjs'
 import { changedNow, heatMap, legend } from './heat.mjs'
 import { timeline } from './timeline.mjs'
 
+/** Of more machines what changed is shown when it is asked for. */
+const MANY = 6
+
 const sum = numbers => numbers.reduce((total, number) => total + number, 0)
 
 function factsOf({ disks, checkpoints, older }) {
@@ -29,7 +32,7 @@ function lastPoint(machine, repositories) {
   )
 }
 
-function article(machine, repositories) {
+function article(machine, repositories, { isMany }) {
   const { name, disks, frozen } = machine
   const key = `machine ${name}`
   return el(
@@ -62,14 +65,17 @@ function article(machine, repositories) {
       ],
       rows: disks,
     }),
-    disks.map(disk =>
-      el(
-        'details',
-        { class: 'heat', 'data-key': `heat ${name}/${disk.name}`, open: disks.length <= 3 },
-        el('summary', {}, `What changed on ${disk.name}`),
-        heatMap(machine, disk),
+    // Where nobody has asked yet what changes, the sentence above says so.
+    disks
+      .filter(({ heat }) => heat.rows.length > 0)
+      .map(disk =>
+        el(
+          'details',
+          { class: 'heat', 'data-key': `heat ${name}/${disk.name}`, open: disks.length <= 3 && !isMany },
+          el('summary', {}, `What changed on ${disk.name}`),
+          heatMap(machine, disk),
+        ),
       ),
-    ),
   )
 }
 
@@ -77,7 +83,7 @@ export function machines({ machines, repositories, more }) {
   if (machines.length === 0)
     return el('p', { class: 'none' }, 'The configuration has no machines; docs/configuration.md says how one is written down.')
   return [
-    machines.map(machine => article(machine, repositories)),
+    machines.map(machine => article(machine, repositories, { isMany: machines.length > MANY })),
     machines.some(({ disks }) => disks.some(({ heat }) => heat.rows.length > 0)) ? legend() : [],
     more.machines > 0
       ? el('p', { class: 'quiet' }, `and ${plural(more.machines, 'machine')} more, which stillpoint status shows`)
