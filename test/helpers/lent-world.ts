@@ -275,7 +275,7 @@ export class Host {
     const { source, release } = freeze.read('a backup')
     const read = Buffer.alloc(size)
     // What is copied or released meanwhile is for threads again.
-    for (let from = 0, pause = 4; pause < 40 && !freeze.broken; from += 3 * VIEWED, pause *= 2) {
+    for (let from = 0, pause = 4; pause < 20 && !freeze.broken; from += 3 * VIEWED, pause *= 2) {
       await turns(pause)
       await source.read(from, read.subarray(from))
       if (!read.subarray(from).equals(instant!.subarray(from))) throw new Error('the frozen view has moved')
