@@ -66,6 +66,8 @@ export class GraphNode {
   readonly bitmaps: BitmapSet
   /** Added by name, and stays until it is deleted by name; other nodes go with the last of their parents. */
   owned = false
+  /** Its image has got another name for what is behind it since it was opened. */
+  isBackingRenamed = false
   /** The kinds of jobs that work on it now. What would get in their way is refused. */
   readonly jobs = new Set<string>()
   #opening: Opening
@@ -378,6 +380,7 @@ export class GraphNode {
   async changeBackingFile(filename: string | undefined, format?: string) {
     if (!this.#node.changeBackingFile) throw new NotSupported('Operation not supported')
     await this.#node.changeBackingFile(filename, format)
+    this.isBackingRenamed = true
   }
 
   // To be open in another way (reopen.ts).

@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ciphers, hashes, ivs } from '../drivers/luks/algorithms.ts'
-import { backingPath, filenameOf } from './node-filename.ts'
+import { backingPath, shownName } from './node-filename.ts'
 import { int64, uint32 } from './qapi-type.ts'
 
 /** QMP's ImageInfoSpecific. */
@@ -118,11 +118,11 @@ export async function describeNode(
   const image = await describeImage(node, flat)
   const bitmaps = Array.from(node.bitmaps, bitmap => bitmap.info())
   return {
-    file: await filenameOf(node),
+    file: await shownName(node),
     'node-name': node.name,
     ro: node.readOnly,
     drv: node.driver.name,
-    backing_file: behind && (await filenameOf(behind)),
+    backing_file: behind && (await shownName(behind)),
     backing_file_depth: flat ? 0 : depthOf(node),
     active: true,
     encrypted: image.encrypted === true,
@@ -139,7 +139,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
   const behind = node.filteredOrBacking
   const { allocated, dirty, clusterSize, encrypted, compressed, backing, snapshots, formatSpecific } = await node.info()
   return {
-    filename: await filenameOf(node),
+    filename: await shownName(node),
     format: node.driver.name,
     'virtual-size': node.size,
     'actual-size': allocated,

@@ -28,8 +28,16 @@ const WEAK = new Set([
   'prealloc-size',
 ])
 
-export async function filenameOf(node: GraphNode): Promise<string> {
-  return (await exactFilename(node)) ?? `json:${toText(await fullOptions(node))}`
+/** By which it is found again. */
+export const filenameOf = (node: GraphNode): Promise<string> => nameOf(node, false)
+
+/**
+ * As QEMU shows it: whoever has opened an image behind another one by himself is told so, unless the image above has its name to the letter.
+ */
+export const shownName = (node: GraphNode): Promise<string> => nameOf(node, true)
+
+async function nameOf(node: GraphNode, shown: boolean): Promise<string> {
+  return (await exactFilename(node, shown)) ?? `json:${toText(await fullOptions(node, shown))}`
 }
 
 /** The path of the image behind this one, as this one names it: relative to its own folder. */
@@ -40,23 +48,25 @@ export function backingPath(node: GraphNode, { filename }: NonNullable<NodeInfo[
     : join(dirname(own), filename)
 }
 
-async function exactFilename(node: GraphNode): Promise<string | undefined> {
+async function exactFilename(node: GraphNode, shown: boolean): Promise<string | undefined> {
   if (node.ownFilename !== undefined) return node.ownFilename
   const below = node.children.get('file')
   if (!below) return undefined
-  if (TRANSPARENT.has(node.driver.name)) return exactFilename(below.node)
+  if (TRANSPARENT.has(node.driver.name)) return exactFilename(below.node, shown)
   // A format over a plain file. What is over another format, or is a filter, has no name by which it would be opened.
   const isPlain = node.driver.children['file']!.role === 'data' && Object.keys(strongOptions(node)).length === 0
-  if (!isPlain || below.node.children.size > 0 || (await isBackingOverridden(node))) return undefined
+  if (!isPlain || below.node.children.size > 0 || (await isBackingOverridden(node, shown))) return undefined
   return below.node.ownFilename
 }
 
 /** The image names another one behind it than it was opened with. */
-async function isBackingOverridden(node: GraphNode): Promise<boolean> {
+async function isBackingOverridden(node: GraphNode, shown: boolean): Promise<boolean> {
   if (!node.driver.children['backing']) return false
   const { backing: named } = await node.info()
   const behind = node.children.get('backing')?.node
-  return (named && backingPath(node, named)) !== (behind && (await filenameOf(behind)))
+  const toTheLetter = shown && 'backing' in node.options && !node.isBackingRenamed
+  const name = named && (toTheLetter ? named.filename : backingPath(node, named))
+  return name !== (behind && (await nameOf(behind, shown)))
 }
 
 const strongOptions = ({ options, driver }: GraphNode) =>
@@ -64,10 +74,11 @@ const strongOptions = ({ options, driver }: GraphNode) =>
     Object.entries(options).filter(([name]) => !genericNames.has(name) && !(name in driver.children) && !WEAK.has(name)),
   )
 
-async function fullOptions(node: GraphNode): Promise<object> {
+async function fullOptions(node: GraphNode, shown: boolean): Promise<object> {
   const children: Record<string, object | null> = {}
-  const overridden = await isBackingOverridden(node)
-  for (const [name, edge] of node.children) if (name !== 'backing' || overridden) children[name] = await fullOptions(edge.node)
+  const overridden = await isBackingOverridden(node, shown)
+  for (const [name, edge] of node.children)
+    if (name !== 'backing' || overridden) children[name] = await fullOptions(edge.node, shown)
   if (overridden) children['backing'] ??= null
   return { driver: node.driver.name, ...flat(strongOptions(node)), ...children }
 }

@@ -8,7 +8,7 @@ export const nodes: readonly Scenario[] = [
     images: {
       'a.raw': { size: '4M', seed: 1 },
       'b.raw': { size: '1M' },
-      'c.qcow2': { size: '1M', format: 'qcow2' },
+      'c.qcow2': { size: '1M', format: 'qcow2', backing: 'b.raw' },
     },
     steps: [
       qmp('query-named-block-nodes'),
@@ -16,7 +16,7 @@ export const nodes: readonly Scenario[] = [
       qmp('blockdev-add', { driver: 'raw', 'node-name': 'disk', file: 'file' }),
       open('other', 'b.raw', { 'read-only': true, cache: { 'no-flush': true }, 'detect-zeroes': 'on' }),
       qmp('blockdev-add', { driver: 'raw', 'node-name': 'window', file: 'disk', offset: 65536, size: 1048576 }),
-      open('image', 'c.qcow2'),
+      open('image', 'c.qcow2', { backing: 'other' }),
       qmp('blockdev-add', { driver: 'raw', 'node-name': 'over', file: 'image' }),
       qmp('query-named-block-nodes'),
       qmp('query-named-block-nodes', { flat: true }),
