@@ -65,6 +65,20 @@ const ofItsJob = {
   because: 'what a backup is written to is written by nobody else; QEMU lets guests',
 }
 
+const byItsName = {
+  ours: { error: { desc: /^Invalid job ID/ } },
+  because:
+    'an image is found by the name that the one above has for it; QEMU finds none of a chain that was put together from nodes',
+}
+const downTo = {
+  ours: { error: { desc: /^Invalid job ID/ } },
+  because: 'a stream down to an image takes the name of its backing file; QEMU takes that for the stream of an entire chain',
+}
+const allocatedZeroes = {
+  ours: { stdout: { 0: { length: 65536, type: 2 } } },
+  because: 'a cluster that is allocated and reads as zeroes is zero, and no hole',
+}
+
 export const oddRequests: readonly Scenario[] = [
   {
     title: 'snapshots that do not go together, or would leave a guest where it cannot write',
@@ -184,6 +198,12 @@ export const oddRequests: readonly Scenario[] = [
       guest('thr', 'write -P 1 512k 128k'),
       ...['thr', 'top'].map(name => stream({ 'base-node': name })),
       stream({ base: 'nope' }),
+      // With an id that is none, so that there is no job: that is looked at last.
+      { ...stream({ base: 'base.qcow2', 'job-id': '1j' }), differs: byItsName },
+      { ...stream({ device: 'top', bottom: 'mid', 'backing-file': 'base.qcow2', 'job-id': '1j' }), differs: downTo },
+      guest('thr', 'write -P 1 0 64k', 'write -z 0 64k'),
+      map('thr', 'base:allocation', { differs: allocatedZeroes }),
+      guest('thr', 'write -P 1 0 64k'),
       stream({ device: 'top', 'base-node': 'thr' }),
       stream({ device: 'top', bottom: 'thr' }),
       qmp('block-commit', { 'job-id': 'j', device: 'top', 'top-node': 'thr', 'base-node': 'base' }),
