@@ -7,5 +7,5 @@ import { S3Target } from './s3-target.ts'
 export const plugin: TargetPlugin<S3Options> = {
   name: 's3',
   options: s3Options,
-  open: (options, { log }) => S3Target.open(options, log),
+  open: (options, { log, signal }) => S3Target.open(options, log, undefined, signal),
 }

@@ -64,13 +64,13 @@ export class S3Target implements Target {
   ) {}
 
   /** Makes sure that the store answers, trusts us and has the bucket: one listing of at most one key. */
-  static async open(options: S3Options, log: Log, surroundings?: Surroundings): Promise<S3Target> {
+  static async open(options: S3Options, log: Log, surroundings?: Surroundings, signal?: AbortSignal): Promise<S3Target> {
     const { endpoint, bucket, prefix, ca, retry } = options
     const trusted = ca === undefined ? undefined : await readFile(ca, 'utf8').catch(failed(ca))
     await using opening = new AsyncDisposableStack()
     const client = opening.use(await S3Client.create(options, log, trusted, surroundings))
     const target = new S3Target(`${endpoint.replace(/\/$/, '')}/${bucket}/${prefix}`, client)
-    await target.#page('', undefined, { pageSize: 1, retryMs: Math.min(OPEN_RETRY_MS, retry) })
+    await target.#page('', undefined, { pageSize: 1, retryMs: Math.min(OPEN_RETRY_MS, retry), signal })
     opening.move()
     return target
   }

@@ -147,7 +147,7 @@ export class PushSession {
       edges.defer(() => graph.detach(source))
       return { name: disk.name, source, changes, checkpoint, release }
     })
-    await using place = await openPlace(wanted.name, wanted.settings, log)
+    await using place = await openPlace(wanted.name, wanted.settings, log, signal)
     const repository = await openRepository(place, signal)
     using share = await memory.take()
     const { memory: bytes, packSize } = share

@@ -14,13 +14,18 @@ export interface Place extends AsyncDisposable {
   readonly warn?: (message: string) => void
 }
 
-/** Whether or not there is a repository yet. */
-export async function openPlace(name: string, { target: settings, key }: RepositorySettings, log: Log): Promise<Place> {
+/** Whether or not there is a repository yet. The signal ends the opening: a store may not answer. */
+export async function openPlace(
+  name: string,
+  { target: settings, key }: RepositorySettings,
+  log: Log,
+  signal?: AbortSignal,
+): Promise<Place> {
   const passphrase = key === undefined ? undefined : await readSecret(key, `repositories.${name}.encryption.key`)
   const where = `repositories.${name}`
   let target: Target
   try {
-    target = await openTarget(settings, { log }, where)
+    target = await openTarget(settings, { log, signal }, where)
   } catch (error) {
     // What the plugin says does not know how it is called here.
     if (error instanceof BadSettings && !error.message.includes(where)) error.message = `${where}: ${error.message}`

@@ -18,6 +18,8 @@ export * from '../repository/target.ts'
 
 export interface TargetContext {
   readonly log: Log
+  /** Ends the opening, and nothing later. */
+  readonly signal?: AbortSignal | undefined
 }
 
 export interface TargetPlugin<Options = never> {

@@ -111,7 +111,7 @@ export class BackupWorker implements Worker {
   async retain({ repository: name, keep }: ScheduleSettings, machines: readonly string[], signal: AbortSignal) {
     const settings = name === undefined ? undefined : this.context.repositories[name]
     if (name === undefined || keep === undefined || settings === undefined) return undefined
-    await using place = await openPlace(name, settings, this.context.log)
+    await using place = await openPlace(name, settings, this.context.log, signal)
     const repository = await openRepository(place, signal)
     const decisions = []
     for (const machine of machines) decisions.push(...(await prune(repository, machine, keep, { signal })))

@@ -127,7 +127,7 @@ export class RepositorySurvey implements AsyncDisposable {
 }
 
 async function look(name: string, { settings, manifests }: Known, log: Log, signal: AbortSignal): Promise<Holding> {
-  await using place = await openPlace(name, settings, log)
+  await using place = await openPlace(name, settings, log, signal)
   const repository = await openRepository(place, signal)
   const { target, file } = repository
   let [packs, bytes] = [0, 0]

@@ -1,5 +1,7 @@
 // The loader of push targets: ours and other people's, and what it says when they are wrong.
 
+import { once } from 'node:events'
+import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { readFileSync, writeFileSync } from 'node:fs'
 import t from 'tap'
 import { createLog } from '../../src/base/log.ts'
@@ -7,6 +9,7 @@ import { BadSettings } from '../../src/base/errors.ts'
 import { loadPlugin, openTarget } from '../../src/push/target.ts'
 import { MemoryStore, MemoryTarget } from '../helpers/memory-target.ts'
 import { targetSuite } from '../helpers/target-suite.ts'
+import { settingsFor } from '../helpers/s3.ts'
 
 const store = new MemoryStore()
 
@@ -49,4 +52,23 @@ t.test('what is wrong with a plugin or its options is said with the place', asyn
   await t.rejects(loadPlugin(`${folder}/other.mjs`, 'x'), { message: /is no push target/ })
   await t.rejects(loadPlugin(`${folder}/broken.mjs`, 'x'), { message: /does not load: ouch/ })
   await t.rejects(loadPlugin('yaml', 'x'), BadSettings)
+})
+
+t.test('a store that does not answer is not waited for by who calls it off', async t => {
+  const sockets = new Set<Socket>()
+  const store = createServer(socket => sockets.add(socket.on('error', () => socket.destroy()).resume())).listen(0, '127.0.0.1')
+  t.teardown(() => {
+    store.close()
+    for (const socket of sockets) socket.destroy()
+  })
+  await once(store, 'listening')
+  const endpoint = `http://127.0.0.1:${(store.address() as AddressInfo).port}`
+  const calledOff = new AbortController()
+  const opening = openTarget(
+    { plugin: 's3', ...settingsFor(endpoint, 'bucket', { timeout: '10m' }) },
+    { log: createLog('silent'), signal: calledOff.signal },
+  )
+  await once(store, 'connection')
+  calledOff.abort(new Error('the daemon stopped'))
+  await t.rejects(opening, /the daemon stopped/)
 })
