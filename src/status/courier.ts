@@ -9,10 +9,17 @@ import type { Courier, Notice } from './notifier.ts'
 class NotDelivered extends Fault {}
 
 export const courier: Courier = {
-  async deliver(notice, { exec, webhook, timeoutMs }) {
+  async deliver(notice, { exec, webhook, timeoutMs }, signal) {
     if (exec)
-      await runCommand({ what: `the command that tells of '${notice.event}'`, command: exec, env: variables(notice), timeoutMs })
-    if (webhook !== undefined) await post(notice, webhook, timeoutMs)
+      await runCommand({
+        what: `the command that tells of '${notice.event}'`,
+        command: exec,
+        env: variables(notice),
+        timeoutMs,
+        signal,
+      })
+    const limit = AbortSignal.timeout(timeoutMs)
+    if (webhook !== undefined) await post(notice, webhook, signal ? AbortSignal.any([limit, signal]) : limit)
   },
 }
 
@@ -28,7 +35,7 @@ const variables = ({ event, schedule, machines, message, time, host, outcome = '
   STILLPOINT_RUN: run === undefined ? '' : String(run),
 })
 
-async function post(notice: Notice, where: NonNullable<NotifySettings['webhook']>, timeoutMs: number) {
+async function post(notice: Notice, where: NonNullable<NotifySettings['webhook']>, signal: AbortSignal) {
   // The address may hold a secret, and is not repeated.
   const url = isReference(where) ? await readSecret(where, 'notify.webhook') : where
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol))
@@ -42,7 +49,7 @@ async function post(notice: Notice, where: NonNullable<NotifySettings['webhook']
       method: 'POST',
       headers: { 'content-type': 'application/json', 'user-agent': 'stillpoint' },
       body: JSON.stringify({ ...notice, text }),
-      signal: AbortSignal.timeout(timeoutMs),
+      signal,
     })
     status = statusCode
     await body.dump({ limit: 65_536 })

@@ -23,7 +23,8 @@ export interface Notice {
 
 /** Who takes it to where it is read. */
 export interface Courier {
-  deliver(notice: Notice, to: NotifySettings): Promise<void>
+  /** The signal says that nobody can wait any longer. */
+  deliver(notice: Notice, to: NotifySettings, signal?: AbortSignal): Promise<void>
 }
 
 const told = z.strictObject({
@@ -45,14 +46,20 @@ export interface NotifierContext {
   readonly settings: () => readonly NotifySettings[]
   /** Each time after so long it is tried again; then it is given up, and the log says so. Default: after 5 s and after a minute. */
   readonly retriesMs?: readonly number[]
+  /** What a daemon that stops gives to what is on its way, whatever its own time-out. Default: 10 s. */
+  readonly momentMs?: number
   readonly schedules: () => readonly { readonly settings: ScheduleSettings; readonly good: Readonly<Record<string, string>> }[]
 }
 
 const RETRIES_MS = [5000, 60_000]
 const CHECK_MS = 60_000
+/** Of the 90 s that systemd gives to all of a stop. */
+const MOMENT_MS = 10_000
 
 export class Notifier implements AsyncDisposable {
   readonly #stop = new AbortController()
+  /** Nobody waits any longer. */
+  readonly #end = new AbortController()
   readonly #under = new Set<Promise<void>>()
   #turn: Promise<void> = Promise.resolve()
   #timer: NodeJS.Timeout | undefined
@@ -110,8 +117,10 @@ export class Notifier implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     clearInterval(this.#timer)
     this.#stop.abort()
+    const late = setTimeout(() => this.#end.abort(), this.context.momentMs ?? MOMENT_MS)
     await this.#turn
     await Promise.all(this.#under)
+    clearTimeout(late)
   }
 
   #ended({ name, machines }: ScheduleSettings, { outcome, reason, id }: Run): Promise<void> {
@@ -163,7 +172,7 @@ export class Notifier implements AsyncDisposable {
     const { log, courier, retriesMs = RETRIES_MS } = this.context
     for (let attempt = 0; ; attempt++) {
       try {
-        return await courier.deliver(notice, to)
+        return await courier.deliver(notice, to, this.#end.signal)
       } catch (error) {
         const fields = { event: notice.event, schedule: notice.schedule, err: error }
         const pause = retriesMs[attempt]

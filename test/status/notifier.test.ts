@@ -1,9 +1,9 @@
 // Notifications: what is told, to whom, and how often; over restarts too.
 
 import { once } from 'node:events'
-import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { setImmediate as turn } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -270,6 +270,35 @@ t.test('a web server that refuses is told again, and what it never took is count
   t.same(new Set(mended.bodies).size, 1, 'with the same each time')
   t.match(JSON.parse(mended.bodies[2]!), { event: 'failed', message: 'db: on fire' })
   t.equal(daemon.notifier!.failed, 1)
+})
+
+t.test('a daemon that stops does not wait for whoever takes no notice, however long that may take by itself', async t => {
+  const sockets = new Set<Socket>()
+  const silent = createTcpServer(socket => sockets.add(socket.on('error', () => socket.destroy()).resume())).listen(
+    0,
+    '127.0.0.1',
+  )
+  t.teardown(() => {
+    silent.close()
+    for (const socket of sockets) socket.destroy()
+  })
+  await once(silent, 'listening')
+  const begun = join(t.testdir(), 'begun')
+  const patient = { ...everything, timeoutMs: 86_400_000 }
+  const webhook = `http://127.0.0.1:${(silent.address() as AddressInfo).port}/hook`
+  const exec = ['/bin/sh', '-c', `: > ${begun}; sleep 86400`] as const
+  const settings = [
+    { ...patient, webhook },
+    { ...patient, exec },
+  ]
+  const daemon = world(settings, { courier, momentMs: 1 })
+  await daemon.start()
+  const connected = once(silent, 'connection')
+  await daemon.ended('failed', 'db: on fire')
+  await connected
+  while (!existsSync(begun)) await turn()
+  await daemon.notifier![Symbol.asyncDispose]()
+  t.equal(daemon.notifier!.failed, 2)
 })
 
 t.test('a daemon that stops tries what has not arrived once more, and does not wait for the next time', async t => {

@@ -25,10 +25,12 @@ export interface CommandToRun {
   readonly command: readonly string[]
   readonly env: Readonly<Record<string, string>>
   readonly timeoutMs: number
+  /** Ends it before its time is up. */
+  readonly signal?: AbortSignal | undefined
 }
 
 /** @throws CommandFailed when it cannot be started, says that it failed, or takes longer than it may: then it and what it has started is ended */
-export async function runCommand({ what, command, env, timeoutMs }: CommandToRun): Promise<void> {
+export async function runCommand({ what, command, env, timeoutMs, signal: end }: CommandToRun): Promise<void> {
   const [program = '', ...args] = command
   const inherited = INHERITED.flatMap(name => (process.env[name] === undefined ? [] : [[name, process.env[name]] as const]))
   const child = spawn(program, args, {
@@ -42,13 +44,14 @@ export async function runCommand({ what, command, env, timeoutMs }: CommandToRun
     stream.setEncoding('utf8').on('data', (text: string) => (said = (said + text).slice(-MAX_SAID)))
   let exit: [number | null, string | null] | undefined
   try {
-    exit = await atMost(timeoutMs, once(child, 'exit') as Promise<[number | null, string | null]>)
+    exit = await atMost(timeoutMs, once(child, 'exit') as Promise<[number | null, string | null]>, end)
   } catch (error) {
     throw new CommandFailed(`${what} cannot be run: ${program}: ${strerror(error)}`, { cause: error })
   }
   if (!exit) {
     await endGroup(child)
-    throw new CommandFailed(`${what} did not end within ${timeoutMs / 1000} s, and was ended${quoted(said)}`)
+    const late = end?.aborted ? 'before the daemon' : `within ${timeoutMs / 1000} s`
+    throw new CommandFailed(`${what} did not end ${late}, and was ended${quoted(said)}`)
   }
   const [code, signal] = exit
   if (code === 0) return
@@ -61,12 +64,17 @@ const quoted = (said: string) => {
   return text === '' ? '' : `: ${text}`
 }
 
-/** Undefined when it takes longer; no timer stays behind. */
-async function atMost<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
+/** Undefined when it takes longer, or when nobody can wait any longer; no timer stays behind. */
+async function atMost<T>(ms: number, promise: Promise<T>, end?: AbortSignal): Promise<T | undefined> {
   const waiting = new AbortController()
+  const ended = Promise.withResolvers<undefined>()
+  const tell = () => ended.resolve(undefined)
+  end?.addEventListener('abort', tell)
+  if (end?.aborted) tell()
   try {
-    return await Promise.race([promise, sleep(ms, undefined, { signal: waiting.signal })])
+    return await Promise.race([promise, sleep(ms, undefined, { signal: waiting.signal }), ended.promise])
   } finally {
+    end?.removeEventListener('abort', tell)
     waiting.abort()
   }
 }
