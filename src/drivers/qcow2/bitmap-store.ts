@@ -77,10 +77,12 @@ export class Qcow2BitmapStore implements BitmapStore {
   }
 
   async reserve(recording: readonly BitmapShape[], once: readonly BitmapShape[] = []) {
-    await this.image.bitmapTurn(() => this.#spare.fillTo(this.#wanted(recording, once)))
-    this.#recording = recording
-    this.#once = once
-    this.#trim()
+    await this.image.bitmapTurn(async () => {
+      await this.#spare.fillTo(this.#wanted(recording, once))
+      this.#recording = recording
+      this.#once = once
+      this.#trim()
+    })
   }
 
   async store(change: BitmapsChange) {
@@ -99,7 +101,7 @@ export class Qcow2BitmapStore implements BitmapStore {
       this.#entries.set(name, entryBytes(name))
       this.#clusters.set(name, count)
     }
-    this.#trim()
+    await this.image.bitmapTurn(async () => this.#trim())
   }
 
   async markInUse(names: readonly string[], session: Session | undefined) {
@@ -107,6 +109,7 @@ export class Qcow2BitmapStore implements BitmapStore {
     await markInUse(this.image, ({ name }) => which.has(name), session && { ...session, size: this.image.size })
   }
 
+  /** In a turn of its own: what a snapshot counts does not change meanwhile. */
   #trim() {
     this.#spare.trimTo(this.#wanted(this.#recording, this.#once))
   }

@@ -5,7 +5,8 @@
 // out otherwise is copied too. When all of it is durable one sector, the header's first, makes it the image.
 //
 // Whatever needs room takes it beforehand, with the old counts; from `begin` on nothing is allocated. What the new image does not use any more
-// keeps its last count until the header is written, and is given back then: if that fails, the old image still has it. Nothing else is in flight.
+// keeps its last count until the header is written, and is given back then: if that fails, the old image still has it. Nothing else is in flight: no
+// guest writes, and it has the turn of those who store bitmaps (Image.bitmapTurn).
 
 import { strict as assert } from 'node:assert'
 import { alignUp } from '../../base/ranges.ts'

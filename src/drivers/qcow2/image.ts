@@ -188,7 +188,10 @@ export class Image {
     return error
   }
 
-  /** What changes the bitmap directory does so one at a time. */
+  /**
+   * What changes the bitmap directory does so one at a time, and so does what changes counts all at once (count-change.ts): bitmaps are stored, and space
+   * for them is set aside, while no guest writes.
+   */
   bitmapTurn<T>(work: () => Promise<T>): Promise<T> {
     const turn = this.#bitmapTurn.then(work, work)
     this.#bitmapTurn = turn

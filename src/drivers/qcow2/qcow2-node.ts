@@ -174,12 +174,12 @@ export class Qcow2Node implements BlockNode {
     create: async (name, date) => {
       this.image.checkUndamaged()
       using _alone = await this.image.loans.callBack()
-      return describeSnapshot(await createSnapshot(this.image, { name, date }))
+      return await this.image.bitmapTurn(async () => describeSnapshot(await createSnapshot(this.image, { name, date })))
     },
     delete: async id => {
       this.image.checkUndamaged()
       using _alone = await this.image.loans.callBack()
-      await deleteSnapshot(this.image, id)
+      await this.image.bitmapTurn(() => deleteSnapshot(this.image, id))
     },
   }
 
