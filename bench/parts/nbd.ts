@@ -14,7 +14,10 @@ import { daemonOptions, servers, startProgram } from '../servers.ts'
 
 const KiB = 1024
 const MiB = 2 ** 20
-const SIZE = 256 * MiB
+/** Large enough that a copy of it takes several times what its client takes to start. */
+const SIZE = 1024 * MiB
+/** Of it, what small requests go to. */
+const BUSY = 256 * MiB
 /** What 100 ticks of a process's times in /proc are (proc(5)): USER_HZ is 100 on all that we run on. */
 const TICKS = 100
 
@@ -116,7 +119,7 @@ const copy =
 const load =
   (what: Omit<Load, 'size' | 'seconds'>): Work =>
   async uri => {
-    const { iops, count } = await fioResult(uri, { ...what, size: SIZE, seconds: 1 })
+    const { iops, count } = await fioResult(uri, { ...what, size: BUSY, seconds: 1 })
     return { rate: iops, count }
   }
 
