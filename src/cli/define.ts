@@ -1,7 +1,7 @@
 // How a command of the command line is defined: a noun with its verbs, or a verb alone. Help, the reference page, the man page and the
 // completion are made from these definitions.
 
-import { Argument, Option, type Command } from 'commander'
+import { Argument, CommanderError, Option, type Command } from 'commander'
 import { failureOfUsage } from './failure.ts'
 import { fallbackSocket } from './socket.ts'
 
@@ -30,6 +30,8 @@ interface Definition<Arguments, Options> {
   readonly namesDaemon?: boolean
   /** Its last argument may be a size with a sign, as in `-1G`, which is no option. */
   readonly signedSize?: boolean
+  /** What a mistake in the call ends with, where whoever runs it takes the usual 2 for something else. */
+  readonly misuseCode?: number
   /** Returns the exit code, where it is not 0. */
   run(call: Call<Arguments, Options>): Promise<number | void>
 }
@@ -91,6 +93,11 @@ export function addVerb(parent: Command, definition: Verb) {
   for (const [flags, description] of Object.entries(declared)) command.addArgument(new Argument(flags, description))
   for (const option of optionsOf(definition)) command.addOption(option)
   command.addHelpText('after', examplesText(examples))
+  const { misuseCode } = definition
+  if (misuseCode !== undefined)
+    command.exitOverride(error => {
+      throw error.exitCode === 1 ? new CommanderError(misuseCode, error.code, error.message) : error
+    })
   if (definition.signedSize) command.allowUnknownOption().allowExcessArguments()
   command.action(async () => {
     const given = command.args

@@ -13,8 +13,8 @@ const toStderr = (text: string): void => void process.stderr.write(text)
 
 /** Writes what there is to say, and returns the exit code. */
 export function tellFailure(error: unknown, write = toStderr): number {
-  // Commander has said what it has to say; what it calls 1 is a mistake in the call.
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitCodes.usage
+  // Commander has said what it has to say; what it calls 1 is a mistake in the call. Another number is a command's own (Definition.misuseCode).
+  if (error instanceof CommanderError) return error.exitCode === 1 ? exitCodes.usage : error.exitCode
   const debug = process.env['STILLPOINT_DEBUG'] === '1'
   const fault = faultIn(error)
   if (fault) {

@@ -337,4 +337,13 @@ t.test('monitor tells each state in a line, with the exit code of a plugin', asy
     t.match([told.code, told.stdout, told.stderr], [code, line, /^$/], `${JSON.stringify(Object.keys(what))} ${options}`)
     t.equal(told.stdout.split('\n').length, 2, 'one line')
   }
+  for (const misuse of [['--no-such'], ['--warning', 'soon'], ['nightly']]) {
+    const { code, stderr } = await program.run('monitor', ...misuse)
+    t.match(
+      [code, stderr],
+      [3, /See: stillpoint monitor --help/],
+      `${misuse.join(' ')}: a plugin that cannot say is not CRITICAL`,
+    )
+  }
+  t.equal((await program.run('monitor', '--help')).code, 0)
 })

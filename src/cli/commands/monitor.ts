@@ -30,7 +30,7 @@ export const monitor = verb<object, Options>({
   name: 'monitor',
   summary: 'say in a line whether all is well, as a plugin of Nagios',
   details:
-    'Exit codes are those of such plugins: 0 OK; 1 WARNING; 2 CRITICAL; 3 UNKNOWN. Critical: no daemon answers, the last run of a schedule has failed, or its newest good backup is older than its stale-after, or than --critical. Warning: the last run has a warning, or was interrupted and not begun again, nothing good has been made yet or it is older than --warning, a session is broken, scratch space is filling up, the configuration is not in force. Unknown: there is no such schedule.',
+    'Exit codes are those of such plugins: 0 OK; 1 WARNING; 2 CRITICAL; 3 UNKNOWN. Critical: no daemon answers, the last run of a schedule has failed, or its newest good backup is older than its stale-after, or than --critical. Warning: the last run has a warning, or was interrupted and not begun again, nothing good has been made yet or it is older than --warning, a session is broken, scratch space is filling up, the configuration is not in force. Unknown: there is no such schedule, or the call makes no sense.',
   options: [
     new Option('--schedule <name>', 'only this one'),
     new Option('--warning <time>', 'warn where the newest good backup is older').argParser(seconds),
@@ -40,6 +40,7 @@ export const monitor = verb<object, Options>({
     ['stillpoint monitor', 'a check command as it is'],
     ['stillpoint monitor --schedule nightly --warning 26h --critical 50h', 'one schedule, with limits of its own'],
   ],
+  misuseCode: codes.UNKNOWN,
   async run({ options, json, socket }) {
     const { findings, ages } = await examine(options, socket)
     const state =
