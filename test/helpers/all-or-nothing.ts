@@ -2,8 +2,9 @@
 // then: after a restart all of it is there or nothing, the disks read as they were written, and the checkpoints know of every change.
 
 import { watchFiles, systemError, type FileChange } from './file-changes.ts'
-import { cpSync, rmSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { cp, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { NbdClient } from 'nbd-client-ts'
@@ -221,16 +222,26 @@ machines: { ${machines.join(', ')} }
 
 /**
  * As it is at this moment. Nothing new is begun meanwhile, but what was begun on other threads may end, such as a rename: then it is looked at
- * again.
+ * again. Or a file becomes shorter, and Node's own copying would ask for the rest of it for ever.
  */
 function copyNow(folder: string, to: string) {
   for (let attempts = 1; ; attempts++) {
     try {
-      return cpSync(folder, to, { recursive: true, filter: source => !source.endsWith('.sock') })
+      return copyFolder(folder, to)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || attempts === 100) throw error
       rmSync(to, { recursive: true, force: true })
     }
+  }
+}
+
+function copyFolder(folder: string, to: string) {
+  mkdirSync(to, { recursive: true })
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const [from, copy] = [join(folder, entry.name), join(to, entry.name)]
+    if (entry.isDirectory()) copyFolder(from, copy)
+    else if (entry.isSymbolicLink()) symlinkSync(readlinkSync(from), copy)
+    else if (entry.isFile()) writeFileSync(copy, readFileSync(from), { mode: statSync(from).mode })
   }
 }
 
