@@ -7,7 +7,7 @@ import { BadSettings } from './base/errors.ts'
 import type { Log } from './base/log.ts'
 import type { ServiceManager } from './base/service-manager.ts'
 import type { DaemonOptions } from './cli/commands/daemon.ts'
-import { runCli } from './cli/program.ts'
+import { runCli } from './cli/run.ts'
 import type { Settings } from './settings/settings.ts'
 
 /** From its start until somebody ends it. The first signal ends it in an orderly way, the second at once. */

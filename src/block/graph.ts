@@ -24,6 +24,13 @@ export interface RootUser extends Permissions {
   readonly moved?: () => void | Promise<void>
 }
 
+interface GraphOptions {
+  /** Where activity logs are kept; without, bitmaps are lost in a crash, as QEMU's are. */
+  readonly logs?: LogFolder | undefined
+  /** Beside those of the graph, for who need not have them in memory: asked for with a name that is not among the graph's own. */
+  readonly otherDrivers?: (() => Promise<readonly AnyDriver[]>) | undefined
+}
+
 export type NodeWatcher = (nodeName: string, event: NodeEvent) => void
 
 /** Only reads, and lets others do what they like. */
@@ -39,13 +46,13 @@ export class Graph implements AsyncDisposable {
   readonly #watchers = new Set<NodeWatcher>()
   readonly #opener: NodeOpener
 
-  /** `logs`: where activity logs are kept; without, bitmaps are lost in a crash, as QEMU's are. */
   constructor(
     readonly drivers: readonly AnyDriver[],
-    { logs }: { readonly logs?: LogFolder | undefined } = {},
+    { logs, otherDrivers }: GraphOptions = {},
   ) {
     this.#opener = new NodeOpener(
       drivers,
+      otherDrivers,
       this.#nodes,
       this.objects,
       node => this.#closeOrphan(node),

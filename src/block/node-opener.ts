@@ -26,12 +26,13 @@ interface Inherited {
 }
 
 export class NodeOpener {
-  readonly #drivers: ReadonlyMap<string, AnyDriver>
+  readonly #drivers: Map<string, AnyDriver>
   readonly #opening = new Set<string>()
   #anonymous = 0
 
   constructor(
     drivers: readonly AnyDriver[],
+    private readonly otherDrivers: (() => Promise<readonly AnyDriver[]>) | undefined,
     private readonly nodes: Map<string, GraphNode>,
     private readonly objects: Objects,
     private readonly closeOrphan: (node: GraphNode) => Promise<void>,
@@ -51,7 +52,7 @@ export class NodeOpener {
   ): Promise<GraphNode> {
     if (depth > MAX_DEPTH)
       throw new InvalidParameter(`more than ${MAX_DEPTH} images are stacked here; look for a circle among the backing files`)
-    const driver = given ?? this.#drivers.get(options.driver)
+    const driver = given ?? this.#drivers.get(options.driver) ?? (await this.#otherDriver(options.driver))
     if (!driver) throw new InvalidParameter(`Unknown driver '${options.driver}'`)
     const { generic, children, own } = split(driver, { ...inherited, ...options })
     if (generic['force-share'] && !generic['read-only'])
@@ -71,6 +72,11 @@ export class NodeOpener {
     } finally {
       this.#opening.delete(name)
     }
+  }
+
+  async #otherDriver(name: string): Promise<AnyDriver | undefined> {
+    for (const driver of (await this.otherDrivers?.()) ?? []) this.#drivers.set(driver.name, driver)
+    return this.#drivers.get(name)
   }
 
   async #openChildren(

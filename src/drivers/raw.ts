@@ -16,7 +16,7 @@ import type {
   ZeroFlags,
 } from '../block/driver.ts'
 import { ALL, Permission } from '../block/permissions.ts'
-import { Sidecar } from './raw-bitmaps.ts'
+import type { Sidecar } from './raw-bitmaps.ts'
 
 const options = z.strictObject({
   offset: z.int().min(0).default(0).describe('Where the image begins in the file, in bytes'),
@@ -58,7 +58,9 @@ export const raw: BlockDriver<RawOptions> = {
         `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the  actual size of the containing file (${below.size})`,
       )
     }
-    const sidecar = bitmaps && (await Sidecar.open(bitmaps, below, { readOnly, report, filename: filenames['file'] }))
+    // Half of qcow2 comes with it.
+    const kept = bitmaps && (await import('./raw-bitmaps.ts')).Sidecar
+    const sidecar = kept && (await kept.open(bitmaps, below, { readOnly, report, filename: filenames['file'] }))
     return new RawNode(below, offset, size, sidecar)
   },
 }

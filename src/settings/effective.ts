@@ -16,7 +16,7 @@ type Data = Record<string, unknown>
 
 /** What the files say, of which `settings` were made. Read again, it gives the same settings. Secrets are named, as in the files. */
 export function effective(data: unknown, settings: Settings): Data {
-  const all = fill(data, jsonSchema as Schema) as Data & { scratch: Data; control: Data }
+  const all = fill(data, jsonSchema() as Schema) as Data & { scratch: Data; control: Data }
   const machines = Object.entries(all['machines'] as Data).map(([machine, said]) => {
     const disks = Object.entries((said as { disks: Data }).disks).map(([disk, options]) => {
       const { image, format, bitmaps, readOnly } = settings.machines[machine]!.disks[disk]!

@@ -109,6 +109,6 @@ interface Schema {
 const step = (schema: Schema | undefined, key: PropertyKey) =>
   typeof key === 'number' ? schema?.items : (schema?.properties?.[String(key)] ?? (schema?.additionalProperties || undefined))
 
-const schemaAt = (path: Path) => path.reduce<Schema | undefined>(step, jsonSchema as Schema)
+const schemaAt = (path: Path) => path.reduce<Schema | undefined>(step, jsonSchema() as Schema)
 
 const keysOfSchema = (path: Path) => Object.keys(schemaAt(path)?.properties ?? {})

@@ -473,5 +473,7 @@ export const schema = z
 
 export type Checked = z.output<typeof schema>
 
-/** For editors, and for the names of the keys. */
-export const jsonSchema = z.toJSONSchema(schema, { io: 'input' })
+let made: ReturnType<typeof makeJsonSchema> | undefined
+const makeJsonSchema = () => z.toJSONSchema(schema, { io: 'input' })
+/** For editors, and for the names of the keys: of a configuration that is good nobody asks for them. */
+export const jsonSchema = () => (made ??= makeJsonSchema())

@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import t from 'tap'
 import { commands } from '../../src/cli/commands/index.ts'
+import { loaders, oneCommand } from '../../src/cli/commands/one-command.ts'
 import type { Noun, Verb } from '../../src/cli/define.ts'
 import { NoSpace } from '../../src/base/errors.ts'
 import { tellFailure } from '../../src/cli/failure.ts'
@@ -263,4 +264,23 @@ t.test('a full disk is no bug, also where putting things away has failed for it 
     )
   }
   t.equal(said, 'stillpoint: disk.qcow2: No space left on device\n')
+})
+
+const nameOf = async (...words: string[]) => (await oneCommand(words, runDaemon))?.name
+const contentOf = (command: Noun | Verb) => ('verbs' in command ? command.verbs.map(({ name }) => name) : [command.summary])
+
+t.test('the command that runs is loaded alone, and is the one that the list has', async t => {
+  t.strictSame([...Object.keys(loaders), 'completion'].toSorted(), all.map(({ name }) => name).toSorted())
+  for (const [name, load] of Object.entries(loaders)) {
+    const alone = await load(runDaemon)
+    t.equal(alone.name, name)
+    t.strictSame(contentOf(alone), contentOf(all.find(one => one.name === name)!))
+  }
+  t.equal(
+    await nameOf('--json', '--socket', 'status', '--socket=x', 'restore', '--help'),
+    'restore',
+    'the options before it count',
+  )
+  for (const words of [[], ['--help'], ['--socket'], ['help', 'restore'], ['completion', 'bash'], ['restor'], ['toString']])
+    t.equal(await nameOf(...words), undefined, `all are loaded for: ${words.join(' ')}`)
 })

@@ -1,7 +1,7 @@
 // The command line in a thread that stays: runs what it is told, one call after another, and says what was printed.
 
 import { parentPort } from 'node:worker_threads'
-import { runCli } from '../../src/cli/program.ts'
+import { runCli } from '../../src/cli/run.ts'
 import type { Ended } from './tools.ts'
 
 // Each call adds what a process needs once.

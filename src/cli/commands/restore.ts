@@ -74,16 +74,28 @@ export const restore = verb<{ repository: string; point: string; disk?: string; 
         const point = findArchived(archive, args.point)
         return await from(archiveSource(archive, point), point.key, signal)
       })
-    return withRepository(args.repository, options, repository =>
-      interruptible(async signal => {
-        const point = await findPointKey(repository, args.point)
-        const { repositorySource } = await import('../restore/source.ts')
-        await using source = await repositorySource(repository, point, signal)
-        return await from(source, point, signal)
-      }),
-    )
+    return restoreFrom(args, options, from)
   },
 })
+
+async function restoreFrom<T>(
+  { repository: name, point: wanted }: { readonly repository: string; readonly point: string },
+  options: Options,
+  restoreAll: (source: RestoreSource, point: string, signal: AbortSignal) => Promise<T>,
+) {
+  // They start while the configuration is read, and while it is found out what there is to restore, and where to.
+  const { SealThreads } = await import('../../repository/seal-threads.ts')
+  await using threads = new SealThreads()
+  threads.wake()
+  return await withRepository(name, options, repository =>
+    interruptible(async signal => {
+      const point = await findPointKey(repository, wanted)
+      const { repositorySource } = await import('../restore/source.ts')
+      await using source = await repositorySource(repository, point, { threads, signal })
+      return await restoreAll(source, point, signal)
+    }),
+  )
+}
 
 function whatAndWhere({ disk, target }: { disk?: string; target?: string }, { to }: Options) {
   if (to !== undefined) {

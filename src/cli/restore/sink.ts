@@ -12,7 +12,6 @@ import { isZero } from '../../base/zeroes.ts'
 import type { BlockIo } from '../../block/driver.ts'
 import type { Edge } from '../../block/edge.ts'
 import { fileCreation } from '../../drivers/create-file.ts'
-import { makeImage } from '../image/create.ts'
 import { formatOf, type Images } from '../image/images.ts'
 import { claimDevice } from './block-device.ts'
 
@@ -94,7 +93,10 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
     return before ? `'${target}' is as it was` : `'${target}' was not made`
   }
   try {
-    if (format === 'qcow2') await makeImage(images, { path: partial, format, options: [], size: Math.ceil(size / 512) * 512 })
+    if (format === 'qcow2')
+      await (
+        await import('../image/create.ts')
+      ).makeImage(images, { path: partial, format, options: [], size: Math.ceil(size / 512) * 512 })
     else await fileCreation.create({ filename: partial, size, preallocation: 'off' }, {}, {}, () => undefined)
     const node = await images.openWritable({ name: partial, format })
     const io = images.writer(node)

@@ -7,6 +7,7 @@ import type { DiskManifest, Manifest } from '../../repository/manifest.ts'
 import { RepositoryReader } from '../../repository/reader.ts'
 import type { Repository } from '../../repository/repository.ts'
 import { Sealer } from '../../repository/sealer.ts'
+import type { SealThreads } from '../../repository/seal-threads.ts'
 import { restore, type RestoreOptions, type RestoreProgress } from '../../restore/restore.ts'
 
 export type SinkOptions = Pick<RestoreOptions, 'sink' | 'sinkIsZero' | 'inPlace'> & {
@@ -20,11 +21,14 @@ export interface RestoreSource extends AsyncDisposable {
   restore(disk: DiskManifest, options: SinkOptions): AsyncGenerator<RestoreProgress, RestoreProgress>
 }
 
-export async function repositorySource(repository: Repository, key: string, signal: AbortSignal): Promise<RestoreSource> {
+/** The threads stay the caller's. */
+export async function repositorySource(
+  repository: Repository,
+  key: string,
+  { threads, signal }: { readonly threads: SealThreads; readonly signal: AbortSignal },
+): Promise<RestoreSource> {
   await using parts = new AsyncDisposableStack()
-  // Its threads start while it is found out what there is to restore, and where to.
-  const sealer = parts.use(Sealer.start({ maxPlain: repository.file.chunkSize }))
-  sealer.wake()
+  const sealer = parts.use(Sealer.start({ maxPlain: repository.file.chunkSize, threads }))
   const reader = parts.use(await RepositoryReader.begin(repository, [key], { signal }))
   const needs = parts.move()
   return {
