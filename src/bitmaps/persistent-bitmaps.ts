@@ -16,14 +16,14 @@
 // anything is stored, copied or forgotten, all that is lent is called back, and nothing is lent until that is done.
 
 import { Fault, messageOf } from '../base/errors.ts'
+import type { Range } from '../base/ranges.ts'
 import { Borrowers } from '../block/borrowers.ts'
-import type { NodeEvent } from '../block/driver.ts'
+import type { LentRegions, NodeEvent } from '../block/driver.ts'
 import { ActivityLog, InFlight, type LogFolder } from './activity-log.ts'
 import type { BitmapKeeper, BitmapSet } from './bitmap-set.ts'
 import type { BitmapShape, BitmapStore, BitmapToStore } from './bitmap-store.ts'
 import type { DirtyBitmap } from './dirty-bitmap.ts'
 import { loadBitmaps } from './load-bitmaps.ts'
-import type { RegionsTerms } from '../block/writable-regions.ts'
 
 export interface PersistenceOptions {
   readonly readOnly: boolean
@@ -106,7 +106,10 @@ export class PersistentBitmaps implements BitmapKeeper {
   enter(offset: number, length: number): Promise<void> | undefined {
     this.#inFlight.change(offset, length, 1)
     if (!this.#recording) return undefined
-    if (!this.#begun) return this.#enterFirst(offset, length)
+    return this.#begun ? this.#enterLog(offset, length) : this.#enterFirst(offset, length)
+  }
+
+  #enterLog(offset: number, length: number) {
     const waiting = this.#log?.enter(offset, length)
     if (waiting) this.#later('store')
     return waiting
@@ -125,10 +128,13 @@ export class PersistentBitmaps implements BitmapKeeper {
    * For a thread that writes by itself until this is disposed of, and only where all `regions` are there; undefined ones: everywhere. `revoke` asks it
    * to end that soon. Undefined where a write would have to wait now, whatever it touches.
    */
-  lend(revoke: () => void): ({ readonly regions: RegionsTerms | undefined } & Disposable) | undefined {
+  lend(revoke: () => void): ({ readonly regions: LentRegions | undefined } & Disposable) | undefined {
     if (this.#borrowers.areHeldBack || (this.#recording && !this.#begun)) return undefined
     // What does not record now and will soon is not stored before all that is lent has come back.
-    return { regions: this.#recording ? this.#log?.regions : undefined, ...this.#borrowers.add(revoke) }
+    const terms = this.#recording ? this.#log?.regions : undefined
+    // That is not counted as in flight either.
+    const prepare = async ({ offset, length }: Range) => this.#enterLog(offset, length)
+    return { regions: terms && { terms, start: 0, prepare }, ...this.#borrowers.add(revoke) }
   }
 
   // For the set (BitmapKeeper).

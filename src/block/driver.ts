@@ -65,10 +65,22 @@ export interface LentFile {
   readonly through?: Through
   /** Where each write is to be marked, before and, where the epoch has moved, behind it; the disk's first byte is at `start` there. */
   readonly marks: readonly { readonly shared: SharedMarks; readonly start: number }[]
-  /** Where all that a write touches must be; what is not there is not written. The disk's first byte is at `start` there. */
-  readonly regions: readonly { readonly terms: RegionsTerms; readonly start: number }[]
+  /** Where all that a write touches must be; what is not there is not written. */
+  readonly regions: readonly LentRegions[]
   /** Nobody uses it any more. */
   end(): void
+}
+
+/** Regions in which a thread may write, and how there come to be more of them. */
+export interface LentRegions {
+  readonly terms: RegionsTerms
+  /** The disk's first byte there. */
+  readonly start: number
+  /**
+   * Does what a write of a range there would do first, so that it is there when it returns; where it is not, or this fails, the write is for who
+   * lent it. Begun only while it is lent, and may go on longer.
+   */
+  prepare(this: void, range: Range): Promise<void>
 }
 
 export interface Through {

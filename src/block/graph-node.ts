@@ -269,7 +269,7 @@ export class GraphNode {
     return {
       ...lent,
       marks: [...lent.marks, { shared: own.marks, start: 0 }],
-      regions: kept?.regions ? [...lent.regions, { terms: kept.regions, start: 0 }] : lent.regions,
+      regions: kept?.regions ? [...lent.regions, kept.regions] : lent.regions,
       end: () => {
         this.#highestWrite = this.highestWrite
         this.#lent.delete(borrower)

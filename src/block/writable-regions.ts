@@ -1,7 +1,7 @@
 // Regions of a disk in which threads may write by themselves, in memory that is shared with them: each writes only where all that it touches is there.
 // What an activity log has (bitmaps/activity-log.ts) is one such set, what copy-before-write need not copy any more (filters/cluster-map.ts) another.
 //
-// Only the main thread changes it. Regions come at any time, and a thread that does not see one yet gives back what it could have done. None leaves while
+// Only the main thread changes it. Regions come at any time, and a thread that does not see one yet waits, or gives back, with what it could have done. None leaves while
 // somebody writes by what this says: whoever takes one away has called back all that is lent before.
 
 import type { BitSet } from '../base/bit-set.ts'
@@ -59,6 +59,12 @@ export class WritableRegions {
       if (there) Atomics.or(this.#words, at, mask)
       else Atomics.and(this.#words, at, ~mask)
     }
+  }
+
+  /** Whether two ranges, of at least one byte each, touch the same regions. */
+  sameRegions(offset: number, length: number, otherOffset: number, otherLength: number) {
+    const of = (at: number) => Math.floor(at * this.#perByte)
+    return of(offset) === of(otherOffset) && of(offset + length - 1) === of(otherOffset + otherLength - 1)
   }
 
   /** Whether all regions that the range, of at least one byte, touches are there. */

@@ -103,7 +103,7 @@ class RawNode implements BlockNode {
         ...lent,
         start: this.start + lent.start,
         marks: lent.marks.map(({ shared, start }) => ({ shared, start: this.start + start })),
-        regions: lent.regions.map(({ terms, start }) => ({ terms, start: this.start + start })),
+        regions: lent.regions.map(regions => ({ ...regions, start: this.start + regions.start })),
       }
     )
   }

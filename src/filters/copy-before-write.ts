@@ -8,7 +8,8 @@
 // - A cluster is marked `copied` only when its old content is in the target. Who copies holds the clusters alone meanwhile, so that
 //   each is copied once: others who touch them wait, and find them copied.
 // - A write that makes zeroes copies as any other does, even where it covers whole clusters: the view shows the old data.
-// - Threads write by themselves (`lend`) what no longer waits, and nothing else. As no cluster waits again, nobody has to call them back for that.
+// - Threads write by themselves (`lend`) what no longer waits, and nothing else; what they ask for is copied as for any other write. As no cluster waits
+//   again, nobody has to call them back for that.
 // - Once the view is broken nothing is copied any more, and every read of the view fails: it is never half right.
 //
 // A copy that takes too long is not stopped, as no request can be; it goes on behind the guest's back and holds its clusters to the
@@ -161,7 +162,7 @@ class CopyBeforeWrite implements BlockNode {
     const out = this.#borrowers.add(() => borrower.revoke())
     return {
       ...lent,
-      regions: [...lent.regions, { terms: changeable.terms, start: 0 }],
+      regions: [...lent.regions, { terms: changeable.terms, start: 0, prepare: range => this.#keep(range) }],
       end: () => {
         lent.end()
         out[Symbol.dispose]()

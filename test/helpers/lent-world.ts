@@ -100,7 +100,7 @@ export async function untilLent(client: NbdClient, block = 0) {
 }
 
 /** A thread is there, and free. */
-export async function warmUp({ connect, served }: World) {
+export async function warmUp({ connect, served }: Pick<World, 'connect' | 'served'>) {
   const client = await connect()
   await untilLent(client)
   await client.close()

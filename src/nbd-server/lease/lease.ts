@@ -8,7 +8,9 @@
 // To lend and to be given back costs as much as some ten requests. So it is lent after as many writes without anything else as it was lent for in vain.
 
 import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
-import type { LentFile } from '../../block/driver.ts'
+import type { Range } from '../../base/ranges.ts'
+import type { LentFile, LentRegions } from '../../block/driver.ts'
+import { WritableRegions } from '../../block/writable-regions.ts'
 import type { Agreement } from '../handshake.ts'
 import type { Link } from '../link.ts'
 import type { Request } from '../request.ts'
@@ -25,14 +27,16 @@ import {
   RECEIVED,
   SENT,
   WRITES,
+  type Ask,
   type Reason,
   type Returned,
 } from './terms.ts'
+import { IN } from './thread-io.ts'
 
 /** After so many writes without anything that the thread may not answer, at least and at most; the user may say another number. */
 const FIRST = Number(process.env['STILLPOINT_LEND_AFTER'] ?? 64)
 const LAST = 256 * FIRST
-/** After so many at most where it came back early: soon there will be fewer places where it must, as when a backup has just begun. */
+/** After so many at most where it came back with more than it could keep: there will be fewer such writes soon, as when a backup has just begun. */
 const LAST_EARLY = 8 * FIRST
 /** A large read counts as a write for each so many of its bytes: by so much less it takes. */
 const LARGE = 32 << 10
@@ -50,6 +54,8 @@ export class Lease {
   #score = 0
   #after = FIRST
   #loan: Loan | undefined
+  /** Is told soon that there is more that it may write. */
+  #telling: Loan | undefined
   readonly #writeFlags: number
 
   constructor(
@@ -100,6 +106,7 @@ export class Lease {
     if (!file) return false
     const { fd, start, regions } = file
     const through = file.through && { ...file.through, marks: termsOf(file.through.marks) }
+    if (link.inbound.available > IN) return declined(file)
     const terms = {
       file: fd,
       start,
@@ -107,12 +114,17 @@ export class Lease {
       size: Math.min(size, exported.io.size),
       mode,
       marks: termsOf(file.marks),
-      regions,
+      regions: regions.map(({ terms, start }) => ({ terms, start })),
     }
     const rest = link.pause()
-    this.#loan = lender.lend(socket, { ...terms, rest }, returned => this.#returned(returned, file, counted))
+    this.#loan = lender.lend(
+      socket,
+      { ...terms, rest },
+      asks => this.#asked(asks, file),
+      returned => this.#returned(returned, file, counted),
+    )
     if (!this.#loan) {
-      file.end()
+      declined(file)
       link.goOn(rest)
       return false
     }
@@ -127,6 +139,26 @@ export class Lease {
     if (this.link.destroyed) this.#loan?.hangUp()
   }
 
+  /** Does it, and lets the thread look again. What cannot be done fails once more where the write is made here, and is told there. */
+  #asked(asks: readonly Ask[], { regions }: LentFile) {
+    const loan = this.#loan!
+    for (const { regions: at, ...range } of asks)
+      bring(regions[at]!, range).then(
+        isThere => (isThere ? this.#tellSoon(loan) : loan.revoke()),
+        () => loan.revoke(),
+      )
+  }
+
+  /** Once for all that is done in a turn. */
+  #tellSoon(loan: Loan) {
+    if (this.#telling === loan) return
+    this.#telling = loan
+    setImmediate(() => {
+      this.#telling = undefined
+      loan.tell()
+    })
+  }
+
   #returned(returned: Returned | Error, file: LentFile, counted: Disposable) {
     const { counters } = this.#loan!
     counted[Symbol.dispose]()
@@ -139,6 +171,17 @@ export class Lease {
     this.onReturn()
     this.link.goOn(returned.rest, returned.unsent)
   }
+}
+
+/** Whether a write there is the thread's now. */
+async function bring({ terms, prepare }: LentRegions, range: Range) {
+  await prepare(range)
+  return new WritableRegions(terms).hasAll(range.offset, range.length)
+}
+
+function declined(file: LentFile) {
+  file.end()
+  return false
 }
 
 const termsOf = (marks: LentFile['marks']) => marks.map(({ shared, start }) => ({ terms: shared.terms, start }))

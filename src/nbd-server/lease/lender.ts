@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { native } from '../../base/native.ts'
 import { threadCalls, type ThreadCalls } from '../../base/thread-calls.ts'
-import { countersOf, makeControl, STOP, type Lent, type Returned } from './terms.ts'
+import { countersOf, makeControl, STOP, type Ask, type Lent, type Returned } from './terms.ts'
 
 /** A thread takes some megabytes, and more than a few want processors that others want too. */
 const MOST = Math.min(Math.max(2 * availableParallelism(), 4), 8)
@@ -17,12 +17,17 @@ export interface Loan {
   readonly counters: Float64Array
   /** Asks for it. `returned` follows soon, but where the thread waits for a disk that hangs. */
   revoke(): void
+  /** There is more that it may write. */
+  tell(): void
   /** The client learns that it is over, whatever the thread does. */
   hangUp(): void
 }
 
 /** With an error when the thread has died: then nobody knows what the client was sent. */
 type OnReturn = (returned: Returned | Error) => void
+
+/** It asks for something, until it is given back. */
+type OnAsk = (asks: readonly Ask[]) => void
 
 class Lender {
   /** Undefined before the first one; null where there are none. */
@@ -47,14 +52,14 @@ class Lender {
   }
 
   /** The socket is not used until `returned` is called. Undefined when no thread is free. */
-  lend(socket: number, terms: Terms, returned: OnReturn): Loan | undefined {
+  lend(socket: number, terms: Terms, asked: OnAsk, returned: OnReturn): Loan | undefined {
     const thread = [...this.#threads].find(one => one.isFree)
     const own = thread && this.#calls!.duplicate(socket)
     if (!thread || own! < 0) return undefined
     const lent = new Int32Array(this.#lent)
     Atomics.add(lent, 0, 1)
     this.loans++
-    return thread.lend(own!, terms, this.#lent, result => {
+    return thread.lend(own!, terms, this.#lent, asked, result => {
       Atomics.sub(lent, 0, 1)
       closeSync(own!)
       returned(result)
@@ -90,6 +95,7 @@ class Lender {
 
 class Thread {
   #returned: OnReturn | undefined
+  #asked: OnAsk | undefined
   #control: Int32Array | undefined
 
   private constructor(
@@ -110,7 +116,10 @@ class Thread {
     worker.once('message', (able: boolean) => {
       if (!able) return // and it ends by itself
       isStarted = true
-      worker.on('message', (returned: Returned) => thread.#end(returned))
+      worker.on('message', (said: Returned | readonly Ask[]) => {
+        if ('reason' in said) thread.#end(said)
+        else thread.#asked?.(said)
+      })
       worker.unref()
       started(thread)
     })
@@ -128,16 +137,18 @@ class Thread {
     return this.#returned === undefined
   }
 
-  lend(socket: number, terms: Terms, lent: SharedArrayBuffer, returned: OnReturn): Loan {
+  lend(socket: number, terms: Terms, lent: SharedArrayBuffer, asked: OnAsk, returned: OnReturn): Loan {
     const control = makeControl()
     this.#control = new Int32Array(control, 0, 1)
     this.#returned = returned
+    this.#asked = asked
     this.worker.ref()
     this.worker.postMessage({ ...terms, socket, wake: this.event, control, lent } satisfies Lent)
     const mine = () => this.#returned === returned
     return {
       counters: countersOf(control),
       revoke: () => mine() && this.revoke(),
+      tell: () => mine() && this.calls.raise(this.event),
       hangUp: () => mine() && this.calls.shutDown(socket),
     }
   }
@@ -150,7 +161,7 @@ class Thread {
 
   #end(returned: Returned | Error) {
     const tell = this.#returned
-    this.#returned = this.#control = undefined
+    this.#returned = this.#asked = this.#control = undefined
     this.worker.unref()
     tell?.(returned)
   }

@@ -5,7 +5,7 @@
 // was received and not answered, so that the main thread goes on as if it had just come. What failed is given back too: it fails there again, and is
 // told by the rules of there. Marks are made before a write, and once more behind it where an epoch has moved (bitmaps/shared-marks.ts); and nothing
 // is written where the main thread has something to do first: what the activity log does not have yet, what a frozen view still needs
-// (block/writable-regions.ts).
+// (block/writable-regions.ts). It is asked to, and the write is kept until then (aside.ts).
 
 import { availableParallelism } from 'node:os'
 import {
@@ -40,10 +40,12 @@ import {
   WRITE_BYTES,
   WRITE_MS,
   WRITES,
+  type Ask,
   type Lent,
   type Reason,
   type Returned,
 } from './terms.ts'
+import { Aside } from './aside.ts'
 import { IN, MOST, OUT, VECTORS, type ThreadIo } from './thread-io.ts'
 
 /** What a reply may take beside its data: a header, and no more chunks than the two blocks have that the data may lie in. */
@@ -60,7 +62,8 @@ const ZEROES = Buffer.alloc(512)
 /** With one processor the client could not even run meanwhile. */
 const mayAwait = availableParallelism() > 1
 
-export const serve = (lent: Lent, io: ThreadIo): Returned => new Service(lent, io).run()
+/** Until it is given back; `ask` is for what writes that are kept meanwhile wait for. */
+export const serve = (lent: Lent, io: ThreadIo, ask: (asks: readonly Ask[]) => void): Returned => new Service(lent, io, ask).run()
 
 interface Marks {
   readonly shared: SharedMarks
@@ -100,6 +103,10 @@ class Service {
   readonly #results = new Int32Array(MOST)
   #count = 0
   #writes = 0
+  /** When it came, of a write that had to wait; else 0. */
+  readonly #since = new Float64Array(MOST)
+  readonly #aside: Aside
+  #asks: Ask[] = []
   /** The batch is one large read. */
   #isLarge = false
   /** What of `out` is to be sent. */
@@ -113,6 +120,7 @@ class Service {
   constructor(
     private readonly lent: Lent,
     private readonly io: ThreadIo,
+    private readonly ask: (asks: readonly Ask[]) => void,
   ) {
     this.#control = new Int32Array(lent.control, 0, 1)
     this.#counters = countersOf(lent.control)
@@ -125,6 +133,7 @@ class Service {
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
     const outbox = { small: (length: number) => this.#room(length), large: () => {} }
     this.#replies = new Replies(outbox, lent.mode)
+    this.#aside = new Aside(io.in, IN)
     io.in.set(lent.rest)
     this.#end = lent.rest.length
   }
@@ -133,7 +142,7 @@ class Service {
     for (;;) {
       const stop = this.#serveWhatIsThere() ?? this.#receive()
       if (!stop) continue
-      const rest = Buffer.concat([...this.#again, this.io.in.subarray(this.#start, this.#end)])
+      const rest = Buffer.concat([...this.#again, ...this.#aside.rest, this.io.in.subarray(this.#start, this.#end)])
       return { reason: stop, rest: new Uint8Array(rest), unsent: new Uint8Array(Buffer.concat(this.#unsent)) }
     }
   }
@@ -146,6 +155,7 @@ class Service {
     for (;;) {
       if (this.#isRevoked) return 'revoked'
       const notOurs = this.#gather()
+      if (this.#asks.length > 0) this.ask(this.#asks.splice(0))
       if (this.#count > 0) {
         const stop = this.#isLarge ? this.#performLarge() : this.#perform()
         if (stop) return stop
@@ -163,6 +173,10 @@ class Service {
     const { dataHeader } = this.#replies
     this.#isLarge = false
     this.#count = this.#writes = this.#used = this.#partCount = 0
+    for (const { request, place, at, length, begun } of this.#aside.take(one => this.#mayWrite(one), MOST)) {
+      this.#addWrite(request, place, base, at, at + length)
+      this.#since[this.#count - 1] = begun
+    }
     while (this.#count < MOST && this.#end - this.#start >= headerSize) {
       const at = this.#start
       if (input.readUInt32BE(at) !== this.#magic) return 'foreign'
@@ -181,21 +195,48 @@ class Service {
         this.#data[index] = data
         this.#used = data + length
         this.#start += headerSize
+        this.#add(request, place, at, this.#start)
       } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
-        if (this.#end - at < headerSize + length) return undefined
-        if (!this.#mayWrite(request)) return 'early'
-        this.io.prepare(index, true, file, base + place, at + headerSize, length)
-        this.#writes++
-        this.#start += headerSize + length
+        const end = at + headerSize + length
+        if (this.#end < end) return undefined
+        if (this.#mayWrite(request)) this.#addWrite(request, place, base, at, end)
+        else if (!this.#putAside(request, place, at, end)) return 'early'
+        this.#start = end
       } else return 'foreign'
-      this.#from[index] = at
-      this.#to[index] = this.#start
-      this.#requests[index] = request
-      this.#places[index] = place
-      this.#count++
       if (this.#isLarge) return undefined
     }
     return undefined
+  }
+
+  #addWrite(request: Request, place: number, base: number, from: number, to: number) {
+    const { length } = request
+    this.io.prepare(this.#count, true, this.lent.file, base + place, to - length, length)
+    this.#writes++
+    this.#add(request, place, from, to)
+  }
+
+  #add(request: Request, place: number, from: number, to: number) {
+    const index = this.#count++
+    this.#from[index] = from
+    this.#to[index] = to
+    this.#requests[index] = request
+    this.#places[index] = place
+    this.#since[index] = 0
+  }
+
+  /** Until what must be done first has been done elsewhere. False where there is no room. */
+  #putAside(request: Request, place: number, from: number, to: number): boolean {
+    const { offset, length } = request
+    const asked: Ask[] = []
+    for (const [regions, { writable, start }] of this.#regions.entries()) {
+      const at = start + offset
+      if (writable.hasAll(at, length)) continue
+      const isSame = (other: Request) => writable.sameRegions(at, length, start + other.offset, other.length)
+      if (!this.#aside.has(isSame)) asked.push({ regions, offset: at, length })
+    }
+    if (!this.#aside.put(request, place, from, to)) return false
+    this.#asks.push(...asked)
+    return true
   }
 
   /** Undefined where that is the main thread's to say. */
@@ -223,7 +264,7 @@ class Service {
         missed = true
         this.#again.push(Buffer.from(this.io.in.subarray(this.#from[index], this.#to[index])))
       } else if (request.type === Command.READ) this.#answerRead(request, this.#data[index]!)
-      else this.#answerWrite(request, this.#places[index]!, ms)
+      else this.#answerWrite(request, this.#places[index]!, this.#since[index] ? begun + ms - this.#since[index]! : ms)
     }
     const stop = this.#send()
     this.#mayAwait = mayAwait
@@ -397,7 +438,7 @@ class Service {
       this.#start = 0
     }
     let received = this.io.receive(socket, this.#end)
-    if (received === -EAGAIN && this.#mayAwait && Atomics.load(this.#lentToAll, 0) === 1) {
+    if (received === -EAGAIN && this.#mayAwait && this.#aside.isEmpty && Atomics.load(this.#lentToAll, 0) === 1) {
       for (const begun = performance.now(); received === -EAGAIN && performance.now() - begun < AWAITED_MS;)
         received = this.io.receive(socket, this.#end)
       this.#mayAwait = false // until something came of it

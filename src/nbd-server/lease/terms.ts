@@ -44,9 +44,16 @@ export interface Lent {
   readonly lent: SharedArrayBuffer
 }
 
+/** What the thread would have done before it goes on with a write that it keeps: this range of these regions. */
+export interface Ask {
+  readonly regions: number
+  readonly offset: number
+  readonly length: number
+}
+
 /**
- * Why it was given back: it was asked for; there is a request that the thread may not answer, or a write that it will be able to do there once the main
- * thread has done one, or a request that has failed or would wait for the disk; writes wait for the disk; nothing was asked for; the client is gone.
+ * Why it was given back: it was asked for; there is a request that the thread may not answer, or more writes than it can keep for which the main
+ * thread has something to do first, or a request that has failed or would wait for the disk; writes wait for the disk; nothing was asked for; the client is gone.
  */
 export type Reason = 'revoked' | 'foreign' | 'early' | 'missed' | 'slow' | 'idle' | 'gone'
 

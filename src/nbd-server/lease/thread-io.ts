@@ -3,19 +3,20 @@
 
 import { EAGAIN, EINTR, IO_EVENT_SIZE, IOCB_SIZE, PREAD, PWRITE, RWF_NOWAIT } from '../../base/aio.ts'
 import type { ThreadCalls } from '../../base/thread-calls.ts'
+import { asideBytes } from './aside.ts'
 import { PagePipe } from './pipe.ts'
 import { LONGEST } from './terms.ts'
 
 /** Requests that are done together. */
 export const MOST = 64
-/** Bytes of `in` and `out`. */
+/** Bytes of `in`, as far as anything is received there, and `out`. */
 export const IN = 4 * LONGEST
 export const OUT = 16 * LONGEST
 /** Parts of `out` that are sent together. */
 export const VECTORS = 4 * MOST
 
 export class ThreadIo {
-  readonly #in = Buffer.allocUnsafeSlow(IN)
+  readonly #in = Buffer.allocUnsafeSlow(IN + asideBytes)
   readonly #out = Buffer.allocUnsafeSlow(OUT)
   readonly #inAddress: number
   readonly #outAddress: number

@@ -8,6 +8,6 @@ import { ThreadIo } from './thread-io.ts'
 
 const calls = await threadCalls()
 const io = calls && ThreadIo.make(calls)
-if (io) parentPort!.on('message', (lent: Lent) => parentPort!.postMessage(serve(lent, io)))
+if (io) parentPort!.on('message', (lent: Lent) => parentPort!.postMessage(serve(lent, io, asks => parentPort!.postMessage(asks))))
 /** Whether it can be lent one at all; else it ends. */
 parentPort!.postMessage(io !== undefined)
