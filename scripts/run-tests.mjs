@@ -9,20 +9,44 @@
 
 import { spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
-import { createWriteStream, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { createWriteStream, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { SourceMap } from 'node:module'
 import { availableParallelism } from 'node:os'
-import { dirname } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { Parser } from 'tap-parser'
 import { stringify } from 'yaml'
 
 /** For one file. tap ends it in an orderly way at this time; we end it for good somewhat later. */
 const TIMEOUT_SECONDS = 480
-const JOBS = Math.min(2, availableParallelism())
+/** One more than there are processors: daemons that are killed and started, disks that flush and stores that answer are waited for, not worked on. */
+const JOBS = Number(process.env.STILLPOINT_TEST_JOBS ?? Math.min(3, availableParallelism() + 1))
+const DOMAIN = new URL('tap-domain.mjs', import.meta.url).href
 /** Of all that tests leave to chance (test/helpers/seed.ts). */
 const SEED = process.env.STILLPOINT_SEED ?? String(randomInt(2 ** 30))
 
 const indent = (text, by) => text.trimEnd().replaceAll(/^(?=.)/gm, by)
 const seconds = ms => `${(ms / 1000).toFixed(1)} s`
+
+const sourceMaps = new Map()
+
+function sourceMapOf(file) {
+  if (!sourceMaps.has(file)) {
+    const map = `${file}.map`
+    sourceMaps.set(file, existsSync(map) ? new SourceMap(JSON.parse(readFileSync(map, 'utf8'))) : undefined)
+  }
+  return sourceMaps.get(file)
+}
+
+/**
+ * Where it is in the source, for each place in what was compiled. Node would do so itself with --enable-source-maps, and read hundreds of maps
+ * in every file that fails nowhere.
+ */
+const withSources = text =>
+  text.replaceAll(/(?:file:\/\/)?([\w./-]*dist\/[\w./-]+\.js):(\d+)(?::(\d+))?/g, (place, file, line, column = '1') => {
+    const origin = sourceMapOf(file)?.findOrigin(Number(line), Number(column))
+    if (origin?.fileName === undefined) return place
+    return `${relative('.', join(dirname(file), origin.fileName))}:${origin.lineNumber}:${origin.columnNumber}`
+  })
 
 /** What of a failure's diagnostics helps to find it; all of it is in .tap/results/. */
 function relevant({ at, source, generated, test, tapCaught, compare, ...rest }) {
@@ -75,7 +99,7 @@ function end(child) {
 
 async function runFile(file) {
   const begun = Date.now()
-  const child = spawn(process.execPath, ['--enable-source-maps', file], {
+  const child = spawn(process.execPath, ['--import', DOMAIN, file], {
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: true, // a process group of its own
     env: { ...process.env, TAP_TIMEOUT: String(TIMEOUT_SECONDS), STILLPOINT_SEED: SEED },
@@ -112,10 +136,10 @@ function report({ file, passed, failures, skips, stderr, ms, saved }) {
     console.log(`\n     FAILED: ${name}`)
     for (const { name, diag } of details) {
       if (name) console.log(`       ${name}`)
-      if (diag) console.log(indent(stringify(relevant(diag)), '         '))
+      if (diag) console.log(indent(withSources(stringify(relevant(diag))), '         '))
     }
   }
-  if (stderr) console.log(`     on standard error:\n${indent(stderr, '       ')}`)
+  if (stderr) console.log(`     on standard error:\n${indent(withSources(stderr), '       ')}`)
   if (failures.length > 0) console.log(`     all of it: ${saved}; alone: scripts/on-node-24 ${file}\n`)
 }
 

@@ -1,7 +1,7 @@
 // The scripts that run the tests: what they count is what was there.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -14,8 +14,10 @@ const head = `import t from ${JSON.stringify(`${root}node_modules/tap/dist/esm/i
 function runTests(texts: Record<string, string>) {
   const cwd = mkdtempSync(join(tmpdir(), 'stillpoint-scripts-'))
   try {
+    mkdirSync(join(cwd, 'dist'))
     for (const [name, text] of Object.entries(texts)) writeFileSync(join(cwd, name), text)
-    const { status, stdout } = spawnSync(process.execPath, [join(root, 'scripts/run-tests.mjs'), ...Object.keys(texts)], {
+    const files = Object.keys(texts).filter(name => !name.endsWith('.map'))
+    const { status, stdout } = spawnSync(process.execPath, [join(root, 'scripts/run-tests.mjs'), ...files], {
       cwd,
       encoding: 'utf8',
     })
@@ -50,9 +52,16 @@ t.test('whatever goes wrong is counted and told', async t => {
     'dies.mjs': `${head} t.test('dies', async () => { process.kill(process.pid, 'SIGKILL'); await new Promise(() => setInterval(() => {}, 9)) })`,
     'exits.mjs': `${head} t.test('good', async t => t.ok(1)); t.teardown(() => { process.exitCode = 3 })`,
     'empty.mjs': 'console.log("nothing")',
+    'dist/compiled.js': `${head} t.equal(1, 2)`,
+    // The second line comes from the eleventh.
+    'dist/compiled.js.map': JSON.stringify({ version: 3, sources: ['../test/source.ts'], names: [], mappings: 'AAAA;AAUA' }),
+    'uncaught.mjs': `${head} t.test('good', async t => t.ok(1))
+      t.test('thrown later', () => new Promise(() => setTimeout(() => { throw new Error('out of reach') })))
+      t.test('around', async t => { await t.test('not awaited', () => new Promise(() => { Promise.reject(new Error('forgotten')) })) })
+      t.test('and on', async t => t.ok(1))`,
     'hangs.mjs': `${head} t.test('good', async t => t.ok(1)); t.test('never', () => new Promise(() => {}))`,
   })
-  t.equal(summary, '4 passed, 7 failed\n', stdout)
+  t.equal(summary, '6 passed, 10 failed\n', stdout)
   t.equal(status, 1)
   for (const told of [
     'group > bad',
@@ -62,6 +71,9 @@ t.test('whatever goes wrong is counted and told', async t => {
     'exit code 3',
     'FAILED: empty.mjs',
     'never',
+    'at: test/source.ts:11:',
+    'FAILED: thrown later',
+    'FAILED: around > not awaited',
   ])
     t.match(stdout, told)
 })
