@@ -53,7 +53,14 @@ interface Leaf {
 /** In the order of the disk. */
 type Item = { readonly leaf: Leaf } & (
   | { readonly zero: true; readonly from: number; readonly to: number }
-  | { readonly zero: false; readonly from: number; readonly to: number; readonly slot: Slot; readonly found: Promise<Found[]> }
+  | {
+      readonly zero: false
+      readonly from: number
+      readonly to: number
+      readonly slot: Slot
+      readonly found: Promise<Found[]>
+      ready: boolean
+    }
 )
 
 /** The chunk's id, and its sealed blob where the repository does not have it; no id: all zeroes. */
@@ -74,7 +81,11 @@ export async function* pushDisk(work: DiskWork, progress: DiskProgress): AsyncGe
       }
       for (let from = first; from < end;) {
         const to = pipeline.endOfTogether(from, end)
-        if (work.speed) yield* work.speed.pass(work.plan.bytesOf(from, to), work.writer.signal)
+        if (work.speed)
+          for await (const _wait of work.speed.pass(work.plan.bytesOf(from, to), work.writer.signal)) {
+            await pipeline.takeReady()
+            yield
+          }
         await pipeline.addChunks(from, to)
         from = to
         yield
@@ -143,8 +154,15 @@ class Pipeline {
     const slot = await this.#slot()
     this.#slots++
     const found = this.#find(from, to, slot)
-    found.catch(() => 'it is told when its turn comes')
-    this.#queue.push({ leaf, zero: false, from, to, slot, found })
+    const item = { leaf, zero: false as const, from, to, slot, found, ready: false }
+    const ready = () => void (item.ready = true)
+    found.then(ready, ready) // a failure is told when its turn comes
+    this.#queue.push(item)
+  }
+
+  /** Whoever reads slowly has all slots free, and would take nothing, nor tell how far it is, before the disk's end. */
+  async takeReady() {
+    for (let [item] = this.#queue; item && (item.zero || item.ready); [item] = this.#queue) await this.#takeOne()
   }
 
   /** Pushes share the sealer. Two that each waited with slots in hand for those of the other would do so for ever, so we give ours back first. */
