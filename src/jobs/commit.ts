@@ -15,6 +15,7 @@ import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, copyPart } from './copy-layers.ts'
+import { flushed } from './error-policy.ts'
 import { type Job, type JobWork, type Progress } from './job.ts'
 import { commitTop } from './layer-filter.ts'
 import { isInLayers, type Layers } from './layers.ts'
@@ -163,6 +164,8 @@ class Commit implements JobWork {
 
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const [from, to] = [this.#from!, this.#to!]
+    const { emit } = this.context
+    const { onError = 'report' } = this.options
     if (to.size < from.size) await to.resize(from.size)
     yield* copyLayers(
       job,
@@ -176,9 +179,9 @@ class Commit implements JobWork {
             this.#copied.mark(part.offset, part.length)
           }
         },
-        onError: this.options.onError ?? 'report',
+        onError,
         skips: false,
-        emit: this.context.emit,
+        emit,
       },
       signal,
     )
@@ -188,7 +191,7 @@ class Commit implements JobWork {
       await to.zero(hidden, { unmap: true, unchanged: true })
       this.#copied.mark(hidden.offset, hidden.length)
     }
-    await to.flush()
+    yield* flushed(job, { io: to, emit, policy: onError, signal })
   }
 
   /** The headers of those above say what `commit` will make true; what was committed is in the base, so they may. */

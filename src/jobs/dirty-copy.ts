@@ -87,13 +87,21 @@ export class DirtyCopy {
         ended ??= { error }
       }
     }
+    // A job that stops says so when all that it has begun has ended, and so behind what has gone wrong with it.
+    const settled = async () => {
+      while (job.isPaused && running.size > 0) await Promise.race(running)
+    }
     try {
       for (;;) {
         if (ended) throw ended.error
         signal.throwIfAborted()
         const next = running.size < this.#workers && !until() ? this.#next() : undefined
         if (next) {
-          if (throttled) for await (const _waited of job.throttle(next.length)) yield this.progress
+          if (throttled)
+            for await (const _waited of job.throttle(next.length)) {
+              await settled()
+              yield this.progress
+            }
           // Guests may have written since, so it is looked for anew.
           const area = this.#next()
           if (area) {
@@ -108,6 +116,7 @@ export class DirtyCopy {
         } else if (running.size > 0) await Promise.race(running)
         else if (this.#copies.size > 0 && !until()) await Promise.race(this.#copies)
         else return
+        await settled()
         yield this.progress
       }
     } finally {

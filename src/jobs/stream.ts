@@ -14,7 +14,7 @@ import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
 import { ALL, type PermissionChange } from '../block/permissions.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, Operation } from './copy-layers.ts'
-import type { ErrorPolicy } from './error-policy.ts'
+import { flushed, type ErrorPolicy } from './error-policy.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import type { Jobs } from './jobs.ts'
 import { streamTop, type StreamFilter } from './layer-filter.ts'
@@ -115,6 +115,8 @@ class Stream implements JobWork {
 
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const { image } = this.#stream!
+    const { emit } = this.context
+    const { onError = 'report' } = this.options
     if (this.#layers.length < 2) return
     const wanted = (extent: Extent) => isInLayers(extent, this.#known(), 2)
     const ignored: unknown = yield* copyLayers(
@@ -126,15 +128,15 @@ class Stream implements JobWork {
         copy: async (parts, now) => {
           for (const part of parts) await this.#copy(part, wanted, now)
         },
-        onError: this.options.onError ?? 'report',
+        onError,
         skips: true,
-        emit: this.context.emit,
+        emit,
       },
       signal,
     )
     // Those behind are still needed.
     if (ignored) throw asError(ignored)
-    await image.flush()
+    yield* flushed(job, { io: image, emit, policy: onError, signal })
   }
 
   async prepare() {

@@ -31,6 +31,15 @@ const over = (name: Image, behind: Image, rule?: object) =>
   })
 const written = (node: Image) => [exportDisk(node), guest(node, 'write -P 1 0 128k', 'write -P 2 1M 64k', 'write -P 3 3M 192k')]
 
+/** An image below the active one, in which there is something. */
+const midWritten = [
+  ...written('mid'),
+  qmp('block-export-del', { id: 'mid' }),
+  event('BLOCK_EXPORT_DELETED'),
+  over('top', 'mid'),
+  exportDisk('top'),
+]
+
 const commit = (more: object) => qmp('block-commit', { 'job-id': 'j', device: 'top', ...more })
 /** Where the error was: how far the two were by then differs, and the reason is told by ours only. */
 const failed = event('BLOCK_JOB_ERROR', {}, { ignoring: ['reason'] })
@@ -38,29 +47,106 @@ const jobs = qmp('query-jobs', {}, { ignoring: ['current-progress', 'total-progr
 const blockJobs = qmp('query-block-jobs', {}, { ignoring: ['offset', 'len', 'busy'] })
 const goesOn = [job('j', 'paused'), jobs, blockJobs, qmp('job-resume', { id: 'j' })]
 const completed = [event('BLOCK_JOB_COMPLETED', {}, { ignoring: ['offset', 'len'] }), job('j', 'null')]
+const inWords = {
+  ours: { return: [{ error: 'Cannot resize fixed-size raw disks' }] },
+  because: "QEMU's error is the system's; ours says what it was",
+}
+const notFlushed = 'what is committed is durable before its image goes; QEMU does not ask the base'
+const status = (status: string) => ({ event: 'JOB_STATUS_CHANGE', data: { id: 'j', status } })
+const failedToFlush = [
+  ...['created', 'running'].map(status),
+  { event: 'BLOCK_JOB_ERROR', data: { action: 'report', operation: 'write' } },
+  status('aborting'),
+  { event: 'BLOCK_JOB_COMPLETED', data: { error: /Input\/output error/ } },
+  ...['concluded', 'null'].map(status),
+]
 const graph = qmp('query-named-block-nodes', { flat: true }, { ignoring: ['image', 'file', 'backing_file'] })
 const names = ['top', 'mid', 'base'] as const
 
 export const failingCommits: readonly Scenario[] = [
+  ...(['enospc', 'stop'] as const).flatMap(onError => [
+    {
+      title: `an active image is committed to a base that is full for a moment: ${onError}`,
+      images,
+      steps: [
+        base({ event: 'none', iotype: 'write', errno: 28, sector: 2048 }),
+        over('mid', 'base'),
+        over('top', 'mid'),
+        startServer,
+        ...written('top'),
+        commit({ 'on-error': onError }),
+        failed,
+        ...goesOn,
+        event('BLOCK_JOB_READY', {}, { ignoring: ['offset', 'len'] }),
+        qmp('job-complete', { id: 'j' }),
+        ...completed,
+        content('top'),
+        graph,
+      ],
+    },
+    {
+      title: `images below the active one are committed to a base that is full for a moment: ${onError}`,
+      images,
+      steps: [
+        base({ event: 'none', iotype: 'write', errno: 28, sector: 2048 }),
+        over('mid', 'base'),
+        startServer,
+        ...midWritten,
+        commit({ 'top-node': 'mid', 'on-error': onError }),
+        failed,
+        ...goesOn,
+        ...completed,
+        content('top'),
+        graph,
+      ],
+    },
+  ]),
   {
-    title: 'an active image is committed to a base that is full for a moment',
+    title: 'images below the active one are committed to a base that cannot be flushed',
     images,
     steps: [
-      base({ event: 'none', iotype: 'write', errno: 28, sector: 2048 }),
+      base({ event: 'flush_to_disk', iotype: 'flush', errno: 5 }),
       over('mid', 'base'),
-      over('top', 'mid'),
       startServer,
-      ...written('top'),
-      commit({ 'on-error': 'enospc' }),
-      failed,
-      ...goesOn,
-      event('BLOCK_JOB_READY', {}, { ignoring: ['offset', 'len'] }),
-      qmp('job-complete', { id: 'j' }),
-      ...completed,
+      ...midWritten,
+      commit({ 'top-node': 'mid' }),
+      job('j', 'null', { differs: { ours: failedToFlush, because: notFlushed } }),
       content('top'),
-      graph,
     ],
   },
+  ...[{}, { 'top-node': 'mid' }].map((which): Scenario => {
+    return {
+      title: `images are committed to a base that cannot grow: ${JSON.stringify(which)}`,
+      images: { ...images, 'base.raw': { size: '2M', seed: 6 } },
+      steps: [
+        add({ driver: 'raw', 'node-name': 'base', size: 2 * MiB, file: file('base.raw') }),
+        over('mid', 'base'),
+        startServer,
+        ...midWritten,
+        commit({ ...which, 'on-error': 'stop', 'auto-dismiss': false }),
+        job('j', 'concluded', { ignoring: ['offset', 'len', 'error'] }),
+        { ...jobs, differs: inWords },
+        qmp('job-dismiss', { id: 'j' }),
+        content('top'),
+        graph,
+      ],
+    }
+  }),
+  ...[{}, { 'top-node': 'mid' }].map((which): Scenario => {
+    return {
+      title: `images are committed to a base whose file was opened to be read only: ${JSON.stringify(which)}`,
+      images,
+      steps: [
+        add({ driver: 'raw', 'node-name': 'base', 'read-only': true, file: { ...file('base.raw'), 'read-only': true } }),
+        over('mid', 'base'),
+        over('top', 'mid'),
+        commit(which),
+        jobs,
+        graph,
+      ],
+      rest: { ours: [], because: 'QEMU tells of the job as created and gone; ours looks at the options before there is a job' },
+    }
+  }),
   {
     title: 'an active image is committed that cannot be read once, and the error is ignored',
     images,
@@ -87,11 +173,7 @@ export const failingCommits: readonly Scenario[] = [
         base(),
         over('mid', 'base', { event: 'read_aio', iotype: 'read', errno: 5 }),
         startServer,
-        ...written('mid'),
-        qmp('block-export-del', { id: 'mid' }),
-        event('BLOCK_EXPORT_DELETED'),
-        over('top', 'mid'),
-        exportDisk('top'),
+        ...midWritten,
         commit({ 'top-node': 'mid', 'base-node': 'base', 'on-error': onError }),
         failed,
         ...(onError === 'stop' ? goesOn : []),
