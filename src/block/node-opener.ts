@@ -12,7 +12,7 @@ import { GraphNode, type Opening } from './graph-node.ts'
 import { checkNodeName, genericNames, genericOptions, type GenericOptions } from './node-options.ts'
 import type { Objects } from './objects.ts'
 import { childPermissions, planPermissions } from './permission-update.ts'
-import { ALL } from './permissions.ts'
+import { ALL, Permission } from './permissions.ts'
 
 /** A chain of images that is longer is most likely a circle. */
 const MAX_DEPTH = 200
@@ -93,6 +93,7 @@ export class NodeOpener {
         throw rule.role === 'backing' ? ofBacking(error) : error
       })
       below.add(childName, node, rule, isReadOnly(driver, generic, new Map([[childName, node]])), own)
+      if (!generic['read-only'] && rule.role === 'data') checkWritable(node, rule, own)
     }
     const wanted = Object.keys(driver.children)
     for (const childName of wanted) if (given[childName]) await open(childName, given[childName])
@@ -228,6 +229,15 @@ const ofBacking = (error: unknown) =>
 const isReadOnly = (driver: AnyDriver, generic: GenericOptions, children: ReadonlyMap<string, GraphNode>) =>
   generic['read-only'] ||
   [...children].some(([childName, node]) => ['data', 'filtered'].includes(driver.children[childName]!.role) && node.readOnly)
+
+/**
+ * A format writes of its own accord, and what is to be written by it is not opened over what was to be read-only, be it by mistake. (A file that
+ * could not be written, `auto-read-only`, is another matter: the image is read-only then as well.)
+ */
+function checkWritable(child: GraphNode, rule: ChildRule, options: unknown) {
+  const { perm } = childPermissions(rule, { perm: 0, shared: ALL }, false, options, child)
+  if (child.generic['read-only'] && perm & Permission.write) throw new ReadOnly('Block node is read-only')
+}
 
 /** The children while their parent is being opened: let go of again unless it is kept. */
 class Below implements AsyncDisposable {

@@ -24,14 +24,16 @@ const NO_LINKS: ReadonlyMap<string, GraphNode | undefined> = new Map()
 
 type Undo = () => void | Promise<void>
 
-/** A node and what was opened for its sake below it, its backing file left out. */
+/** A node and what was opened for its sake below it, its backing file left out, and so what was told itself which of the two it is to be. */
 export function readOnlyChanges(node: GraphNode, readOnly: boolean): Change[] {
   if (node.readOnly === readOnly) return []
   const generic = { ...node.generic, 'read-only': readOnly }
   const { own } = split(node.driver, node.options)
-  const below = inlineChildren(node).map(([, child]) => child)
+  const below = inlineChildren(node).flatMap(([, child]) => ([undefined, readOnly].includes(toldOf(child)) ? [child] : []))
   return [...below.flatMap(child => readOnlyChanges(child, readOnly)), { node, readOnly, generic, options: node.options, own }]
 }
+
+const toldOf = (node: GraphNode) => node.options['read-only'] as boolean | undefined
 
 /** Those with its data, and its bitmaps, that were opened for its sake. */
 export const inlineChildren = (node: GraphNode): [name: string, child: GraphNode][] =>

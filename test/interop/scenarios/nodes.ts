@@ -2,6 +2,8 @@
 
 import { open, qmp, type Scenario } from '../../helpers/scenario.ts'
 
+const because = 'a node over one that cannot be written says so of itself; QEMU refuses the first who is to write'
+
 export const nodes: readonly Scenario[] = [
   {
     title: 'nodes over a file are added, shown and deleted',
@@ -27,6 +29,38 @@ export const nodes: readonly Scenario[] = [
       qmp('blockdev-del', { 'node-name': 'disk' }),
       qmp('blockdev-del', { 'node-name': 'file' }),
       qmp('blockdev-del', { 'node-name': 'other' }),
+      qmp('query-named-block-nodes'),
+    ],
+  },
+  {
+    title: 'nodes over a file that was opened to be read only',
+    images: { 'a.raw': { size: '4M' }, 'c.qcow2': { size: '4M', format: 'qcow2' } },
+    steps: [
+      qmp('nbd-server-start', { addr: { type: 'unix', data: { path: '$D/nbd.sock' } } }),
+      ...[{}, { 'read-only': false }, { 'auto-read-only': true }].flatMap(more => [
+        ...['a.raw', 'c.qcow2'].map(image =>
+          qmp('blockdev-add', {
+            driver: image.slice(2),
+            'node-name': image.slice(2),
+            file: { driver: 'file', 'node-name': image, filename: `$D/${image}`, 'read-only': true },
+            ...more,
+          }),
+        ),
+        qmp(
+          'query-named-block-nodes',
+          { flat: true },
+          { differs: { ours: { return: [{}, { drv: 'raw', ro: true }] }, because } },
+        ),
+        qmp(
+          'block-export-add',
+          { type: 'nbd', id: 'e', 'node-name': 'raw', writable: true },
+          { differs: { ours: { error: { desc: 'Cannot export read-only node as writable' } }, because } },
+        ),
+        qmp('blockdev-del', { 'node-name': 'raw' }),
+      ]),
+      qmp('blockdev-add', { driver: 'file', 'node-name': 'file', filename: '$D/c.qcow2', 'read-only': true }),
+      qmp('blockdev-add', { driver: 'qcow2', 'node-name': 'disk', file: 'file' }),
+      qmp('blockdev-add', { driver: 'qcow2', 'node-name': 'disk', file: 'file', 'read-only': true }),
       qmp('query-named-block-nodes'),
     ],
   },
