@@ -192,6 +192,10 @@ export interface Reopened {
 export interface InternalSnapshots {
   /** Oldest first. */
   list(): Promise<readonly SnapshotInfo[]>
+  /** With what the image does of its own accord: to make one or to delete one waits for that, and should not with writes held. */
+  isHeldUp(): boolean
+  /** Until it is not. */
+  ready(): Promise<void>
   create(name: string, date: Date): Promise<SnapshotInfo>
   delete(id: string): Promise<void>
 }

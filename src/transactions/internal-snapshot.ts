@@ -5,6 +5,18 @@ import type { Action } from '../block/action.ts'
 import { checkRoot } from '../block/chain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
+import { whenFree } from './when-free.ts'
+
+/** With writes held, but not for bitmaps that are being stored: these are waited for before. */
+export async function deleteInternalSnapshot(graph: Graph, node: GraphNode, id: string) {
+  const snapshots = node.snapshots!
+  await whenFree({
+    approach: () => snapshots.ready(),
+    isHeldUp: () => snapshots.isHeldUp(),
+    drained: moment => graph.drained([node], moment),
+    moment: () => snapshots.delete(id),
+  })
+}
 
 export class InternalSnapshot implements Action {
   #node: GraphNode | undefined
@@ -30,6 +42,14 @@ export class InternalSnapshot implements Action {
     this.#node = node
   }
 
+  approach() {
+    return this.#node!.snapshots!.ready()
+  }
+
+  isHeldUp() {
+    return this.#node!.snapshots!.isHeldUp()
+  }
+
   /** It takes as long as the image's tables are long. */
   async atInstant() {
     const node = this.#node!
@@ -45,7 +65,7 @@ export class InternalSnapshot implements Action {
     if (!making) return
     // It may have been given up while it was being made, and failed itself later: then there is none.
     const [made] = await Promise.allSettled([making])
-    if (made.status === 'fulfilled') await this.graph.drained([node], () => node.snapshots!.delete(made.value.id))
+    if (made.status === 'fulfilled') await deleteInternalSnapshot(this.graph, node, made.value.id)
   }
 
   async #checkFree(node: GraphNode) {

@@ -4,11 +4,12 @@ import { strict as assert } from 'node:assert'
 import { Busy, InvalidParameter, messageOf } from '../base/errors.ts'
 import { within } from '../base/time.ts'
 import type { Action } from '../block/action.ts'
+import { whenFree } from './when-free.ts'
 
 /** For so long guests are held for what cannot be done before the instant. */
 const INSTANT_MS = 20_000
 
-/** Calls `commits` once while nothing is in flight, and waits for it, or fails without having called it. */
+/** Calls its argument once while nothing is in flight, and waits for it, or fails without having called it. */
 export type Drained = (commits: () => void | Promise<void>) => Promise<void>
 
 /**
@@ -33,7 +34,14 @@ export async function transact(actions: readonly Action[], drained: Drained, ins
       commitAll(actions)
     }
     const slow = actions.filter(action => 'atInstant' in action)
-    await drained(slow.length === 0 ? commits : () => inTurn(slow, commits, instantMs))
+    await whenFree({
+      approach: async () => {
+        for (const action of actions) await action.approach?.()
+      },
+      isHeldUp: () => actions.some(action => action.isHeldUp?.()),
+      drained,
+      moment: slow.length === 0 ? commits : () => inTurn(slow, commits, instantMs),
+    })
     assert(begun)
   } catch (error) {
     // What has happened stays: it cannot be undone, and what fails after it is no reason to.

@@ -207,3 +207,27 @@ t.test('guests are not held for what hangs at the instant: nothing happens, and 
     'one aborted',
   ])
 })
+
+t.test('what an instant would have to wait for is waited for with writes going on, and at last with writes held', async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.nat(8), fc.nat(2), async (times, which) => {
+      const told: string[] = []
+      let left = times
+      const actions = [0, 1, 2].map((index): Action => {
+        const held = index === which && {
+          approach: async () => void told.push('waits'),
+          isHeldUp: () => left-- > 0,
+        }
+        return { prepare() {}, abort() {}, commit: () => void told.push(String(index)), ...held }
+      })
+      await transact(actions, async commits => {
+        told.push('held')
+        await commits()
+        told.push('let go')
+      })
+      const before = Array.from({ length: Math.min(times, 4) }, () => ['waits', 'held', 'let go'])
+      const wanted = [...before.flat(), 'waits', 'held', '0', '1', '2', 'let go']
+      if (told.join() !== wanted.join()) throw new Error(told.join())
+    }),
+  )
+})

@@ -3,6 +3,7 @@
 import { z } from 'zod'
 import { InvalidParameter, NotFound, ReadOnly } from '../../base/errors.ts'
 import { checkRoot } from '../../block/chain.ts'
+import { deleteInternalSnapshot } from '../../transactions/internal-snapshot.ts'
 import { snapshotInfo } from '../block-device-info.ts'
 import { command } from '../command.ts'
 
@@ -27,7 +28,7 @@ export const blockdevSnapshotDeleteInternalSync = command({
     if (!found)
       throw new NotFound(`Snapshot with id '${id ?? 'null'}' and name '${name ?? 'null'}' does not exist on device '${device}'`)
     if (node.readOnly) throw new ReadOnly(`Device '${device}' is read only`)
-    await graph.drained([node], () => snapshots.delete(found.id))
+    await deleteInternalSnapshot(graph, node, found.id)
     return found
   },
 })

@@ -68,6 +68,7 @@ export class Image {
   packingAt = 0
   #damage: CorruptImage | undefined
   #bitmapTurn: Promise<unknown> = Promise.resolve()
+  #bitmapTurns = 0
 
   private constructor(
     public header: Header,
@@ -193,9 +194,21 @@ export class Image {
    * for them is set aside, while no guest writes.
    */
   bitmapTurn<T>(work: () => Promise<T>): Promise<T> {
-    const turn = this.#bitmapTurn.then(work, work)
+    const done = () => void this.#bitmapTurns--
+    this.#bitmapTurns++
+    const turn = this.#bitmapTurn.then(work, work).finally(done)
     this.#bitmapTurn = turn
     return turn
+  }
+
+  /** Somebody has that turn, or waits for it. */
+  get isTurnTaken() {
+    return this.#bitmapTurns > 0
+  }
+
+  /** Until nobody has it; how it went is for those who took it. */
+  async turnFree() {
+    while (this.isTurnTaken) await Promise.allSettled([this.#bitmapTurn])
   }
 
   /** Counts are those of this table and its blocks; changes of the ones before that are not in the file are lost. */

@@ -170,6 +170,8 @@ export class Qcow2Node implements BlockNode {
   }
 
   readonly snapshots: InternalSnapshots = {
+    isHeldUp: () => this.image.isTurnTaken,
+    ready: () => this.image.turnFree(),
     list: async () => (await snapshotInfo(this.image)) ?? [],
     create: async (name, date) => {
       this.image.checkUndamaged()

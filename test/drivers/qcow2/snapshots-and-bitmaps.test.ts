@@ -4,6 +4,7 @@
 import t from 'tap'
 import { checkImage } from '../../../src/drivers/qcow2/check/check.ts'
 import type { Qcow2Node } from '../../../src/drivers/qcow2/qcow2-node.ts'
+import { whenFree } from '../../../src/transactions/when-free.ts'
 import { MemoryNode } from '../../helpers/memory-node.ts'
 import fc from '../../helpers/property.ts'
 import { newImage, openQcow2 } from '../../helpers/qcow2-image.ts'
@@ -84,3 +85,51 @@ t.test('a snapshot and bitmaps that are stored meanwhile lose nothing of each ot
     { numRuns: 150 },
   )
 })
+
+t.test(
+  'guests are not held while a snapshot waits for bitmaps that are being stored, nor for those that come just then',
+  async t => {
+    const file = new MemoryNode(Buffer.alloc(0))
+    const node = await newImage(file, { size: SIZE, clusterSize: CLUSTER })
+    await node.write(0, randomBytes(CLUSTER, 1))
+    /** From now on requests of the file wait for this. */
+    const gate = () => {
+      const { promise, resolve } = Promise.withResolvers<void>()
+      file.pause = () => promise
+      return resolve
+    }
+    const told: string[] = []
+    let open = gate()
+    let storing = bitmaps.store(node)
+    const made = whenFree({
+      approach: async () => {
+        told.push('waits')
+        await node.snapshots.ready()
+      },
+      isHeldUp: () => node.snapshots.isHeldUp(),
+      async drained(moment) {
+        told.push('writes are held')
+        if (told.length === 2) {
+          open = gate()
+          storing = bitmaps.reserve(node)
+        }
+        await moment()
+        told.push('writes go on')
+      },
+      async moment() {
+        told.push('is made')
+        await snapshots.create(node, 's')
+      },
+    })
+    await after(50, async () => t.strictSame(told, ['waits']))
+    open()
+    await storing
+    await after(50, async () => t.strictSame(told, ['waits', 'writes are held', 'writes go on', 'waits']))
+    open()
+    await Promise.all([storing, made])
+    t.strictSame(told.slice(4), ['writes are held', 'is made', 'writes go on'])
+    t.match(await node.snapshots.list(), [{ name: 's' }])
+    await node.bitmapStore.reserve([])
+    await node[Symbol.asyncDispose]()
+  },
+)
