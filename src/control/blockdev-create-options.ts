@@ -1,11 +1,14 @@
-// The arguments of blockdev-create: a union over all drivers that make images, of their own schemas (QMP's BlockdevCreateOptions).
+// The arguments of blockdev-create: a union over all drivers, of what they need to make an image (QMP's BlockdevCreateOptions).
 
 import { z } from 'zod'
 import type { AnyDriver, ImageCreation, NodeOptions } from '../block/driver.ts'
 import { drivers } from '../drivers/index.ts'
+import { filters } from '../filters/index.ts'
 import { blockdevRef, withoutDefaults } from './blockdev-options.ts'
 
-const [first, ...others] = drivers.flatMap(driver => (driver.creation ? optionsOf(driver, driver.creation) : []))
+const [first, ...others] = [...drivers, ...filters].map(driver =>
+  driver.creation ? optionsOf(driver, driver.creation) : z.strictObject({ driver: z.literal(driver.name) }),
+)
 
 export const blockdevCreateOptions = z.discriminatedUnion('driver', [first!, ...others]) as z.ZodType as z.ZodType<NodeOptions>
 

@@ -10,8 +10,8 @@ import { Permission } from '../block/permissions.ts'
 import { FileNode } from './file.ts'
 
 const options = z.strictObject({
-  filename: z.string().min(1),
-  size: z.int().min(0).describe('Bytes'),
+  filename: z.string(),
+  size: z.int().min(0).meta({ qapi: 'uint64' }).describe('Bytes'),
   preallocation: z
     .enum(['off', 'metadata', 'falloc', 'full'])
     .default('off')

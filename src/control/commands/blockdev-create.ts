@@ -1,6 +1,7 @@
 // QMP's blockdev-create.
 
 import { z } from 'zod'
+import { NotSupported } from '../../base/errors.ts'
 import { startCreate } from '../../jobs/create.ts'
 import { blockdevCreateOptions } from '../blockdev-create-options.ts'
 import { command } from '../command.ts'
@@ -12,6 +13,7 @@ export const blockdevCreate = command({
   arguments: z.strictObject({ 'job-id': z.string(), options: blockdevCreateOptions }),
   async run({ 'job-id': id, options }, context) {
     const driver = context.graph.drivers.find(({ name }) => name === options.driver)
-    if (driver) await startCreate(context, id, driver, options)
+    if (!driver?.creation) throw new NotSupported('Driver does not support blockdev-create')
+    await startCreate(context, id, driver, options)
   },
 })

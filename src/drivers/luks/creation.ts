@@ -18,7 +18,7 @@ const DEFAULT_MS = 2000
 const DIGEST_SHARE = 8
 
 const options = z.strictObject({
-  size: z.int().min(0).describe('Of the disk, in bytes'),
+  size: z.int().min(0).meta({ qapi: 'uint64' }).describe('Of the disk, in bytes'),
   preallocation: z.enum(['off', 'metadata', 'falloc', 'full']).default('off'),
   'key-secret': z.string().optional().describe('Id of the secret object that becomes the password'),
   'cipher-alg': z.enum(['aes-128', 'aes-192', 'aes-256']).default('aes-256'),

@@ -86,7 +86,7 @@ function layOut(size: number, clusterSize: number, refcountBits: number, extende
   const l1Size = l1EntriesFor(size, Math.log2(clusterSize), extended)
   if (l1Size * 8 > Limit.l1Bytes)
     throw new InvalidParameter(`The image size is too large for file format 'qcow2' (try using a larger cluster size)`)
-  const l1Clusters = Math.max(1, Math.ceil((l1Size * 8) / clusterSize))
+  const l1Clusters = Math.ceil((l1Size * 8) / clusterSize)
   const perBlock = (clusterSize * 8) / refcountBits
   let blocks = 1
   let refcountTableClusters = 1

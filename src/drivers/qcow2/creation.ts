@@ -5,9 +5,9 @@ import type { ImageCreation } from '../../block/driver.ts'
 import { createImage } from './create.ts'
 
 const options = z.strictObject({
-  size: z.int().min(0).describe('Of the disk, in bytes'),
+  size: z.int().min(0).meta({ qapi: 'uint64' }).describe('Of the disk, in bytes'),
   version: z.enum(['v2', 'v3']).default('v3'),
-  'cluster-size': z.int().min(0).default(65536),
+  'cluster-size': z.int().min(0).meta({ qapi: 'uint64' }).default(65536),
   'refcount-bits': z.int().min(0).default(16),
   'backing-file': z.string().optional().describe('Its name, as it is to stand in the image; it need not be there'),
   'backing-fmt': z.enum(['file', 'host_device', 'nbd', 'qcow2', 'raw']).optional(),
