@@ -390,7 +390,6 @@ t.test('nothing counts as copied while an earlier attempt that was given up stil
     bufSize: 0,
     unchanged: false,
   })
-  // Neither is throttled, so no job is asked for more.
   const job = { isPaused: false } as Job
   const run = async (signal: AbortSignal) => {
     for await (const _progress of copy.run(job, { signal, throttled: false, failed: rethrow }));
