@@ -21,7 +21,17 @@ function sentenceOf(issue: z.core.$ZodIssue): string {
       ? `Parameter '${name}' does not accept value '${issue.input}'`
       : `Invalid parameter type for '${name}', expected: string`
   }
-  return issue.code === 'custom' ? issue.message : `Parameter '${name}': ${issue.message}`
+  return issue.code === 'custom' ? issue.message : (outOfRange(issue) ?? `Parameter '${name}': ${issue.message}`)
+}
+
+/** What a number is told that is no size or count, by its own name as QEMU's options have it (util/qemu-option.c). */
+export function outOfRange(issue: z.core.$ZodIssue): string | undefined {
+  const name = String(issue.path.at(-1))
+  if (issue.code === 'too_small' && ['number', 'int'].includes(issue.origin) && issue.minimum === 0)
+    return `Parameter '${name}' expects a non-negative number below 2^64`
+  if (issue.code === 'too_big' && ['number', 'int'].includes(issue.origin) && issue.maximum === Number.MAX_SAFE_INTEGER)
+    return `Parameter '${name}' is more than ${Number.MAX_SAFE_INTEGER}, the most that this daemon takes`
+  return undefined
 }
 
 /** options[0].file.filename */

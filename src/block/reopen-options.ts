@@ -8,7 +8,7 @@ import { split } from './node-opener.ts'
 import { inlineChildren, type Change } from './reopen.ts'
 
 /** Of each driver, which options are those of the file that is open. */
-const FIXED = new Set(['filename', 'server', 'export', 'size'])
+const FIXED = new Set(['filename', 'server', 'export', 'size', 'read-zeroes', 'latency-ns'])
 
 /** These stay as they are where nothing is said of them. */
 const FIXED_WHERE_SAID = ['locking', 'aio', 'force-share']
@@ -20,8 +20,7 @@ export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] 
     const node = graph.find(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
     for (const name of FIXED_WHERE_SAID) {
-      if (options[name] !== undefined && options[name] !== node.options[name])
-        throw new InvalidParameter(`Cannot change the option '${name}'`)
+      if (options[name] !== undefined && options[name] !== node.options[name]) throw unchangeable(name)
     }
     return { node, options }
   })
@@ -39,13 +38,15 @@ export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] 
  * `inherited` counts where the options say nothing, and is not kept as one of them: what a parent has said once is not what the node is
  * told for ever.
  */
-function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix = '', inherited: object = {}): Change[] {
-  if (options.driver !== node.driver.name) throw new InvalidParameter(`Cannot change the option '${prefix}driver'`)
+function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherited: object = {}): Change[] {
+  if (options.driver !== node.driver.name) {
+    if (node.children.has('backing') && options['backing'] === undefined) throw noBacking(node)
+    throw unchangeable('driver')
+  }
   const { generic, own, children } = split(node.driver, { ...inherited, ...options })
   for (const name of FIXED) {
     const isOfDriver = !(node.driver.name === 'raw' && name === 'size')
-    if (isOfDriver && JSON.stringify(options[name]) !== JSON.stringify(node.options[name]))
-      throw new InvalidParameter(`Cannot change the option '${prefix}${name}'`)
+    if (isOfDriver && JSON.stringify(options[name]) !== JSON.stringify(node.options[name])) throw unchangeable(name)
   }
   const links = new Map<string, GraphNode | undefined>()
   const below: Change[] = []
@@ -62,9 +63,10 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix =
     const child = node.children.get(name)?.node
     const given = children[name]
     if (given === undefined && child) {
-      if (rule.role === 'backing') throw new InvalidParameter(`backing is missing for '${node.name}'`)
+      if (rule.role === 'backing') throw noBacking(node)
       throw new InvalidParameter(`A block device must be specified for "${name}"`)
     }
+    if (name === 'data-file' && typeof given === 'string' && given !== child?.name) throw unchangeable(name)
     if (given === null && child) links.set(name, undefined)
     if (typeof given === 'string') {
       const to = graph.find(given)
@@ -72,17 +74,21 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, prefix =
       if (to !== child) links.set(name, to)
     } else if (given) {
       // Who has a name of his own is not opened in another way by his parent.
-      if (!child || child.owned) throw new InvalidParameter(`Cannot change the option '${prefix}${name}.driver'`)
-      below.push(...changesOf(graph, child, given as NodeOptions, `${prefix}${name}.`, inheritedBy(name)))
+      if (!child || child.owned) throw unchangeable(`${name}.driver`)
+      below.push(...changesOf(graph, child, given as NodeOptions, inheritedBy(name)))
     }
   }
   const isGiven = new Set(below.map(change => change.node))
   for (const [name, child] of inlineChildren(node)) {
     if (links.has(name) || isGiven.has(child)) continue
-    below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, prefix, inheritedBy(name)))
+    below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, inheritedBy(name)))
   }
   return [...below, { node, readOnly: generic['read-only'], generic, own, options, links }]
 }
 
 /** Children by name, as they are. */
 const namedChildren = (node: GraphNode) => Object.fromEntries([...node.children].map(([name, edge]) => [name, edge.node.name]))
+
+const unchangeable = (option: string) => new InvalidParameter(`Cannot change the option '${option}'`)
+
+const noBacking = ({ name }: GraphNode) => new InvalidParameter(`backing is missing for '${name}'`)

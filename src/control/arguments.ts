@@ -2,6 +2,7 @@
 // that is wrong is the answer, and nothing has happened before (qapi/qobject-input-visitor.c, qapi-visit-core.c have the texts).
 
 import type { z } from 'zod'
+import { outOfRange } from '../base/checked.ts'
 import { InvalidParameter } from '../base/errors.ts'
 import { Float, isJsonObject, toPlain, type Json, type JsonObject } from './json.ts'
 import { qapiTypeOf, type Builtin, type IntegerName, type ObjectType, type QapiType, type UnionType } from './qapi-type.ts'
@@ -10,8 +11,9 @@ import { qapiTypeOf, type Builtin, type IntegerName, type ObjectType, type QapiT
 export function parseArguments<Schema extends z.ZodType>(schema: Schema, given: JsonObject): z.output<Schema> {
   const result = schema.safeParse(visit(qapiTypeOf(schema), given, []))
   if (result.success) return result.data
-  const { code, message, path } = result.error.issues[0]!
-  throw new InvalidParameter(code === 'custom' ? message : `Parameter '${fullName(path)}': ${message}`)
+  const issue = result.error.issues[0]!
+  const { code, message, path } = issue
+  throw new InvalidParameter(code === 'custom' ? message : (outOfRange(issue) ?? `Parameter '${fullName(path)}': ${message}`))
 }
 
 type Path = readonly PropertyKey[]

@@ -6,7 +6,10 @@ import { drivers } from '../drivers/index.ts'
 import { filters } from '../filters/index.ts'
 import { blockdevRef, withoutDefaults } from './blockdev-options.ts'
 
-const [first, ...others] = [...drivers, ...filters].map(driver =>
+/** QEMU knows nothing of them, and they make no images. */
+const OURS = new Set(['quota', 'delay', 'inject-error'])
+
+const [first, ...others] = [...drivers, ...filters.filter(({ name }) => !OURS.has(name))].map(driver =>
   driver.creation ? optionsOf(driver, driver.creation) : z.strictObject({ driver: z.literal(driver.name) }),
 )
 

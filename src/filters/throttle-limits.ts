@@ -9,17 +9,20 @@ export type ThrottleKind = (typeof KINDS)[number]
 /** QEMU's THROTTLE_VALUE_MAX. */
 const MOST = 1e15
 
+/** Of 64 bits, so that what is far too much is told so in QEMU's words. */
+const integer = z.number().meta({ qapi: 'int64' })
+
 const kinds = <Suffix extends string>(suffix: Suffix, describe: string) =>
   Object.fromEntries(
-    KINDS.map(kind => [`${kind}${suffix}`, z.int().optional().describe(`${kind}${suffix}: ${describe}`)]),
-  ) as Record<`${ThrottleKind}${Suffix}`, z.ZodOptional<z.ZodInt>>
+    KINDS.map(kind => [`${kind}${suffix}`, integer.optional().describe(`${kind}${suffix}: ${describe}`)]),
+  ) as Record<`${ThrottleKind}${Suffix}`, z.ZodOptional<typeof integer>>
 
 /** 0 or nothing is no limit. */
 export const throttleMembers = {
   ...kinds('', 'requests, or bytes, a second'),
   ...kinds('-max', 'as much at once, or in each second of a burst'),
   ...kinds('-max-length', 'seconds that a burst may last'),
-  'iops-size': z.int().optional().describe('A request of more bytes than this counts as several'),
+  'iops-size': integer.optional().describe('A request of more bytes than this counts as several'),
 }
 
 export const throttleLimits = z

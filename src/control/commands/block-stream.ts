@@ -38,13 +38,25 @@ export const blockStream = command({
     const bottom = await bottomOf(node, given, context)
     const behind = bottom?.children.get('backing')?.node
     const chain = chainFrom(node)
-    for (const one of behind ? chain.slice(0, chain.indexOf(behind)) : chain) one.checkNoJob()
+    const end = (await namedBase(node, given, context)) ?? behind
+    for (const one of end ? chain.slice(0, chain.indexOf(end)) : chain) one.checkNoJob()
     if (!behind && given['backing-file'] !== undefined)
       throw new InvalidParameter('backing file specified, but streaming the entire chain')
     checkSpeed(given.speed ?? 0)
     await startStream(chainContext(context), { ...chainJobOptions(given), node, bottom })
   },
 })
+
+/** What is over it is looked at, be it a filter: another job's, maybe. */
+async function namedBase(
+  node: GraphNode,
+  { base, 'base-node': baseNode }: z.output<typeof args>,
+  { graph }: CommandContext,
+): Promise<GraphNode | undefined> {
+  if (baseNode !== undefined) return graph.get(baseNode)
+  const found = base === undefined ? undefined : await findBackingImage(node, base)
+  return found && withoutFilters(found)
+}
 
 /** The lowest image that is copied; undefined: all are. */
 async function bottomOf(

@@ -34,7 +34,7 @@ import { qcow2Creation } from './creation.ts'
 import { Incompatible } from './format.ts'
 import { isSet, type Header } from './header.ts'
 import { Image, readHeader } from './image.ts'
-import { cacheBytes, options, type Qcow2Options } from './options.ts'
+import { cacheBytes, checkCaches, options, type Qcow2Options } from './options.ts'
 import { Qcow2Node } from './qcow2-node.ts'
 
 /** It holds our tables: whoever else writes there destroys them. */
@@ -77,7 +77,9 @@ export const qcow2: BlockDriver<Qcow2Options> = {
 
   async open(options, { children, readOnly, unmap, report }) {
     const { file, backing, 'data-file': dataFile } = children as { file: BlockIo; backing?: BlockIo; 'data-file'?: BlockIo }
-    checkDataFile(await readHeader(file), dataFile)
+    const header = await readHeader(file)
+    checkCaches(options, 2 ** header.clusterBits)
+    checkDataFile(header, dataFile)
     const image = await Image.open(
       { file, backing, dataFile },
       { readOnly, unmap: options['pass-discard-request'] ?? unmap, report, ...cacheBytes(options) },

@@ -18,6 +18,7 @@ import { nodes } from './nodes.ts'
 import { objects } from './objects.ts'
 import { oddCases } from './odd-cases.ts'
 import { oddJobs } from './odd-jobs.ts'
+import { oddOptions } from './odd-options.ts'
 import { oddRequests } from './odd-requests.ts'
 import { persistentBitmaps } from './persistent-bitmaps.ts'
 import { snapshots } from './snapshots.ts'
@@ -46,7 +47,13 @@ export const commitScenarios: Readonly<Record<string, readonly Scenario[]>> = { 
 export const bitmapScenarios: Readonly<Record<string, readonly Scenario[]>> = { persistentBitmaps }
 
 /** Odd cases: likewise. */
-export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = { oddCases, oddJobs, managers, oddRequests }
+export const oddScenarios: Readonly<Record<string, readonly Scenario[]>> = {
+  oddCases,
+  oddJobs,
+  managers,
+  oddRequests,
+  oddOptions,
+}
 
 /** Filters and encryption: likewise. */
 export const filterScenarios: Readonly<Record<string, readonly Scenario[]>> = { filters, luks }

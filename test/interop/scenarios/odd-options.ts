@@ -1,0 +1,106 @@
+// Options of nodes that do not go together, when they are opened and opened anew, and what the lists show while jobs work.
+
+import { event, job, qmp, type Scenario } from '../../helpers/scenario.ts'
+
+const qcow2 = { size: '4M', format: 'qcow2' } as const
+const file = (name: string) => ({ driver: 'file', 'node-name': `${name} file`.replaceAll(/\W/g, '-'), filename: `$D/${name}` })
+const add = (args: object) => qmp('blockdev-add', args)
+const reopen = (options: object) => qmp('blockdev-reopen', { options: [options] })
+const over = (name: string, backing: string | null) =>
+  add({ driver: 'qcow2', 'node-name': name, file: file(`${name}.qcow2`), backing })
+const graph = qmp('query-named-block-nodes', { flat: true }, { ignoring: ['image', 'file', 'backing_file'] })
+const b = { driver: 'qcow2', 'node-name': 'b', file: 'b-qcow2-file', backing: 'a' }
+const raw = { driver: 'raw', 'node-name': 'r', file: 'r-raw-file' }
+
+const CACHES = [
+  { 'cache-size': 65536, 'l2-cache-size': 65536, 'refcount-cache-size': 65536 },
+  { 'cache-size': 1, 'l2-cache-size': 65536 },
+  { 'cache-size': 1, 'refcount-cache-size': 65536 },
+  { 'l2-cache-entry-size': 1000 },
+  { 'l2-cache-entry-size': 256 },
+  { 'l2-cache-entry-size': 131072 },
+  { 'l2-cache-size': -1 },
+  { 'cache-clean-interval': 2 ** 33 },
+]
+
+export const oddOptions: readonly Scenario[] = [
+  {
+    title: 'options that do not go together, and what cannot be changed',
+    images: {
+      'a.qcow2': qcow2,
+      'x.qcow2': qcow2,
+      'b.qcow2': { ...qcow2, backing: 'a.qcow2' },
+      'r.raw': { size: '4M', seed: 2 },
+      's.raw': { size: '4M' },
+    },
+    steps: [
+      over('a', null),
+      over('b', 'a'),
+      add({ ...raw, file: file('r.raw') }),
+      add({ driver: 'raw', 'node-name': 's', file: file('s.raw') }),
+      add({ driver: 'null-co', 'node-name': 'n' }),
+      ...CACHES.flatMap(more => [
+        reopen({ ...b, ...more }),
+        add({ driver: 'qcow2', 'node-name': 'x', file: file('x.qcow2'), ...more }),
+      ]),
+      reopen({ ...raw, offset: -1 }),
+      add({ driver: 'raw', 'node-name': 'x', file: 's', offset: -1 }),
+      reopen({ ...b, driver: 'raw' }),
+      reopen({ driver: 'raw', 'node-name': 'b', file: 'b-qcow2-file' }),
+      reopen({ ...b, 'data-file': 's' }),
+      reopen({ ...b, file: { ...file('b.qcow2'), filename: '$D/a.qcow2' } }),
+      reopen({ ...b, backing: { driver: 'qcow2', file: 'a-qcow2-file' } }),
+      reopen({ driver: 'null-co', 'node-name': 'n', 'read-zeroes': true }),
+      graph,
+      reopen(b),
+      qmp(
+        'blockdev-add',
+        { driver: 'raw', 'node-name': 'x', file: 's', size: 1000 },
+        { differs: { ours: { return: {} }, because: 'a part of a file may have any size; QEMU counts in sectors' } },
+      ),
+    ],
+  },
+  {
+    title: 'a stream above another one',
+    images: { 'a.qcow2': qcow2, 'b.qcow2': { ...qcow2, backing: 'a.qcow2' }, 'c.qcow2': { ...qcow2, backing: 'b.qcow2' } },
+    steps: [
+      over('a', null),
+      over('b', 'a'),
+      over('c', 'b'),
+      qmp('block-stream', { 'job-id': 'j', device: 'b', 'filter-node-name': 'filter', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING'),
+      ...[{ 'base-node': 'b' }, { 'base-node': 'a' }, {}].map(which =>
+        qmp('block-stream', { 'job-id': 'k', device: 'c', ...which }),
+      ),
+      graph,
+      qmp('job-cancel', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+    ],
+  },
+  {
+    title: 'what a backup works with is shown',
+    images: { 'r.raw': { size: '4M', seed: 2 }, 's.raw': { size: '4M', scratch: true } },
+    steps: [
+      add({ ...raw, file: file('r.raw') }),
+      add({ driver: 'raw', 'node-name': 's', file: file('s.raw') }),
+      qmp('blockdev-backup', { 'job-id': 'j', device: 'r', target: 's', sync: 'full', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING'),
+      {
+        ...graph,
+        differs: {
+          ours: { return: [{ drv: 'snapshot-access' }, { drv: 'copy-before-write' }] },
+          because: 'a job reads a view in scratch space, by nodes of its own; QEMU has its filter only',
+        },
+      },
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      graph,
+    ],
+  },
+  {
+    title: 'limits that are far too much',
+    steps: [1e16, -1, 2 ** 62].map(total =>
+      qmp('object-add', { 'qom-type': 'throttle-group', id: 'group', limits: { 'iops-total': total } }),
+    ),
+  },
+]
