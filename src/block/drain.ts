@@ -1,6 +1,6 @@
 // Draining: a moment at which no write is under way on some nodes, in which what must happen at one instant happens.
 //
-// Only writes that come from outside the graph are held: at the roots from which the nodes can be reached. What is held back on purpose
+// Only writes that come from outside the graph are held, and only what threads read by themselves: at the roots from which the nodes can be reached. What is held back on purpose
 // below (throttle, delay) is let go first. A write that does not end is not waited for without end: then nothing happens, and everybody goes on.
 
 import { Busy } from '../base/errors.ts'

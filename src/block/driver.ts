@@ -67,6 +67,8 @@ export interface LentFile {
   readonly marks: readonly { readonly shared: SharedMarks; readonly start: number }[]
   /** Where all that a write touches must be; what is not there is not written. */
   readonly regions: readonly LentRegions[]
+  /** It is only read. */
+  readonly readOnly?: boolean
   /** Nobody uses it any more. */
   end(): void
 }
@@ -116,7 +118,7 @@ export interface BlockIo {
   readReady?(reads: readonly ReadyRead[]): void
   /**
    * For as long as nothing but reads and writes of a file is to be done for a read or a write; undefined where there is more to it. Counts as a
-   * write under way until it has ended, which a drain asks for and waits for.
+   * write under way until it has ended, which a drain asks for and waits for, even where it is only read.
    */
   lend?(borrower: Borrower): LentFile | undefined
   write(offset: number, data: Buffer, flags?: WriteFlags): Promise<void>

@@ -79,13 +79,14 @@ export class Edge implements BlockIo {
   lend(borrower: Borrower): LentFile | undefined {
     const node = this.child
     const mayWrite = !node.readOnly && (this.permissions.perm & Permission.write) !== 0
-    const lent = mayWrite && !this.#gate ? node.lend(borrower) : undefined
+    const lent = this.#gate ? undefined : node.lend(borrower)
     if (!lent) return undefined
     const open = node.use()
     this.#writes++
     this.#lent.add(borrower)
     return {
       ...lent,
+      readOnly: lent.readOnly === true || !mayWrite,
       end: () => {
         lent.end()
         this.#lent.delete(borrower)
@@ -130,7 +131,7 @@ export class Edge implements BlockIo {
     return this.#change(0, 0, node => node.resize(size), true)
   }
 
-  /** Holds writes back until `release`, which must follow. */
+  /** Holds writes back, and lends nothing, until `release`, which must follow. */
   hold() {
     this.#held++
     this.#gate ??= Promise.withResolvers()

@@ -240,7 +240,7 @@ export class Graph implements AsyncDisposable {
     if (node.readOnly) throw new ReadOnly('Image is read-only')
     const edge = this.attach(node, { description: 'an unnamed block device', perm: Permission.resize, shared: ALL })
     try {
-      await drained(this.#writers([node], edge), () => edge.resize(size))
+      await drained(this.#rootsOf([node], edge), () => edge.resize(size))
     } finally {
       await this.detach(edge)
     }
@@ -253,7 +253,7 @@ export class Graph implements AsyncDisposable {
       await this.followed()
       return result
     }
-    return drained(this.#writers(nodes, except), followed)
+    return drained(this.#rootsOf(nodes, except), followed)
   }
 
   /** When those whose roots were moved have done what they do then: a restart finds what they use now. */
@@ -268,14 +268,11 @@ export class Graph implements AsyncDisposable {
     this.#following.add(following)
   }
 
-  /** The roots on which writes can come to these nodes, or to any. */
-  #writers(nodes: Iterable<GraphNode> | undefined, except?: Edge): Edge[] {
+  /** Through which somebody writes to these nodes, or to any, or reads by himself. */
+  #rootsOf(nodes: Iterable<GraphNode> | undefined, except?: Edge): Edge[] {
     const wanted = nodes && new Set(nodes)
     return [...this.#roots].filter(
-      root =>
-        root !== except &&
-        root.permissions.perm & (Permission.write | Permission.writeUnchanged | Permission.resize) &&
-        (!wanted || [...reachable(root.node)].some(node => wanted.has(node))),
+      root => root !== except && (!wanted || [...reachable(root.node)].some(node => wanted.has(node))),
     )
   }
 

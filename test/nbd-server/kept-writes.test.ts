@@ -198,7 +198,7 @@ t.test('who has more to keep than there is room for is given back, with all of i
   const rest = Buffer.concat(writes)
   const asked: Ask[] = []
   const calls = { addressOf: () => 0, setUp: () => 1n } as unknown as ThreadCalls
-  const terms = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks: [], rest } as const
+  const terms = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', readOnly: false, marks: [], rest } as const
   const lent = {
     ...terms,
     regions: [{ terms: regions.terms, start: START }],

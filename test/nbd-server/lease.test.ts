@@ -13,17 +13,20 @@ import { bitmapAdd } from '../../src/bitmaps/actions.ts'
 import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
 import type { ThreadCalls } from '../../src/base/thread-calls.ts'
 import { WritableRegions } from '../../src/block/writable-regions.ts'
+import { ALL, Permission } from '../../src/block/permissions.ts'
+import type { Export } from '../../src/nbd-server/export.ts'
 import { nextAfter } from '../../src/nbd-server/lease/lease.ts'
 import { lender } from '../../src/nbd-server/lease/lender.ts'
 import { serve } from '../../src/nbd-server/lease/serve.ts'
 import { countersOf, countsOf, makeControl, type Lent, type Reason } from '../../src/nbd-server/lease/terms.ts'
 import { ThreadIo } from '../../src/nbd-server/lease/thread-io.ts'
+import type { NbdServerOptions } from '../../src/nbd-server/server.ts'
 import { trafficOf } from '../../src/nbd-server/traffic.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { flags, go, option, RawPeer, Reader, request } from '../helpers/nbd-wire.ts'
 import fc from '../helpers/property.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
-import { quiet } from '../helpers/served.ts'
+import { exportOf, quiet, serve as serveExports } from '../helpers/served.ts'
 import {
   BLOCK,
   BLOCKS,
@@ -93,7 +96,18 @@ t.test('what is cleared while a write of a thread lands is marked once more behi
   } as unknown as ThreadCalls
   const rest = request({ type: Command.WRITE, offset: 5 * BLOCK, payload: Buffer.alloc(2 * BLOCK) })
   const marks = [{ terms: own.marks.terms, start: BLOCK }]
-  const lent = { socket: 0, wake: 0, file: 0, start: 0, size: SIZE, mode: 'simple', marks, regions: [], rest } as const
+  const lent = {
+    socket: 0,
+    wake: 0,
+    file: 0,
+    start: 0,
+    size: SIZE,
+    mode: 'simple',
+    readOnly: false,
+    marks,
+    regions: [],
+    rest,
+  } as const
   const returned = serve({ ...lent, control: makeControl(), lent: new SharedArrayBuffer(4) }, ThreadIo.make(calls)!, () => {})
   t.strictSame(before, [2 * BLOCK], 'it was marked before it began')
   t.strictSame([...bitmap.dirtyRanges({ offset: 0, length: SIZE })], [{ offset: 6 * BLOCK, length: 2 * BLOCK }])
@@ -206,6 +220,7 @@ function serveLarge(calls: Partial<ThreadCalls>, also: Partial<Lent> = {}) {
     start: 0,
     size: SIZE,
     mode: 'simple',
+    readOnly: false,
     marks: [],
     regions: [],
     rest,
@@ -298,6 +313,57 @@ for (const [what, over] of Object.entries({
       answered.every(({ cookie: of, data }) => data?.equals(expected.subarray(0, lengthOf(of)))),
       'each with what the disk holds',
     )
+  })
+
+interface Said {
+  readonly options?: Partial<NbdServerOptions>
+  readonly export?: Partial<Export>
+  readonly perm?: number
+}
+
+for (const [what, said] of Object.entries({
+  'is let in for reading only': { options: { authorize: () => 'read-only' } },
+  'has an export that nobody may write': { export: { writable: false } },
+  'has an export of what can only be read': { perm: Permission.consistentRead, export: { writable: false } },
+} satisfies Record<string, Said>))
+  t.test(`who ${what} has a thread for large reads, and writes by it no more than without`, { skip }, async t => {
+    await using stack = new AsyncDisposableStack()
+    const here = await world(stack)
+    const { graph, disk, edge, content } = here
+    await warmUp(here)
+    const bytes = randomBytes(SIZE, 3)
+    await edge.write(0, bytes)
+    const { perm = Permission.consistentRead | Permission.write, options = {}, export: also = {} }: Said = said
+    const own = graph.attach(disk, { description: 'another export', perm, shared: ALL })
+    const served = await serveExports([exportOf(own, also)], stack, options)
+    await using peer = await RawPeer.connect(served.socket)
+    await peer.send(Buffer.concat([flags(3), go('disk')]))
+    const before = lender.loans
+    const length = 256 << 10
+    let cookie = 0n
+    const untilOut = async () => {
+      for (let wait = 0; lender.out === 0; wait++) {
+        if (wait > 500) throw new Error('it was never lent')
+        await peer.send(request({ type: Command.READ, cookie: ++cookie, offset: 65536, length }))
+        await turns(20)
+      }
+    }
+    await untilOut()
+    await graph.drained([disk], () => t.equal(lender.out, 0, 'whom a drain waits for'))
+    await untilOut()
+    const write = ++cookie
+    await peer.send(request({ type: Command.WRITE, cookie: write, payload: Buffer.alloc(BLOCK) }))
+    await peer.send(request({ type: Command.DISC }))
+    const reader = new Reader(await peer.upTo(Infinity))
+    reader.greeting()
+    reader.optionAnswers()
+    const answers = reader.answers(of => (of === write ? 0 : length))
+    t.equal(answers.length, Number(cookie))
+    for (const { cookie: of, error, data } of answers)
+      if (of === write) t.equal(error, 'EPERM')
+      else if (!data?.equals(bytes.subarray(65536, 65536 + length))) t.fail(`read ${of} is not what the disk holds`)
+    t.ok((await content()).subarray(0, SIZE).equals(bytes))
+    t.ok(lender.loans >= before + 2)
   })
 
 /** What lending waits for when it was lent for nothing so many times, as a multiple of what it waited for first. */

@@ -7,7 +7,7 @@
 //
 // To lend and to be given back costs as much as some ten requests. So it is lent after as many writes without anything else as it was lent for in vain.
 
-import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
+import { Command, CommandFlag as Flag, TransmissionFlag } from 'nbd-client-ts/protocol'
 import type { Range } from '../../base/ranges.ts'
 import type { LentFile, LentRegions } from '../../block/driver.ts'
 import { WritableRegions } from '../../block/writable-regions.ts'
@@ -96,7 +96,7 @@ export class Lease {
   begin(): boolean {
     this.#score = 0
     const { link, agreement, traffic } = this
-    const { export: exported, mode, size } = agreement
+    const { export: exported, mode, size, flags } = agreement
     const socket = link.plainSocket
     if (socket === undefined || exported.writethrough) return false
     const revoke = () => this.revoke()
@@ -113,6 +113,7 @@ export class Lease {
       ...(through && { through }),
       size: Math.min(size, exported.io.size),
       mode,
+      readOnly: (flags & TransmissionFlag.READ_ONLY) !== 0 || file.readOnly === true,
       marks: termsOf(file.marks),
       regions: regions.map(({ terms, start }) => ({ terms, start })),
     }

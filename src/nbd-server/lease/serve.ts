@@ -196,7 +196,7 @@ class Service {
         this.#used = data + length
         this.#start += headerSize
         this.#add(request, place, at, this.#start)
-      } else if (type === Command.WRITE && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
+      } else if (type === Command.WRITE && !this.lent.readOnly && flags === (this.#extended ? Flag.PAYLOAD_LEN : 0)) {
         const end = at + headerSize + length
         if (this.#end < end) return undefined
         if (this.#mayWrite(request)) this.#addWrite(request, place, base, at, end)

@@ -34,6 +34,8 @@ export interface Lent {
   /** Bytes of the disk. */
   readonly size: number
   readonly mode: ReplyMode
+  /** The client may not write: to refuse that is the main thread's. */
+  readonly readOnly: boolean
   readonly marks: LentMarks
   /** It writes only what is in all of these. */
   readonly regions: readonly { readonly terms: RegionsTerms; readonly start: number }[]
