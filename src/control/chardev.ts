@@ -12,7 +12,7 @@ type Chardev = { readonly backend: 'socket'; readonly path: string; readonly ser
 
 const OPTIONS: Readonly<Record<Chardev['backend'], ReadonlySet<string>>> = {
   // Whether it waits for its first client is not ours to say: clients come when they come, and there may be many.
-  socket: new Set(['id', 'path', 'server', 'wait']),
+  socket: new Set(['id', 'path', 'server', 'wait', 'host', 'port', 'fd', 'reconnect']),
   stdio: new Set(['id', 'signal']),
 }
 const SWITCHES = new Set(['server', 'wait', 'signal'])
@@ -49,10 +49,28 @@ export class Chardevs {
   }
 }
 
+/** Who connects may do all that the daemon's owner may, so none is opened that keeps nobody out. */
+const NO_TCP =
+  "a control socket on TCP would be open to everybody who reaches it: give a 'path', and let ssh -L or socat forward to it"
+
+function refuse(wrong: boolean, message: string) {
+  if (wrong) throw new InvalidParameter(message)
+}
+
 function socketOf(options: ReadonlyMap<string, string>): Chardev {
   const path = options.get('path')
+  const isServer = options.get('server') === 'on'
+  refuse(
+    ['path', 'fd', 'host'].filter(name => options.has(name)).length > 1,
+    "None or one of 'path', 'fd' or 'host' option required.",
+  )
+  refuse(isServer && options.has('reconnect'), "'reconnect' option is incompatible with socket in server listen mode")
+  refuse(!isServer && options.has('wait'), "'wait' option is incompatible with socket in client connect mode")
+  refuse(options.has('host') && !options.has('port'), 'chardev: socket: no port given')
+  refuse(options.has('host') || options.has('port'), NO_TCP)
+  for (const name of ['fd', 'reconnect']) refuse(options.has(name), `Invalid parameter '${name}'`)
   if (path === undefined) throw new InvalidParameter("a control socket needs a path: 'socket,id=ID,path=PATH,server=on,wait=off'")
-  return { backend: 'socket', path, server: options.get('server') === 'on' }
+  return { backend: 'socket', path, server: isServer }
 }
 
 /** Standard input and output as one stream, whose end leaves both open: they are the program's. */

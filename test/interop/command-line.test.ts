@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
@@ -11,6 +11,7 @@ import { Appliance } from '../../src/appliance.ts'
 import { createLog } from '../../src/base/log.ts'
 import { messageOf } from '../../src/base/errors.ts'
 import type { CommandLineOption, CommandLineStep } from '../../src/control/command-line.ts'
+import { QmpClient } from '../../src/control/qmp-client.ts'
 import { settingsWithoutFile } from '../../src/settings/without-file.ts'
 import { RawClient, scratchFolder } from '../helpers/control.ts'
 import { qsdMissing } from '../helpers/qemu-storage-daemon.ts'
@@ -64,9 +65,14 @@ const refused = [
   '--chardev id=c,path=m,server=on,wait=off',
   '--chardev socket,id=c,path=m,server=on,wait=off,foo=1',
   '--chardev socket,id=c,path=m,server=maybe',
+  '--chardev socket,id=c,path=m,host=127.0.0.1,port=1,server=on,wait=off',
+  '--chardev socket,id=c,host=127.0.0.1,server=on,wait=off',
+  '--chardev socket,id=c,path=m,server=on,wait=off,reconnect=3',
+  '--chardev socket,id=c,path=m,wait=off',
   '--chardev stdio,id=c,foo=bar',
   '--chardev socket,id=c,path=m,server=on,wait=off --monitor c --monitor c',
   '--chardev socket,id=c,path=m,server=on,wait=off --monitor c,mode=readline',
+  '--chardev socket,id=c,path=m,server=on,wait=off --monitor c,mode=nope',
   '--chardev socket,id=c,path=m,server=on,wait=off --monitor c,pretty=x',
   '--chardev socket,id=c,path=m,server=on,wait=off --monitor id=m,chardev=c,foo=1',
 ]
@@ -222,6 +228,25 @@ t.test('a chardev that is a client connects to whoever waits for it', async t =>
   const [socket] = (await connected) as [NodeJS.ReadWriteStream]
   const [greeting] = (await once(socket, 'data')) as [Buffer]
   t.match(JSON.parse(greeting.toString()), { QMP: { capabilities: ['oob'] } })
+})
+
+t.test('a chardev that is a server indents where asked, for all of its clients at once, and none is opened on TCP', async t => {
+  await using stack = new AsyncDisposableStack()
+  const folder = await scratchFolder(stack)
+  const path = join(folder, 'qmp.sock')
+  const log = createLog('silent')
+  const chardev = (options: string) =>
+    Appliance.start(settingsWithoutFile(), log, stepsOf(['--chardev', `socket,id=c,${options}`, ...monitor]))
+  const monitor = ['--monitor', 'c,mode=control,pretty=on']
+  await t.rejects(chardev('host=127.0.0.1,port=0,server=on,wait=off'), /open to everybody who reaches it: give a 'path'/)
+  stack.use(await chardev(`path=${path},server=on,wait=on`))
+  const clients = await Promise.all([QmpClient.connect(path), QmpClient.connect(path)])
+  for (const client of clients) stack.use(client)
+  for (const client of clients.toReversed()) t.match(await client.execute('query-version'), { qemu: {} })
+  const socket = connect(path)
+  stack.defer(() => void socket.destroy())
+  const [greeting] = (await once(socket, 'data')) as [Buffer]
+  t.match(greeting.toString(), /^\{\r?\n {4}"QMP": \{/)
 })
 
 t.test('a daemon that cannot start in the background says why in the foreground', async t => {
