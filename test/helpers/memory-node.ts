@@ -14,6 +14,9 @@ export class MemoryNode implements BlockNode {
   /** Waited for before each half of a request. */
   pause: (kind: Kind, range: Range) => Promise<void> = async () => {}
 
+  /** What `bytes` may grow into without being copied: qcow2 grows by a cluster at a time. */
+  #room: Buffer | undefined
+
   constructor(public bytes: Buffer) {}
 
   get size() {
@@ -55,7 +58,13 @@ export class MemoryNode implements BlockNode {
   }
 
   async resize(size: number) {
-    this.bytes = Buffer.concat([this.bytes.subarray(0, size), Buffer.alloc(Math.max(0, size - this.size))])
+    const { bytes } = this
+    const kept = Math.min(size, bytes.length)
+    if (bytes.buffer !== this.#room?.buffer || size > this.#room.length) {
+      this.#room = Buffer.alloc(size + (size >> 1))
+      bytes.copy(this.#room, 0, 0, kept)
+    } else this.#room.fill(0, kept, Math.max(size, bytes.length))
+    this.bytes = this.#room.subarray(0, size)
   }
 
   async [Symbol.asyncDispose]() {}

@@ -18,6 +18,8 @@ interface Pending extends Range {
 
 export class SimulatedDisk implements BlockNode {
   #bytes: Buffer = Buffer.alloc(0)
+  /** What it may grow into without being copied; zeroes behind its end. */
+  #room = this.#bytes
   #durable: Buffer = Buffer.alloc(0)
   #pending: Pending[] = []
   /** Called before each request that changes something, which may then never be done. */
@@ -83,7 +85,11 @@ export class SimulatedDisk implements BlockNode {
   async resize(size: number) {
     this.onChange()
     await turn()
-    this.#bytes = Buffer.concat([this.#bytes.subarray(0, size), Buffer.alloc(Math.max(0, size - this.size))])
+    if (this.#bytes.buffer !== this.#room.buffer || size > this.#room.length) {
+      this.#room = Buffer.alloc(size + (size >> 1))
+      this.#bytes.copy(this.#room, 0, 0, size)
+    } else this.#room.fill(0, size, Math.max(size, this.size))
+    this.#bytes = this.#room.subarray(0, size)
     if (size < this.#durable.length) {
       // Cut short, and durable at once: the hard case is that it is.
       this.#durable = Buffer.from(this.#durable.subarray(0, size))
