@@ -31,8 +31,9 @@ import { Window } from './window.ts'
 import { failureOf } from './wire-errors.ts'
 
 const MAX_REQUESTS = 128
-/** For so long nothing is begun, so that a connection can be lent. */
+/** For so long nothing is begun, so that a connection can be lent, while nothing that is in flight ends; and in all. */
 const LEND_MS = 5
+const LEND_MOST_MS = 50
 const GOING_AWAY: Refusal = { error: 'ESHUTDOWN', message: 'the export is going away' }
 
 export interface TransmissionTerms {
@@ -62,6 +63,7 @@ export class Transmission {
   /** Nothing more is begun for a moment, so that it can be lent once nothing is in flight; until the timer says that it has been long enough. */
   #heldBack = false
   #lendSoon: NodeJS.Timeout | undefined
+  #lendBy = 0
 
   #parsing = false
   /** Waits for room: for memory, or where that is not said for others to be done. */
@@ -175,6 +177,7 @@ export class Transmission {
     else if (this.#lease.isWanted) {
       if (isIdle) this.#lease.begin()
       else if (this.#heldBack) {
+        this.#lendBy ||= performance.now() + LEND_MOST_MS
         this.#lendSoon ??= setTimeout(() => {
           this.#lease.decline()
           this.#lend()
@@ -184,6 +187,7 @@ export class Transmission {
     }
     clearTimeout(this.#lendSoon)
     this.#lendSoon = undefined
+    this.#lendBy = 0
     if (!this.#heldBack) return
     this.#heldBack = false
     this.#parse()
@@ -348,6 +352,7 @@ export class Transmission {
     if (--this.#inFlight === 0) this.#oneByOne.answered()
     if (payload) this.terms.buffers.give(payload)
     if (held > 0) this.#window.give(held)
+    if (this.#lendSoon && performance.now() < this.#lendBy) this.#lendSoon.refresh()
     if (this.#waiting && !this.#forgetWaiting) this.#readmit(this.#waiting)
     if (this.#over) this.#settle()
     if (!this.#parsing && (this.#heldBack || (this.#inFlight === 0 && this.#lease.isWanted))) this.#lend()
