@@ -114,6 +114,8 @@ class Commit implements JobWork {
   #hold: Edge | undefined
   #from: Edge | undefined
   #to: Edge | undefined
+  /** The images that go: what others wrote to one would be lost, and what they read from one is theirs only by what is behind it. */
+  readonly #between: Edge[] = []
   #relinks: PermissionChange[] = []
   /** The images above whose headers say already what `commit` will make true. */
   readonly #renamed: {
@@ -154,7 +156,10 @@ class Commit implements JobWork {
       this.#filter.owned = false
       graph.planReplace(top, this.#filter).commit()
       const { consistentRead, write, resize } = Permission
-      this.#from = graph.attach(top, { description, perm: consistentRead, shared: ALL })
+      this.#from = graph.attach(top, { description, perm: 0, shared: ALL })
+      const shared = ALL & ~consistentRead
+      for (const node of chain.slice(0, chain.indexOf(base)))
+        this.#between.push(graph.attach(node, { description, childName: 'intermediate node', perm: 0, shared }))
       this.#to = graph.attach(base, { description, perm: write | resize, shared: ALL & ~(write | resize) })
     } catch (error) {
       await this.clean()
@@ -248,6 +253,7 @@ class Commit implements JobWork {
     })
     for (const { image, before } of this.#renamed.splice(0).reverse())
       rest.defer(() => image.changeBackingFile(before?.filename, before?.format))
+    for (const edge of this.#between.splice(0)) rest.defer(() => graph.detach(edge))
   }
 
   /** The images that have the topmost one behind them. */

@@ -12,7 +12,8 @@ import { Passthrough } from '../filters/passthrough.ts'
 export const commitTop: AnyDriver = {
   name: 'commit_top',
   options: z.strictObject({}),
-  children: { file: { role: 'filtered', permissions: () => ({ perm: Permission.consistentRead, shared: ALL }) } },
+  // What is committed is no disk of its own any more once the base has some of it, so nobody asks for one.
+  children: { file: { role: 'filtered', permissions: () => ({ perm: 0, shared: ALL }) } },
   open: async (_options: object, { children }) => new Passthrough(children['file']!),
 }
 

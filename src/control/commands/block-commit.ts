@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import { DeviceNotFound, InvalidParameter } from '../../base/errors.ts'
-import { chainFrom, checkRoot, imagesFrom } from '../../block/chain.ts'
+import { chainFrom, checkRoot, imagesFrom, withoutFilters } from '../../block/chain.ts'
 import type { Graph } from '../../block/graph.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { isActive, startActiveCommit, startCommit, type CommitOptions } from '../../jobs/commit.ts'
@@ -64,7 +64,11 @@ export async function startBlockCommit(
 
   const carriesAll = context.machines.diskOn(device) !== undefined // so that its checkpoints stay what they are
   const options = { ...chainJobOptions(given), device, top, base, atReady, closesTop, carriesAll }
-  if (top !== device && !isActive(top)) return startCommit(chainContext(context), options)
+  if (top !== device && !isActive(top)) {
+    const images = imagesFrom(device)
+    images[images.indexOf(withoutFilters(top)) - 1]?.checkNoJob() // which will have another behind it
+    return startCommit(chainContext(context), options)
+  }
   if (given['backing-file'] !== undefined) throw new InvalidParameter("'backing-file' specified, but 'top' is the active layer")
   return startActiveCommit(chainContext(context), options)
 }
