@@ -1,6 +1,6 @@
 // Options of nodes that do not go together, when they are opened and opened anew, and what the lists show while jobs work.
 
-import { event, job, qmp, type Scenario } from '../../helpers/scenario.ts'
+import { event, exportDisk, job, qmp, startServer, type Scenario } from '../../helpers/scenario.ts'
 
 const qcow2 = { size: '4M', format: 'qcow2' } as const
 const file = (name: string) => ({ driver: 'file', 'node-name': `${name} file`.replaceAll(/\W/g, '-'), filename: `$D/${name}` })
@@ -11,6 +11,13 @@ const over = (name: string, backing: string | null) =>
 const graph = qmp('query-named-block-nodes', { flat: true }, { ignoring: ['image', 'file', 'backing_file'] })
 const b = { driver: 'qcow2', 'node-name': 'b', file: 'b-qcow2-file', backing: 'a' }
 const raw = { driver: 'raw', 'node-name': 'r', file: 'r-raw-file' }
+
+const refused = (node: string) => ({
+  error: {
+    desc: `Permission conflict on node '${node}': permissions 'consistent read' are both required by block export '${node}' (uses node '${node}' as 'root' child) and unshared by commit job 'j' (uses node '${node}' as 'intermediate node' child).`,
+  },
+})
+const unnamed = 'QEMU speaks of an unnamed block device; ours says which export it is'
 
 const CACHES = [
   { 'cache-size': 65536, 'l2-cache-size': 65536, 'refcount-cache-size': 65536 },
@@ -75,6 +82,64 @@ export const oddOptions: readonly Scenario[] = [
       graph,
       qmp('job-cancel', { id: 'j' }),
       job('j', 'null', { ignoring: ['offset', 'len'] }),
+    ],
+  },
+  {
+    title: 'images that go, or get another one behind them, by jobs that run',
+    images: {
+      'a.qcow2': qcow2,
+      'b.qcow2': { ...qcow2, backing: 'a.qcow2' },
+      'c.qcow2': { ...qcow2, backing: 'b.qcow2' },
+      'd.qcow2': { ...qcow2, backing: 'c.qcow2' },
+    },
+    steps: [
+      over('a', null),
+      over('b', 'a'),
+      over('c', 'b'),
+      over('d', 'c'),
+      startServer,
+      exportDisk('d'),
+      qmp('block-stream', { 'job-id': 'j', device: 'c', 'base-node': 'b', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING'),
+      ...['b', 'c'].map(top => qmp('block-commit', { 'job-id': 'k', device: 'd', 'top-node': top, 'base-node': 'a' })),
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      qmp('block-commit', { 'job-id': 'j', device: 'd', 'top-node': 'c', 'base-node': 'a', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING', {}, { ignoring: ['offset', 'len'] }),
+      ...['b', 'c'].flatMap(node =>
+        [true, false].map(writable => exportDisk(node, { writable }, { differs: { ours: refused(node), because: unnamed } })),
+      ),
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      graph,
+      qmp('blockdev-del', { 'node-name': 'c' }),
+      qmp('blockdev-del', { 'node-name': 'b' }),
+    ],
+  },
+  {
+    title: 'an image that goes by a commit of the active one',
+    images: { 'a.qcow2': qcow2, 'b.qcow2': { ...qcow2, backing: 'a.qcow2' }, 'c.qcow2': { ...qcow2, backing: 'b.qcow2' } },
+    steps: [
+      over('a', null),
+      over('b', 'a'),
+      over('c', 'b'),
+      startServer,
+      exportDisk('c'),
+      qmp('block-commit', { 'job-id': 'j', device: 'c' }),
+      event('BLOCK_JOB_READY', {}, { ignoring: ['offset', 'len'] }),
+      exportDisk(
+        'b',
+        {},
+        {
+          differs: {
+            ours: { error: { desc: "Node 'b' is busy: block device is in use by block job: commit" } },
+            because: 'what a commit is going to take away is in use by it; QEMU says so by permissions',
+          },
+        },
+      ),
+      qmp('job-complete', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      graph,
     ],
   },
   {
