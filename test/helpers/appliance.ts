@@ -16,11 +16,16 @@ export interface ApplianceOptions {
   readonly machine?: string
   /** More lines of the configuration. */
   readonly more?: string
+  /** An empty folder for all of it; by default one on a disk. */
+  readonly folder?: string
 }
 
 /** Ends with the stack. */
-export async function startAppliance(stack: AsyncDisposableStack, { disks, machine = '', more = '' }: ApplianceOptions) {
-  const folder = await scratchFolder(stack)
+export async function startAppliance(
+  stack: AsyncDisposableStack,
+  { disks, machine = '', more = '', ...options }: ApplianceOptions,
+) {
+  const folder = options.folder ?? (await scratchFolder(stack))
   const image = (name: string) => join(folder, `${name}.raw`)
   for (const [name, content] of Object.entries(disks)) await writeFile(image(name), content)
   const names = Object.keys(disks).map(name => `${name}: { image: ./${name}.raw, format: raw }`)

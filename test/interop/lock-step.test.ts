@@ -6,6 +6,7 @@ import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import t from 'tap'
 import { startAppliance } from '../helpers/appliance.ts'
+import { scratchFolder } from '../helpers/qemu.ts'
 import { missing, PYTHON, PYTHON_LIBNBD } from '../helpers/tools.ts'
 
 const CHECKPOINTS = 200
@@ -35,7 +36,9 @@ t.test(
   { skip: missing(PYTHON, PYTHON_LIBNBD) },
   async t => {
     await using stack = new AsyncDisposableStack()
-    const { execute, nbd, uri } = await startAppliance(stack, { disks: { a: Buffer.alloc(SIZE), b: Buffer.alloc(SIZE) } })
+    // In memory: the client writes on, as fast as it may, as long as a checkpoint waits for a disk.
+    const folder = await scratchFolder(stack)
+    const { execute, nbd, uri } = await startAppliance(stack, { folder, disks: { a: Buffer.alloc(SIZE), b: Buffer.alloc(SIZE) } })
     const writer = spawn(PYTHON, ['-c', WRITER, uri('db/a'), uri('db/b')], { stdio: ['ignore', 'pipe', 'inherit'] })
     const exited = once(writer, 'exit')
     stack.defer(async () => {
