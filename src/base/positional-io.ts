@@ -25,7 +25,8 @@ export async function writeAll(fd: number, offset: number, data: Buffer) {
   for (let done = 0; done < data.length;) done += await writeSome(fd, data, done, offset + done)
 }
 
-const readSome = (fd: number, into: Buffer, from: number, offset: number) =>
+/** At most all of `into` from `from` on, by one call. */
+export const readSome = (fd: number, into: Buffer, from: number, offset: number) =>
   new Promise<number>((resolve, reject) =>
     beginThread(fd, () =>
       fs.read(fd, into, from, into.length - from, offset, (error, count) => {
@@ -36,7 +37,8 @@ const readSome = (fd: number, into: Buffer, from: number, offset: number) =>
     ),
   )
 
-const writeSome = (fd: number, data: Buffer, from: number, offset: number) =>
+/** The same of `data`; never none. */
+export const writeSome = (fd: number, data: Buffer, from: number, offset: number) =>
   new Promise<number>((resolve, reject) =>
     beginThread(fd, () =>
       fs.write(fd, data, from, Math.min(WRITE_MOST, data.length - from), offset, (error, count) => {

@@ -38,7 +38,7 @@ export function changesFor(graph: Graph, all: readonly NodeOptions[]): Change[] 
  * `inherited` counts where the options say nothing, and is not kept as one of them: what a parent has said once is not what the node is
  * told for ever.
  */
-function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherited: object = {}): Change[] {
+function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherited: { readonly cache?: object } = {}): Change[] {
   if (options.driver !== node.driver.name) {
     if (node.children.has('backing') && options['backing'] === undefined) throw noBacking(node)
     throw unchangeable('driver')
@@ -50,10 +50,11 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherite
   }
   const links = new Map<string, GraphNode | undefined>()
   const below: Change[] = []
-  const inheritedBy = (name: string) => {
+  const cacheSaid = { ...inherited.cache, ...(options['cache'] as object | undefined) }
+  const inheritedBy = (name: string, child: GraphNode) => {
     const { role } = node.driver.children[name]!
     return {
-      cache: generic.cache,
+      cache: { ...child.opening.generic.cache, ...cacheSaid }, // as in QEMU: of what nobody speaks, that stays
       'read-only': role === 'backing' || generic['read-only'],
       discard: role === 'data' ? 'unmap' : generic.discard,
       'force-share': generic['force-share'],
@@ -75,13 +76,13 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherite
     } else if (given) {
       // Who has a name of his own is not opened in another way by his parent.
       if (!child || child.owned) throw unchangeable(`${name}.driver`)
-      below.push(...changesOf(graph, child, given as NodeOptions, inheritedBy(name)))
+      below.push(...changesOf(graph, child, given as NodeOptions, inheritedBy(name, child)))
     }
   }
   const isGiven = new Set(below.map(change => change.node))
   for (const [name, child] of inlineChildren(node)) {
     if (links.has(name) || isGiven.has(child)) continue
-    below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, inheritedBy(name)))
+    below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, inheritedBy(name, child)))
   }
   return [...below, { node, readOnly: generic['read-only'], generic, own, options, links }]
 }

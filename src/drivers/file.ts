@@ -2,7 +2,8 @@
 //
 // Holes are seen and punched by system calls that Node lacks (base/native.ts). Without them all is data, zeroing writes zeroes and
 // a discard does nothing. What a file system refuses once is not asked of it again. Other processes that have the image open are kept
-// from what does not go together with us, and we from what does not go with them (file-locks.ts).
+// from what does not go together with us, and we from what does not go with them (file-locks.ts). With cache.direct what can goes around the page
+// cache (direct-io.ts).
 
 import fs, { type Stats } from 'node:fs'
 import { open as openFile, readFile, stat } from 'node:fs/promises'
@@ -29,6 +30,7 @@ import type {
 } from '../block/driver.ts'
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
+import { DirectIo, type DirectCalls } from './direct-io.ts'
 import { FileLocks } from './file-locks.ts'
 
 const options = z.strictObject({
@@ -42,7 +44,10 @@ const options = z.strictObject({
     .describe(
       'Whether other processes are kept from using the image in a way that does not go together; auto: where that is possible',
     ),
-  aio: z.enum(['threads', 'native', 'io_uring']).optional().describe('Accepted: Node does it by threads'),
+  aio: z
+    .enum(['threads', 'native', 'io_uring'])
+    .optional()
+    .describe('Accepted: Node does it by threads. native goes with cache.direct only'),
 })
 
 export type FileOptions = z.infer<typeof options>
@@ -82,15 +87,20 @@ interface OpenSettings {
   /** Throws where it is no file that may be opened. */
   readonly check?: (stats: Stats) => void
   readonly patienceMs?: number
+  /** How it is read and written around the page cache, where not by the system. */
+  readonly directCalls?: DirectCalls
 }
 
 async function openImage(
-  { filename, locking = 'auto' }: FileOptions,
+  { filename, locking = 'auto', aio }: FileOptions,
   context: FileContext,
-  check: (stats: Stats) => void,
+  isRight: (stats: Stats) => void,
 ): Promise<FileNode> {
-  if (context.cache.direct)
-    throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
+  const check = (stats: Stats) => {
+    isRight(stats)
+    if (aio === 'native' && !context.cache.direct)
+      throw new InvalidParameter('aio=native was specified, but it requires cache.direct=on, which was not specified.')
+  }
   if (locking === 'on' && !native)
     throw new NotSupported(`${filename}: files cannot be locked here (${whyNotNative}); 'stillpoint doctor' says what mends it`)
   return FileNode.open(filename, context, native, { locks: locking !== 'off', check })
@@ -143,6 +153,7 @@ export class FileNode implements BlockNode {
 
   private constructor(
     private handle: fs.promises.FileHandle,
+    private direct: DirectIo | undefined,
     readonly filename: string,
     private bytes: number,
     /** Calls on a block device must be multiples of this; 1 for a file. */
@@ -165,18 +176,21 @@ export class FileNode implements BlockNode {
     filename: string,
     context: FileContext,
     native: Native | undefined,
-    { locks = true, check, patienceMs = PATIENCE_MS }: OpenSettings = {},
+    { locks = true, check, patienceMs = PATIENCE_MS, directCalls }: OpenSettings = {},
   ) {
     let late = false
     const open = async () => {
       if (check) check(await stat(filename)) // before opening: to open a fifo would wait for its other end
       const handle = await openFile(filename, context.readOnly ? 'r' : 'r+')
+      let direct: DirectIo | undefined
       try {
-        const { size, granule } = await measure(await handle.stat())
+        const stats = await handle.stat()
+        const { size, granule } = await measure(stats)
+        direct = await directOf(filename, context, stats, directCalls)
         if (late) throw new IoError('it has come too late')
-        return new FileNode(handle, filename, size, granule, context, native, locks)
+        return new FileNode(handle, direct, filename, size, granule, context, native, locks)
       } catch (error) {
-        await handle.close()
+        await close(handle, direct)
         throw error
       }
     }
@@ -186,7 +200,17 @@ export class FileNode implements BlockNode {
     })
   }
 
-  async read(offset: number, into: Buffer) {
+  read(offset: number, into: Buffer): Promise<void> {
+    const { direct } = this
+    return direct?.takes(offset, into.length) ? this.#readAround(direct, offset, into) : this.#readThroughCache(offset, into)
+  }
+
+  async #readAround(direct: DirectIo, offset: number, into: Buffer) {
+    const done = await this.#named(direct.read(offset, into))
+    if (done < into.length) await this.#readThroughCache(offset + done, into.subarray(done))
+  }
+
+  async #readThroughCache(offset: number, into: Buffer) {
     while (this.#mayBeCached(into) && isTurnFull()) await nextTurn()
     const cached = this.#mayBeCached(into) ? this.#readCached(offset, into) : 0
     if (cached === into.length) return
@@ -197,16 +221,17 @@ export class FileNode implements BlockNode {
 
   readReady(reads: readonly ReadyRead[]) {
     if (!this.native || !this.#able.cached) return
-    const small = reads.filter(({ bytes }) => bytes.length <= READY_MOST)
+    const small = reads.filter(({ offset, bytes }) => bytes.length <= READY_MOST && !this.direct?.takes(offset, bytes.length))
     for (let from = 0; from < small.length; from += MOST_PARTS) this.#readReady(this.native, small.slice(from, from + MOST_PARTS))
   }
 
-  lend(): LentFile {
+  lend(): LentFile | undefined {
+    if (this.direct) return undefined // a thread would go through the page cache
     return { fd: this.#fd, start: 0, marks: [], regions: [], end() {} }
   }
 
   async write(offset: number, data: Buffer, { fua }: WriteFlags = {}) {
-    await this.#named((this.#batches?.write ?? writeAll)(this.#fd, offset, data))
+    await this.#named(this.#write(offset, data))
     if (fua) await this.flush()
   }
 
@@ -267,31 +292,32 @@ export class FileNode implements BlockNode {
   /** The locks go on with the new file; nobody can come between. */
   async reopen(context: FileContext): Promise<Reopened> {
     const { filename } = this
-    if (context.cache.direct)
-      throw new NotSupported(`${filename}: cache.direct is not supported; leave it out, the page cache is used`)
     const handle = await openOr(filename, () => openFile(filename, context.readOnly ? 'r' : 'r+'))
-    const before = this.handle
+    const { handle: before, direct: directBefore } = this
+    let direct: DirectIo | undefined
     try {
       const [old, now] = [await before.stat(), await handle.stat()]
       if (old.dev !== now.dev || old.ino !== now.ino)
         throw new InvalidParameter(`'${filename}' is another file by now; close the node and open it anew`)
+      direct = await openOr(filename, () => directOf(filename, context, now))
       if (!this.context.readOnly) await this.flush() // what fails to be written is told to those who have it open
     } catch (error) {
-      await handle.close()
+      await close(handle, direct)
       throw error
     }
     const earlier = this.context
-    const use = (other: fs.promises.FileHandle, otherContext: FileContext) => {
+    const use = (other: fs.promises.FileHandle, otherDirect: DirectIo | undefined, otherContext: FileContext) => {
       this.handle = other
+      this.direct = otherDirect
       this.#fd = other.fd
       this.context = otherContext
       this.#locks?.moveTo(other.fd)
     }
     return {
-      commit: () => use(handle, context),
-      closeOld: () => before.close(),
-      undo: () => use(before, earlier),
-      closeNew: () => handle.close(),
+      commit: () => use(handle, direct, context),
+      closeOld: () => close(before, directBefore),
+      undo: () => use(before, directBefore, earlier),
+      closeNew: () => close(handle, direct),
     }
   }
 
@@ -301,7 +327,20 @@ export class FileNode implements BlockNode {
   }
 
   async [Symbol.asyncDispose]() {
-    await this.handle.close()
+    await close(this.handle, this.direct)
+  }
+
+  #write(offset: number, data: Buffer): Promise<void> {
+    return this.direct ? this.#writeAround(this.direct, offset, data) : this.#writeThroughCache(offset, data)
+  }
+
+  async #writeAround(direct: DirectIo, offset: number, data: Buffer) {
+    const done = direct.takes(offset, data.length) ? await direct.write(offset, data) : 0
+    if (done < data.length) await direct.apart(() => this.#writeThroughCache(offset + done, data.subarray(done)))
+  }
+
+  #writeThroughCache(offset: number, data: Buffer): Promise<void> {
+    return (this.#batches?.write ?? writeAll)(this.#fd, offset, data)
   }
 
   /**
@@ -367,7 +406,7 @@ export class FileNode implements BlockNode {
 
   async #writeZeroes(range: Range) {
     for (const { offset, length } of pieces(range, ZEROES.length)) {
-      await this.#named(writeAll(this.#fd, offset, ZEROES.subarray(0, length)))
+      await this.#named(this.#write(offset, ZEROES.subarray(0, length)))
     }
   }
 
@@ -382,6 +421,17 @@ export class FileNode implements BlockNode {
     } catch (error) {
       throw systemFault(this.filename, error)
     }
+  }
+}
+
+const directOf = async (filename: string, { cache, readOnly }: FileContext, stats: Stats, calls?: DirectCalls) =>
+  cache.direct ? DirectIo.open(filename, readOnly, stats, calls) : undefined
+
+async function close(handle: fs.promises.FileHandle, direct: DirectIo | undefined) {
+  try {
+    await direct?.close()
+  } finally {
+    await handle.close()
   }
 }
 

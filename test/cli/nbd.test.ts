@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { scratchFolder } from '../helpers/control.ts'
+import { directMissing } from '../helpers/direct.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
 import { makePki } from '../helpers/pki.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
@@ -289,6 +290,34 @@ t.test(
   },
 )
 
+t.test(
+  'without the page cache, and each write durable when it is answered',
+  { skip: directMissing || missing('qemu-io') },
+  async t => {
+    for (const cache of ['none', 'directsync']) {
+      const image = raw(`${cache}.raw`)
+      const { uris, stop } = await start(
+        '-t',
+        '-f',
+        'raw',
+        '--aio',
+        'native',
+        '--cache',
+        cache,
+        '-k',
+        path(`${cache}.sock`),
+        image,
+      )
+      await run('qemu-io', ['-f', 'raw', '-c', 'write -P 7 64k 64k', '-c', 'write -P 8 200000 1000', uris[0]!])
+      await run('qemu-io', ['-f', 'raw', '-c', 'read -P 7 64k 64k', '-c', 'read -P 8 200000 1000', uris[0]!])
+      await stop()
+      const expected = Buffer.from(bytes)
+      expected.fill(7, 65536, 131072).fill(8, 200_000, 201_000)
+      t.ok(readFileSync(image).equals(expected), cache)
+    }
+  },
+)
+
 t.test('a part of an image, at an abstract socket', async t => {
   raw('part.raw')
   const name = `@${path('abstract').slice(-40)}`
@@ -328,7 +357,7 @@ t.test('what makes no sense is refused with what to do instead', async t => {
   await refuse(['-r', '--single', '-k', 'a', image], 2, /cannot be used with/)
   await refuse(['-r', image, image], 2, /two exports would be called 'wrong.raw'/)
   await refuse(['-r', '-x', 'a', '-x', 'b', image], 2, /more names or descriptions than images/)
-  await refuse(['-r', '-n', '-k', path('no.sock'), image], 1, /cache.direct is not supported; leave it out/)
+  await refuse(['-r', '-n', '-k', path('no.sock'), '-f', 'raw', '/proc/version'], 1, /filesystem does not support O_DIRECT/)
   await refuse(['-r', '-B', 'b', '-k', path('no.sock'), image], 1, /Bitmap 'b' is not found/)
   await refuse(['-r', '--tls-creds', 'x', '-k', path('no.sock'), image], 1, /No TLS credentials with id 'x'/)
   await refuse(['-r', '--tls-optional', 'x', '-k', 'a', image], 2, /say how it goes with it, by --tls-creds/)

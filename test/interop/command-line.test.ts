@@ -14,6 +14,7 @@ import type { CommandLineOption, CommandLineStep } from '../../src/control/comma
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { settingsWithoutFile } from '../../src/settings/without-file.ts'
 import { RawClient, scratchFolder } from '../helpers/control.ts'
+import { directMissing } from '../helpers/direct.ts'
 import { qsdMissing } from '../helpers/qemu-storage-daemon.ts'
 import { environment, WHOLE } from '../helpers/stillpoint.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
@@ -36,6 +37,9 @@ const refused = [
   '--blockdev driver=file,node-name=a,filename=d.raw,read-only=maybe',
   '--blockdev driver=file,node-name=a',
   '--blockdev driver=file,node-name=a,filename=d.raw,foo=1',
+  '--blockdev driver=file,node-name=a,filename=d.raw,aio=native',
+  '--blockdev driver=file,node-name=a,filename=missing,aio=native',
+  '--blockdev driver=file,node-name=a,filename=/proc/version,cache.direct=on,read-only=on',
   '--blockdev driver=null-co,node-name=a,size=x',
   '--blockdev driver=null-co,node-name=a,size=1G',
   '--blockdev nope,node-name=a',
@@ -108,7 +112,7 @@ const programs = {
 
 const goodLine = [
   ['--object', 'throttle-group,id=slow,limits.iops-total=0x10000'],
-  ['--blockdev', 'file,node-name=f,filename=d.raw,discard=unmap'],
+  ['--blockdev', `file,node-name=f,filename=d.raw,discard=unmap${directMissing ? '' : ',cache.direct=on,aio=native'}`],
   ['--blockdev', 'driver=raw,node-name=disk,file=f,size=65536'],
   ['--blockdev', '{"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": "disk"}'],
   ['--nbd-server', 'addr.type=unix,addr.path=nbd.sock,max-connections=7'],

@@ -103,7 +103,7 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
     imageOptsOption(),
     new Option(
       '--cache <mode>',
-      'writeback, writethrough: each write is on the disk when it is answered; unsafe: flushes do nothing',
+      'writeback, writethrough: each write is on the disk when it is answered; unsafe: flushes do nothing; none: around the page cache; directsync: both',
     )
       .choices(['writeback', 'writethrough', 'unsafe', 'none', 'directsync'])
       .default('writeback'),
