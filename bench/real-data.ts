@@ -6,8 +6,8 @@ import { join } from 'node:path'
 const BLOCK = 4096
 const PIECE = 1 << 20
 
-/** Files of /usr, in the order of their folders, until the image has `size` bytes. */
-export async function makeRealImage(path: string, size: number, folder = '/usr') {
+/** Files of /usr, in the order of their folders, until the image has `size` bytes; it is smaller where there are no more, but has `least`. Its size. */
+export async function makeRealImage(path: string, size: number, { least = size, folder = '/usr' } = {}): Promise<number> {
   await using image = await open(path, 'w')
   const buffer = Buffer.alloc(PIECE)
   let at = 0
@@ -15,7 +15,8 @@ export async function makeRealImage(path: string, size: number, folder = '/usr')
     if (at >= size) break
     at = await append(image, file, at, size, buffer)
   }
-  if (at < size) throw new Error(`${folder} has only ${at} bytes that can be read, not ${size}`)
+  if (at < least) throw new Error(`${folder} has only ${at} bytes that can be read, not ${least}`)
+  return at
 }
 
 async function append(image: FileHandle, name: string, at: number, size: number, buffer: Buffer) {

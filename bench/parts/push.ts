@@ -17,7 +17,9 @@ import { startProgram } from '../servers.ts'
 
 const MiB = 2 ** 20
 const GiB = 2 ** 30
-const SIZE = GiB
+/** As much as where the goals are from: what a push costs however small the disk is, is a tenth of the time of one of 1 GiB. */
+const SIZE = 3 * GiB
+const LEAST = GiB
 const SPARSE = 1024 * GiB
 const MEMORY_GOAL = 256 * MiB
 const main = [process.execPath, join(root, 'dist/src/main.js')] as const
@@ -115,11 +117,12 @@ const contenders: readonly Contender[] = [
 
 export const push: Part = {
   name: 'push',
-  title: 'push and restore of 1 GiB of real data: the time of others over ours',
+  title: 'push and restore of real data: the time of others over ours',
   async measure(report, { rounds, folder }) {
     report.begin(this.title)
     const image = join(folder, 'real.raw')
-    await makeRealImage(image, SIZE)
+    const size = await makeRealImage(image, SIZE, { least: LEAST })
+    report.remark(`The image has ${formatSize(size)}.`)
     const there = contenders.filter(({ name, needs }) => {
       if (needs === undefined || find(needs)) return true
       report.remark(`${name} is not installed, and left out.`)
@@ -127,7 +130,7 @@ export const push: Part = {
     })
     await compare(report, there, { rounds, folder, image })
     report.begin('push: increments, unchanged disks, and served restore points')
-    await oneAfterAnother(report, folder, image)
+    await oneAfterAnother(report, folder, image, rounds)
   },
 }
 
@@ -192,7 +195,7 @@ async function compare(
   }
 }
 
-async function oneAfterAnother(report: Report, folder: string, image: string) {
+async function oneAfterAnother(report: Report, folder: string, image: string, rounds: number) {
   await using stack = new AsyncDisposableStack()
   const sparse = join(folder, 'sparse.raw')
   await writeFile(sparse, randomBytes(MiB))
@@ -220,25 +223,37 @@ async function oneAfterAnother(report: Report, folder: string, image: string) {
   ] as const)
     report.add({ what, value: `${digits(seconds)} s`, goal: '< 2 s', reached: seconds < 2 })
 
+  await served(report, place, size, rounds)
+}
+
+/** What a restore point takes that is served: in turns with a restore, each time by a new server, which has nothing cached. */
+async function served(report: Report, place: string, size: number, rounds: number) {
   const config = ['--config', join(place, 'config.yaml')]
-  const restored = join(place, 'restored')
-  const restore = await measured(main[0], [main[1], 'restore', 'bench', 'bench/latest', 'root', restored, ...config])
-  const socket = join(place, 'served.sock')
-  await startProgram(stack, [...main, 'serve', 'bench', 'bench/latest/root', '--socket', socket, ...config], socket)
-  const begun = performance.now()
-  const client = await NbdClient.connect(`nbd+unix:///root?socket=${socket}`)
-  await client.read(size >> 1, 4096)
-  const first = performance.now() - begun
+  const [restored, socket] = [join(place, 'restored'), join(place, 'served.sock')]
+  const firsts: number[] = []
+  const speeds: number[] = []
+  for (let round = 0; round < rounds; round++) {
+    const restore = await measured(main[0], [main[1], 'restore', 'bench', 'bench/latest', 'root', restored, ...config])
+    await rm(restored)
+    await using stack = new AsyncDisposableStack()
+    await startProgram(stack, [...main, 'serve', 'bench', 'bench/latest/root', '--socket', socket, ...config], socket)
+    const begun = performance.now()
+    const client = await NbdClient.connect(`nbd+unix:///root?socket=${socket}`)
+    await client.read(size >> 1, 4096)
+    firsts.push(performance.now() - begun)
+    await client[Symbol.asyncDispose]()
+    if (!find('nbdcopy')) continue
+    const read = await measured('nbdcopy', [`nbd+unix:///root?socket=${socket}`, 'null:'])
+    speeds.push(restore.seconds / read.seconds)
+  }
+  const first = median(firsts)
   report.add({ what: 'served: connect, and the first bytes', value: `${digits(first)} ms`, goal: '< 50 ms', reached: first < 50 })
-  await client[Symbol.asyncDispose]()
-  if (!find('nbdcopy')) return report.remark('nbdcopy is not installed: nobody reads what is served.')
-  const read = await measured('nbdcopy', [`nbd+unix:///root?socket=${socket}`, 'null:'])
-  const speed = restore.seconds / read.seconds
+  if (speeds.length === 0) return report.remark('nbdcopy is not installed: nobody reads what is served.')
   report.add({
     what: 'served: all of it in order, over the speed of a restore',
-    value: digits(speed),
+    value: spread(speeds),
     goal: '>= 0.7',
-    reached: speed >= 0.7,
+    reached: median(speeds) >= 0.7,
   })
 }
 
