@@ -25,12 +25,12 @@ export async function writeAll(fd: number, offset: number, data: Buffer) {
   for (let done = 0; done < data.length;) done += await writeSome(fd, data, done, offset + done)
 }
 
-/** At most all of `into` from `from` on, by one call. */
-export const readSome = (fd: number, into: Buffer, from: number, offset: number) =>
+/** At most all of `into` from `from` on, by one call. `countedAs`: another descriptor of the file, of which it takes a thread. */
+export const readSome = (fd: number, into: Buffer, from: number, offset: number, countedAs = fd) =>
   new Promise<number>((resolve, reject) =>
-    beginThread(fd, () =>
+    beginThread(countedAs, () =>
       fs.read(fd, into, from, into.length - from, offset, (error, count) => {
-        endThread(fd)
+        endThread(countedAs)
         if (error) reject(error)
         else resolve(count)
       }),
@@ -38,11 +38,11 @@ export const readSome = (fd: number, into: Buffer, from: number, offset: number)
   )
 
 /** The same of `data`; never none. */
-export const writeSome = (fd: number, data: Buffer, from: number, offset: number) =>
+export const writeSome = (fd: number, data: Buffer, from: number, offset: number, countedAs = fd) =>
   new Promise<number>((resolve, reject) =>
-    beginThread(fd, () =>
+    beginThread(countedAs, () =>
       fs.write(fd, data, from, Math.min(WRITE_MOST, data.length - from), offset, (error, count) => {
-        endThread(fd)
+        endThread(countedAs)
         if (error) reject(error)
         else resolve(count)
       }),

@@ -3,7 +3,7 @@
 // Whole pages go so; all else, and what a device will not take so, goes through the page cache. The kernel keeps both in step where they do not
 // overlap: before a direct request it writes back what is cached there, and behind a direct write it takes it out of the cache. But it keeps
 // neighbouring pages together (large folios), and what is taken out that way must not be written to meanwhile: a block device's folio that is
-// dirty again by then stays, with old bytes in it, and the next fdatasync fails. File systems keep their direct writes and the others
+// dirty again by then stays, with old bytes in it, and the next fdatasync fails (dio_warn_stale_pagecache). File systems keep their direct writes and the others
 // apart; of block devices nobody does, so it is done here, for all.
 
 import type { Stats } from 'node:fs'
@@ -36,13 +36,15 @@ export class DirectIo {
 
   private constructor(
     private readonly handle: FileHandle,
+    private readonly besideFd: number,
     private readonly calls: DirectCalls,
   ) {}
 
-  /** `stats` are those of the same file as it is open for the page cache. @throws Fault */
+  /** `besideFd` and `stats` are those of the same file as it is open for the page cache: both together have the threads of one. @throws Fault */
   static async open(
     filename: string,
     readOnly: boolean,
+    besideFd: number,
     stats: Stats,
     calls: DirectCalls = { readSome, writeSome },
   ): Promise<DirectIo> {
@@ -51,7 +53,7 @@ export class DirectIo {
       const { dev, ino } = await handle.stat()
       if (dev !== stats.dev || ino !== stats.ino)
         throw new InvalidParameter(`'${filename}' has become another file; open it anew`)
-      return new DirectIo(handle, calls)
+      return new DirectIo(handle, besideFd, calls)
     } catch (error) {
       await handle.close()
       throw error
@@ -66,7 +68,7 @@ export class DirectIo {
   /** Fills `into`, or as much of its beginning as can be had so: says how many bytes. The rest is for the page cache, which knows why. */
   async read(offset: number, into: Buffer): Promise<number> {
     return this.#inPieces(offset, into, async (piece, slab, at) => {
-      const count = await this.calls.readSome(this.handle.fd, slab.subarray(0, piece.length), 0, at)
+      const count = await this.calls.readSome(this.handle.fd, slab.subarray(0, piece.length), 0, at, this.besideFd)
       slab.copy(piece, 0, 0, count)
       return count
     })
@@ -77,7 +79,7 @@ export class DirectIo {
     return this.#sides.on('direct', () =>
       this.#inPieces(offset, data, (piece, slab, at) => {
         piece.copy(slab)
-        return this.calls.writeSome(this.handle.fd, slab.subarray(0, piece.length), 0, at)
+        return this.calls.writeSome(this.handle.fd, slab.subarray(0, piece.length), 0, at, this.besideFd)
       }),
     )
   }

@@ -186,7 +186,7 @@ export class FileNode implements BlockNode {
       try {
         const stats = await handle.stat()
         const { size, granule } = await measure(stats)
-        direct = await directOf(filename, context, stats, directCalls)
+        direct = await directOf(filename, context, handle.fd, stats, directCalls)
         if (late) throw new IoError('it has come too late')
         return new FileNode(handle, direct, filename, size, granule, context, native, locks)
       } catch (error) {
@@ -299,7 +299,7 @@ export class FileNode implements BlockNode {
       const [old, now] = [await before.stat(), await handle.stat()]
       if (old.dev !== now.dev || old.ino !== now.ino)
         throw new InvalidParameter(`'${filename}' is another file by now; close the node and open it anew`)
-      direct = await openOr(filename, () => directOf(filename, context, now))
+      direct = await openOr(filename, () => directOf(filename, context, handle.fd, now))
       if (!this.context.readOnly) await this.flush() // what fails to be written is told to those who have it open
     } catch (error) {
       await close(handle, direct)
@@ -424,8 +424,8 @@ export class FileNode implements BlockNode {
   }
 }
 
-const directOf = async (filename: string, { cache, readOnly }: FileContext, stats: Stats, calls?: DirectCalls) =>
-  cache.direct ? DirectIo.open(filename, readOnly, stats, calls) : undefined
+const directOf = async (filename: string, { cache, readOnly }: FileContext, fd: number, stats: Stats, calls?: DirectCalls) =>
+  cache.direct ? DirectIo.open(filename, readOnly, fd, stats, calls) : undefined
 
 async function close(handle: fs.promises.FileHandle, direct: DirectIo | undefined) {
   try {
