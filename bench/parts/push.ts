@@ -239,7 +239,7 @@ async function served(report: Report, place: string, size: number, rounds: numbe
     await startProgram(stack, [...main, 'serve', 'bench', 'bench/latest/root', '--socket', socket, ...config], socket)
     const begun = performance.now()
     const client = await NbdClient.connect(`nbd+unix:///root?socket=${socket}`)
-    await client.read(size >> 1, 4096)
+    await client.read(size / 2, 4096)
     firsts.push(performance.now() - begun)
     await client[Symbol.asyncDispose]()
     if (!find('nbdcopy')) continue
