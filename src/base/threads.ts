@@ -10,7 +10,7 @@ const THREADS = 128
 const FEW_THREADS = 32
 const SERVES = new Set(['daemon', 'serve', 'nbd'])
 /** Of one open file. With 8 and 32 requests at a time, writes took a fifth more time: what waits here waits for a turn of the main thread. */
-const MOST_OF_A_FILE = 16
+export const MOST_OF_A_FILE = 16
 
 process.env['UV_THREADPOOL_SIZE'] ??= String(process.argv.some(word => SERVES.has(word)) ? THREADS : FEW_THREADS)
 

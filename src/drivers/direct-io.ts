@@ -12,13 +12,12 @@ import { InvalidParameter, NotSupported } from '../base/errors.ts'
 import { readSome, writeSome } from '../base/positional-io.ts'
 import { Sides } from '../base/sides.ts'
 import { Slabs } from '../base/slabs.ts'
+import { MOST_OF_A_FILE } from '../base/threads.ts'
 
 /** A page: what a request must be a multiple of. Devices that need more are rare, and refuse (EINVAL). */
 const PAGE = 4096
 /** What needs more than that goes through the page cache. */
 const MOST_GRANULE = 64 << 10
-/** As many as there are threads for a file (base/threads.ts). */
-const SLABS = 16
 const SLAB = 512 << 10
 
 /** Each at most as much as it is asked to; tests have others. */
@@ -29,7 +28,7 @@ export interface DirectCalls {
 
 /** An open file without its errors: whoever opened it names them. */
 export class DirectIo {
-  readonly #slabs = new Slabs(SLABS, SLAB)
+  readonly #slabs = new Slabs(MOST_OF_A_FILE, SLAB)
   readonly #sides = new Sides<'direct' | 'cached'>()
   /** What requests must be multiples of, as far as has been seen; Infinity: none is taken. */
   #granule = PAGE
