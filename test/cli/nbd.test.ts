@@ -136,6 +136,32 @@ t.test(
   },
 )
 
+t.test('who has read where it listens, or finds its socket, may stop it at once, and nothing of it is left', async t => {
+  const first = path('first.raw')
+  writeFileSync(first, bytes)
+  const stopped = (name: string, until: (child: ReturnType<typeof spawn>) => Promise<unknown>) => async () => {
+    const args = ['-t', '-f', 'raw', '-k', `${name}.sock`, '--pid-file', `${name}.pid`, first]
+    const child = spawn(PROGRAM[0]!, [...PROGRAM.slice(1), ...args], {
+      cwd: folder,
+      env: { ...process.env, ...environment() },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    const exit = once(child, 'exit')
+    await until(child)
+    child.kill()
+    t.same(await exit, [0, null], name)
+    t.notOk(existsSync(path(`${name}.sock`)) || existsSync(path(`${name}.pid`)), name)
+  }
+  await Promise.all(
+    [
+      stopped('read', child => once(child.stdout!, 'data')),
+      stopped('found', async () => {
+        while (!existsSync(path('found.sock'))) await sleep(1)
+      }),
+    ].map(run => run()),
+  )
+})
+
 t.test('qemu-nbd --list finds what it finds at qemu-nbd, and our -L lists as it does', { skip: skipQemu }, async t => {
   await run('qemu-img', ['create', '-q', '-f', 'qcow2', path('a.qcow2'), '3M'])
   await run('qemu-img', ['bitmap', '--add', path('a.qcow2'), 'b0'])

@@ -86,16 +86,23 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
     },
   }
   using _reloads = tls && reloadOnHangup(tls.credentials, log)
-  if (options.single) {
-    const server = parts.use(NbdServer.withoutListener(terms))
-    servers.push(server)
-    server.serve(await standardSocket())
-  } else {
-    for (const address of where) servers.push(parts.use(await NbdServer.listen(address, terms)))
-    tell(servers, names, sizes, tls !== undefined, json)
+  const stopped = untilStopped(new AbortController().signal, over.promise) // whoever finds the socket may stop it at once
+  try {
+    if (options.single) {
+      const server = parts.use(NbdServer.withoutListener(terms))
+      servers.push(server)
+      server.serve(await standardSocket())
+    } else {
+      for (const address of where) servers.push(parts.use(await NbdServer.listen(address, terms)))
+      tell(servers, names, sizes, tls !== undefined, json)
+    }
+    await ready()
+  } catch (error) {
+    over.reject(error)
+    await stopped
+    throw error // it was stopped besides
   }
-  await ready()
-  await untilStopped(new AbortController().signal, over.promise)
+  await stopped
 }
 
 function tlsOf(images: Images, { tlsCreds, tlsAuthz, tlsOptional }: NbdOptions): TlsTerms | undefined {
