@@ -3,7 +3,7 @@
 import { openNegotiation } from './connect.ts'
 import type { ListedExport, Negotiation } from './negotiation.ts'
 import { type NbdTarget, type ServerOptions, goalOf } from './options.ts'
-import type { ExportInfo } from './session.ts'
+import type { ExportInfo, ReplyMode } from './session.ts'
 
 export class NbdNegotiation implements AsyncDisposable {
   private constructor(private readonly negotiation: Negotiation) {}
@@ -11,6 +11,11 @@ export class NbdNegotiation implements AsyncDisposable {
   /** Connects, and stops where an export would be entered. */
   static async open(target: NbdTarget, options: ServerOptions = {}): Promise<NbdNegotiation> {
     return new NbdNegotiation(await openNegotiation(await goalOf(target, options), options.signal))
+  }
+
+  /** What was agreed on: with `simple` replies the server has no metadata contexts. */
+  get replies(): ReplyMode {
+    return this.negotiation.mode
   }
 
   /** The exports that the server is willing to show. */

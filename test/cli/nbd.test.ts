@@ -4,9 +4,23 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { copyFile } from 'node:fs/promises'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
+import {
+  greeting,
+  HandshakeFlag,
+  infoExport,
+  InfoType,
+  NBD_MAGIC,
+  Option,
+  OPTION_MAGIC,
+  OPTION_REPLY_MAGIC,
+  optionHeader,
+  OptionReply,
+  optionReplyHeader,
+} from 'nbd-client-ts/protocol'
 import t from 'tap'
 import { scratchFolder } from '../helpers/control.ts'
 import { directMissing } from '../helpers/direct.ts'
@@ -184,6 +198,51 @@ t.test('qemu-nbd --list finds what it finds at qemu-nbd, and our -L lists as it 
     t.equal(lists[1], lists[0], options.join(' '))
   }
 })
+
+/** A server that knows LIST, and INFO where it has a size. */
+const oldServer = (size?: number) =>
+  createServer(client => {
+    const reply = (option: number, type: number, ...data: Buffer[]) => {
+      const length = data.reduce((sum, part) => sum + part.length, 0)
+      client.write(Buffer.concat([optionReplyHeader.bytes({ magic: OPTION_REPLY_MAGIC, option, type, length }), ...data]))
+    }
+    client.write(greeting.bytes({ magic: NBD_MAGIC, optionMagic: OPTION_MAGIC, flags: HandshakeFlag.FIXED_NEWSTYLE }))
+    let received = Buffer.alloc(0)
+    let skip = 4
+    client.on('error', () => client.destroy())
+    client.on('data', chunk => {
+      received = Buffer.concat([received, chunk])
+      for (; received.length >= skip + optionHeader.size;) {
+        const { option, length } = optionHeader.decode(received.subarray(skip))
+        if (received.length < skip + optionHeader.size + length) return
+        received = received.subarray(skip + optionHeader.size + length)
+        skip = 0
+        if (option === Option.LIST) {
+          for (const name of ['one', 'two'])
+            reply(option, OptionReply.SERVER, Buffer.from([0, 0, 0, name.length]), Buffer.from(name))
+          reply(option, OptionReply.ACK)
+        } else if (option === Option.INFO && size !== undefined) {
+          reply(option, OptionReply.INFO, infoExport.bytes({ type: InfoType.EXPORT, size, flags: 1 }))
+          reply(option, OptionReply.ACK)
+        } else if (option === Option.ABORT) client.end()
+        else reply(option, OptionReply.ERR_UNSUP)
+      }
+    })
+  })
+
+t.test(
+  'our -L lists as qemu-nbd does what servers tell that have no structured replies, or nothing but names',
+  { skip: skipQemu },
+  async t => {
+    for (const [name, server] of Object.entries({ names: oldServer(), sizes: oldServer(MIB) })) {
+      const socket = path(`${name}.sock`)
+      await once(server.listen(socket), 'listening')
+      const { stdout, stderr } = await cli.run('nbd', '-L', '-k', socket)
+      t.equal(stdout, await run('qemu-nbd', ['-L', '-k', socket]), stderr)
+      server.close()
+    }
+  },
+)
 
 t.test('several images are served by their names, and each bitmap with its image', { skip: skipQemu }, async t => {
   for (const name of ['one.qcow2', 'two.qcow2']) {

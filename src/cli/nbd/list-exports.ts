@@ -27,7 +27,8 @@ const flagNames: readonly (readonly [number, string])[] = [
   [TransmissionFlag.BLOCK_STATUS_PAYLOAD, 'block-status-payload'],
 ]
 
-interface Found extends ExportInfo {
+interface Found extends Partial<ExportInfo> {
+  readonly name: string
   readonly contexts: readonly string[]
 }
 
@@ -69,12 +70,23 @@ async function explore(uri: string): Promise<Found[]> {
     await using server = await NbdNegotiation.open(uri, { allowLocalFiles: true }) // who calls us has named them
     const found: Found[] = []
     for (const { name, description } of await server.list()) {
-      const info = await server.info(name)
-      found.push({ ...info, description: info.description ?? description, contexts: await contextsOf(server, name) })
+      const info = await infoOf(server, name)
+      const contexts = info && server.replies !== 'simple' ? await contextsOf(server, name) : []
+      found.push({ name, ...info, description: info?.description ?? description, contexts })
     }
     return found
   } catch (error) {
     throw error instanceof NbdError ? new IoError(error.message, { cause: error }) : error
+  }
+}
+
+/** Undefined where the server is so old that it tells only who enters. */
+async function infoOf(server: NbdNegotiation, name: string): Promise<ExportInfo | undefined> {
+  try {
+    return await server.info(name)
+  } catch (error) {
+    if (error instanceof NbdOptionError && error.code === 'ERR_UNSUP') return undefined
+    throw error
   }
 }
 
@@ -94,7 +106,7 @@ const objectOf = ({ name, description, size, flags, blockSizes, contexts }: Foun
   name,
   description: description === '' ? undefined : description,
   size,
-  flags: namesOf(flags),
+  flags: flags === undefined ? undefined : namesOf(flags),
   'block-sizes': blockSizes && { minimum: blockSizes.minimum, preferred: blockSizes.preferred, maximum: blockSizes.maximum },
   contexts,
 })
@@ -104,8 +116,8 @@ function textOf(found: readonly Found[]): string {
   for (const { name, description, size, flags, blockSizes, contexts } of found) {
     lines.push(` export: '${clean(name)}'`)
     if (description) lines.push(`  description: ${clean(description)}`)
-    lines.push(`  size:  ${size}`)
-    if (flags !== 0) lines.push(`  flags: 0x${flags.toString(16)} ( ${[...namesOf(flags), ')'].join(' ')}`)
+    if (size !== undefined) lines.push(`  size:  ${size}`)
+    if (flags) lines.push(`  flags: 0x${flags.toString(16)} ( ${[...namesOf(flags), ')'].join(' ')}`)
     if (blockSizes)
       lines.push(
         `  min block: ${blockSizes.minimum}`,
