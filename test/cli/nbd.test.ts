@@ -414,6 +414,30 @@ t.test('a part of an image, at an abstract socket', async t => {
   t.ok(block.equals(bytes.subarray(4096, 4608)))
   await t.rejects(client.write(0, block), { code: 'EPERM' })
   await client.close()
+  const found = JSON.parse((await cli.run('image', 'info', '--json', '-f', 'raw', uris[0]!)).stdout) as object
+  t.match(found, { 'virtual-size': MIB - 4096 }, 'as an image')
+  await stop()
+})
+
+t.test('addresses of images mean what they mean elsewhere', { skip: skipQemu }, async t => {
+  raw('plus.raw')
+  const { stop } = await start('-t', '-r', '-x', 'a+b%', '-k', 'a+b.sock', 'plus.raw')
+  const socket = path('a+b.sock')
+  for (const name of [
+    `nbd+unix:///a+b%25?socket=${socket}`,
+    `nbd:unix:${socket}:exportname=a+b%`,
+    `json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":"${socket}"},"export":"a+b%"}}`,
+    `json:{"driver":"raw","offset":512,"file":{"filename":"${path('plus.raw')}"}}`,
+  ]) {
+    const ours = await cli.run('image', 'compare', '-f', 'raw', '-F', 'raw', name, path('plus.raw'))
+    const theirs = await attempt('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', name, path('plus.raw')])
+    t.same([ours.code, ours.stdout], [theirs.code, theirs.stdout], `${name}: ${ours.stderr}`)
+  }
+  t.match((await cli.run('image', 'info', '-f', 'raw', 'nbd:[::1]:1:exportname=x')).stderr, `Failed to connect to '::1:1'`)
+  t.match(
+    (await cli.run('image', 'info', '-f', 'raw', 'nbd+unix:///x?socket=%zz')).stderr,
+    /is no address of an NBD export: .*%25/,
+  )
   await stop()
 })
 

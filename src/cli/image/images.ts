@@ -8,7 +8,7 @@ import { Graph } from '../../block/graph.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { ALL, Permission } from '../../block/permissions.ts'
 import { file } from '../../drivers/file.ts'
-import { nodeOptionsOf } from '../../drivers/qcow2/backing-name.ts'
+import { nodeOptionsOf, withProtocols } from '../../drivers/qcow2/backing-name.ts'
 import { raw } from '../../drivers/raw.ts'
 import { foreignFormatOf } from '../../machines/foreign-format.ts'
 import { openPlace } from '../open-repository.ts'
@@ -110,7 +110,7 @@ async function fromKeyval(text: string, format: string | undefined): Promise<Nod
   const driver = options['driver'] ?? format
   if (typeof driver !== 'string')
     throw new InvalidParameter(`--image-opts: name the driver, as in driver=qcow2,file.driver=file,file.filename=disk.qcow2`)
-  return typed({ ...options, driver }) as NodeOptions
+  return withProtocols(typed({ ...options, driver }) as NodeOptions)
 }
 
 /** A text has no types: what looks like a number or a switch is one, but for names. */

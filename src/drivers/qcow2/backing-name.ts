@@ -5,6 +5,7 @@
 
 import { open } from 'node:fs/promises'
 import { dirname, isAbsolute, join } from 'node:path'
+import type { NbdUri } from 'nbd-client-ts'
 import { InvalidParameter, messageOf } from '../../base/errors.ts'
 import type { NodeOptions } from '../../block/driver.ts'
 import { MAGIC } from './format.ts'
@@ -15,8 +16,8 @@ export async function nodeOptionsOf(
   format: string | undefined,
   imageFile: string | undefined,
 ): Promise<NodeOptions> {
-  if (name.startsWith('json:')) return fromJson(name.slice(5), format)
-  if (/^nbd(\+\w+)?:/.test(name)) return inFormat(format ?? 'raw', nbdOptions(name))
+  if (name.startsWith('json:')) return await fromJson(name.slice(5), format)
+  if (/^nbd(\+\w+)?:/.test(name)) return inFormat(format ?? 'raw', await nbdOptions(name))
   const protocol = /^([a-z][a-z0-9+.-]*):/.exec(name)?.[1]
   if (protocol !== undefined && protocol !== 'file')
     throw new InvalidParameter(`Unknown protocol '${protocol}' of the backing file '${name}'`)
@@ -36,7 +37,7 @@ export function pathOf(name: string, imageFile: string | undefined): string {
 const inFormat = (format: string, file: NodeOptions): NodeOptions =>
   format === file.driver || format === 'file' ? file : { driver: format, file }
 
-function fromJson(text: string, format: string | undefined): NodeOptions {
+async function fromJson(text: string, format: string | undefined): Promise<NodeOptions> {
   let options: unknown
   try {
     options = JSON.parse(text)
@@ -48,7 +49,21 @@ function fromJson(text: string, format: string | undefined): NodeOptions {
   const nested = unflatten(options as Record<string, unknown>)
   const driver = nested['driver'] ?? format
   if (typeof driver !== 'string') throw new InvalidParameter("the JSON options of the backing file lack 'driver'")
-  return { ...nested, driver }
+  return await withProtocols({ ...nested, driver })
+}
+
+/** Where only a name says what is to be opened as a file, the name says by what driver: `file.filename=disk.img`, as QEMU's bdrv_open takes it. */
+export async function withProtocols(options: NodeOptions): Promise<NodeOptions> {
+  const inferred: Record<string, unknown> = { ...options }
+  for (const key of ['file', 'backing', 'data-file']) {
+    const child = inferred[key]
+    if (typeof child !== 'object' || child === null || Array.isArray(child)) continue
+    const { driver, filename, ...more } = child as Record<string, unknown>
+    if (driver === undefined && typeof filename === 'string' && key !== 'backing')
+      inferred[key] = { ...(await nodeOptionsOf(filename, 'file', `${process.cwd()}/image`)), ...more }
+    else if (typeof driver === 'string') inferred[key] = await withProtocols(child as NodeOptions)
+  }
+  return inferred as NodeOptions
 }
 
 /** QEMU takes `{"file.filename": ...}` for `{"file": {"filename": ...}}`. */
@@ -69,30 +84,35 @@ function unflatten(options: Record<string, unknown>): Record<string, unknown> {
 }
 
 /** nbd://host[:port]/export, nbd+unix:///export?socket=path, and the older nbd:host:port[:exportname=x], nbd:unix:path[:exportname=x]. */
-function nbdOptions(name: string): NodeOptions {
-  const old = /^nbd:(?:unix:(?<path>[^:]+)|(?<host>[^:/]+):(?<port>\d+))(?::exportname=(?<name>.*))?$/.exec(name)?.groups
-  if (old) return nbdNode(old['path'], old['host'], old['port'], old['name'])
-  let url: URL
-  try {
-    url = new URL(name)
-  } catch (error) {
-    throw new InvalidParameter(`'${name}' is no address of an NBD export`, { cause: error })
+async function nbdOptions(name: string): Promise<NodeOptions> {
+  const old = /^nbd:(?:unix:(?<path>[^:]+)|(?<host>\[[^\]/]+\]|[^:/[]+):(?<port>\d+))(?::exportname=(?<name>.*))?$/.exec(
+    name,
+  )?.groups
+  if (old) {
+    const { path, host, port, name: exportName = '' } = old
+    return nbdNode({
+      exportName,
+      address: path === undefined ? { host: host!.replace(/^\[(.*)\]$/, '$1'), port: Number(port) } : { path },
+    })
   }
-  const socket = url.protocol === 'nbd+unix:' ? (url.searchParams.get('socket') ?? undefined) : undefined
-  if (url.protocol === 'nbd+unix:' && socket === undefined) throw new InvalidParameter(`'${name}' lacks ?socket=PATH`)
-  return nbdNode(socket, url.hostname.replace(/^\[(.*)\]$/, '$1'), url.port, decodeURIComponent(url.pathname.slice(1)))
+  const { NbdUriError, parseNbdUri } = await import('nbd-client-ts')
+  try {
+    return nbdNode(parseNbdUri(name))
+  } catch (error) {
+    if (!(error instanceof NbdUriError)) throw error
+    throw new InvalidParameter(`'${name}' is no address of an NBD export: ${error.message}`, { cause: error })
+  }
 }
 
-const nbdNode = (
-  path: string | undefined,
-  host: string | undefined,
-  port: string | undefined,
-  name: string | undefined,
-): NodeOptions => ({
-  driver: 'nbd',
-  server: path === undefined ? { type: 'inet', host: host || 'localhost', port: port || '10809' } : { type: 'unix', path },
-  ...(name && { export: name }),
-})
+function nbdNode({ address, exportName }: NbdUri): NodeOptions {
+  const server =
+    'host' in address
+      ? { type: 'inet', host: address.host, port: String(address.port ?? 10_809) }
+      : address.path.startsWith('\0')
+        ? { type: 'unix', path: address.path.slice(1), abstract: true }
+        : { type: 'unix', path: address.path }
+  return { driver: 'nbd', server, ...(exportName && { export: exportName }) }
+}
 
 async function probe(path: string): Promise<string> {
   try {
