@@ -67,7 +67,10 @@ export class Link {
     this.#socket = socket
     this.inbound.source = socket
     const mine = () => socket === this.#socket
-    socket.on('error', error => (this.#error ??= error)) // 'close' follows
+    socket.on('error', error => {
+      this.#error ??= error
+      socket.destroy() // a socket of TLS that can no longer be read stays open otherwise
+    })
     socket.on('end', () => mine() && this.inbound.end())
     socket.on('close', () => {
       if (!mine()) return

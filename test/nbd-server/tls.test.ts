@@ -3,6 +3,7 @@
 import { once } from 'node:events'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { Duplex } from 'node:stream'
 import tls from 'node:tls'
 import { Command, Option } from 'nbd-client-ts/protocol'
 import t from 'tap'
@@ -162,6 +163,33 @@ t.test('what is sent in the clear behind STARTTLS is not executed', { skip }, as
   later.greeting()
   t.match(later.optionAnswer(), { option: 'STARTTLS', type: 'ACK' })
   t.notMatch(later.take(later.left).toString('latin1'), /disk/)
+  await quiet(served)
+  t.same(served.lines, [])
+})
+
+t.test('what is no TLS any more ends the connection, in the negotiation and behind it', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const served = await serve(exportsOf(), stack, { tls: { mode: 'forced', credentials: await TlsCredentials.x509(pki) } })
+  const read = (name: string) => readFile(join(pki, name))
+  const [ca, cert, key] = await Promise.all(['ca-cert.pem', 'client-cert.pem', 'client-key.pem'].map(read))
+  for (const chosen of [[], [go('disk')]])
+    for (const record of ['1703030020' + '7a'.repeat(32), '15030300020228', '00'.repeat(64)]) {
+      await using peer = await RawPeer.connect(served.socket)
+      await peer.send(FIXED, STARTTLS)
+      await peer.upTo(18 + 20)
+      peer.socket.removeAllListeners('data')
+      // Its own socket stays open, whatever becomes of its TLS.
+      const beside = new Duplex({ read() {}, write: (chunk: Buffer, _encoding, done) => peer.socket.write(chunk, done) })
+      peer.socket.on('data', chunk => beside.push(chunk))
+      const socket = tls.connect({ socket: beside, ca, cert, key, servername: 'localhost' })
+      socket.on('error', error => t.comment(error.message))
+      await once(socket, 'secureConnect')
+      socket.write(Buffer.concat([STRUCTURED, ...chosen]))
+      await once(socket, 'data')
+      const ended = once(peer.socket, 'end', { signal: AbortSignal.timeout(5000) })
+      peer.socket.write(Buffer.from(record, 'hex'))
+      await ended
+    }
   await quiet(served)
   t.same(served.lines, [])
 })
