@@ -11,6 +11,7 @@ import { promisify } from 'node:util'
 import { z } from 'zod'
 import { MOST_PARTS } from '../base/aio.ts'
 import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
+import { FileThread } from '../base/file-thread.ts'
 import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { WriteBatches } from '../base/write-batches.ts'
@@ -149,7 +150,9 @@ export class FileNode implements BlockNode {
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
   readonly #locks: FileLocks | undefined
-  readonly #batches: WriteBatches | undefined
+  /** How small requests are done: by system calls that do many at once, or else by a thread that does. */
+  readonly #small: { readonly read: typeof readUpTo; readonly write: typeof writeAll }
+  readonly #thread: FileThread | undefined
 
   private constructor(
     private handle: fs.promises.FileHandle,
@@ -163,7 +166,8 @@ export class FileNode implements BlockNode {
     locks: boolean,
   ) {
     this.#fd = handle.fd
-    this.#batches = native && new WriteBatches(native)
+    if (native) this.#small = { read: readUpTo, write: new WriteBatches(native).write }
+    else this.#small = this.#thread = new FileThread()
     if (native && locks) this.#locks = new FileLocks(native, this.#fd, filename)
   }
 
@@ -214,7 +218,7 @@ export class FileNode implements BlockNode {
     while (this.#mayBeCached(into) && isTurnFull()) await nextTurn()
     const cached = this.#mayBeCached(into) ? this.#readCached(offset, into) : 0
     if (cached === into.length) return
-    const count = cached + (await this.#named(readUpTo(this.#fd, offset + cached, into.subarray(cached))))
+    const count = cached + (await this.#named(this.#small.read(this.#fd, offset + cached, into.subarray(cached))))
     if (count < into.length)
       throw new IoError(`${this.filename}: ends at ${offset + count}, and not at ${this.size}: something else has cut it short`)
   }
@@ -327,6 +331,7 @@ export class FileNode implements BlockNode {
   }
 
   async [Symbol.asyncDispose]() {
+    this.#thread?.[Symbol.dispose]()
     await close(this.handle, this.direct)
   }
 
@@ -340,7 +345,7 @@ export class FileNode implements BlockNode {
   }
 
   #writeThroughCache(offset: number, data: Buffer): Promise<void> {
-    return (this.#batches?.write ?? writeAll)(this.#fd, offset, data)
+    return this.#small.write(this.#fd, offset, data)
   }
 
   /**
