@@ -2,11 +2,22 @@
 //
 // A buffer is used again once nobody keeps or reads what is in it. A new one for each chunk costs more than to copy into it, and is garbage
 // that has to be found.
+//
+// Who waits for a chunk on its way is given his part as it comes. One that somebody has been given all of is not kept: he need not ask for it
+// again, and who reads a whole disk would only push out what others do.
 
 import { copyBytes } from '../base/copy-bytes.ts'
 
 /** Buffers that nobody uses just now. */
 const MOST_SPARE = 32
+
+/** Who waits for a part of a chunk. */
+export interface Taker {
+  /** Where it begins in the chunk. */
+  readonly from: number
+  /** Where it goes. */
+  readonly into: Buffer
+}
 
 export class Chunk {
   readonly #coming = Promise.withResolvers<void>()
@@ -14,11 +25,13 @@ export class Chunk {
   readonly ready = this.#coming.promise
   /** Nothing but zeroes. Known once it is ready. */
   isHole = false
-  /** Of what is no hole: from when it is ready for as long as somebody keeps or reads it. */
+  /** Of what is no hole, and was not taken: from when it is ready for as long as somebody keeps or reads it. */
   bytes: Buffer | undefined
   /** What `bytes` is the beginning of. */
   room: Buffer | undefined
   readers = 0
+  /** Of the readers those who came before it was there. */
+  readonly takers = new Set<Taker>()
   kept = false
 
   constructor() {
@@ -68,8 +81,17 @@ export class ChunkCache {
     return chunk
   }
 
-  /** Takes a copy of the bytes. */
+  /** Gives the bytes to those who wait for them, and takes a copy unless somebody was given all of them. */
   fill(number: number, chunk: Chunk, plain: Buffer) {
+    let isTaken = false
+    for (const { from, into } of chunk.takers) {
+      copyBytes(plain.subarray(from, from + into.length), into)
+      isTaken ||= into.length === plain.length
+    }
+    if (isTaken) {
+      this.ended(number, chunk)
+      return chunk.arrived()
+    }
     chunk.room = this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.chunkSize)
     chunk.bytes = chunk.room.subarray(0, plain.length)
     copyBytes(plain, chunk.bytes)
@@ -90,14 +112,24 @@ export class ChunkCache {
     if (this.#coming.get(number) === chunk) this.#coming.delete(number)
   }
 
-  /** From now on, and until it leaves. */
-  enter(chunk: Chunk) {
+  /** From now on, and until it leaves: before that the part is its own, and has the bytes once `read` is done. */
+  enter(chunk: Chunk, taker: Taker) {
     chunk.readers++
+    if (!chunk.bytes) chunk.takers.add(taker)
+  }
+
+  /** Done when the bytes are where they go. Rejects where they cannot be had. */
+  async read(chunk: Chunk, taker: Taker) {
+    await chunk.ready
+    const { from, into } = taker
+    if (chunk.isHole) into.fill(0)
+    else if (!chunk.takers.has(taker)) into.set(chunk.bytes!.subarray(from, from + into.length))
   }
 
   /** One who was a reader of it is none any more. */
-  leave(chunk: Chunk) {
+  leave(chunk: Chunk, taker: Taker) {
     chunk.readers--
+    chunk.takers.delete(taker)
     this.#reuse(chunk)
   }
 

@@ -1,10 +1,11 @@
 // A disk of a restore point as a node of the block graph, read-only: chunks are fetched when they are read, neighbours in one request, and
-// what comes next is fetched ahead for whoever reads in order.
+// what comes next is fetched ahead for whoever reads in order, in steps of what a request to the store takes: one that is a chunk long costs
+// nearly as much beside the chunk's own work.
 
 import { z } from 'zod'
 import { Budget } from '../base/budget.ts'
 import { ReadOnly } from '../base/errors.ts'
-import { endOf, intersect, type Range } from '../base/ranges.ts'
+import { alignUp, endOf, intersect, type Range } from '../base/ranges.ts'
 import type { BlockDriver, BlockNode, Extent } from '../block/driver.ts'
 import { ChunkFetch, type WantedChunk } from '../repository/chunk-fetch.ts'
 import { compareTrees } from '../repository/compare-trees.ts'
@@ -13,14 +14,18 @@ import type { RepositoryReader } from '../repository/reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { idOf } from '../repository/walk.ts'
 import { ChunkCache, type Chunk } from './chunk-cache.ts'
+import { Streams, type Stream } from './streams.ts'
 
 /** Bytes of chunks that are kept for who reads them again, where nothing else is said. */
 export const POINT_CACHE = 64 << 20
 /** Bytes that are fetched at once for one request, and for all. */
 const FETCH = 8 << 20
 const ALL_FETCHES = 64 << 20
-/** Bytes that are fetched ahead. */
+/** Bytes that are fetched ahead, at least; of a small cache only so much. */
 const AHEAD = 4 << 20
+const AHEAD_PART = 1 / 4
+/** What a request to the store takes of it (tray.ts). */
+const STEP = 2 << 20
 
 export interface PointDiskOptions {
   readonly reader: RepositoryReader
@@ -46,12 +51,17 @@ export class PointDisk implements BlockNode {
   readonly #chunks: ChunkCache
   readonly #fetching = new Set<Promise<unknown>>()
   readonly #budget = new Budget(ALL_FETCHES)
-  /** Where the last read ended. */
-  #next = -1
+  readonly #streams = new Streams()
+  /** Chunks. */
+  readonly #ahead: number
+  readonly #step: number
 
   constructor(private readonly options: PointDiskOptions) {
     const { disk, cacheBytes = POINT_CACHE } = options
-    this.#chunks = new ChunkCache(disk.chunkSize, Math.max(1, Math.floor(cacheBytes / disk.chunkSize)))
+    const { chunkSize } = disk
+    this.#chunks = new ChunkCache(chunkSize, Math.max(1, Math.floor(cacheBytes / chunkSize)))
+    this.#ahead = Math.floor(Math.min(AHEAD, cacheBytes * AHEAD_PART) / chunkSize)
+    this.#step = Math.max(1, Math.min(this.#ahead, Math.floor(STEP / chunkSize)))
   }
 
   get size() {
@@ -59,33 +69,45 @@ export class PointDisk implements BlockNode {
   }
 
   async read(offset: number, into: Buffer) {
-    const { chunkSize, size } = this.options.disk
+    const stream = this.#streams.of(offset, offset + into.length)
+    stream.waiting += into.length
+    try {
+      await this.#read(offset, into, stream)
+    } finally {
+      stream.waiting -= into.length
+    }
+  }
+
+  async #read(offset: number, into: Buffer, stream: Stream) {
+    const { chunkSize } = this.options.disk
     const from = Math.floor(offset / chunkSize)
     const to = Math.ceil((offset + into.length) / chunkSize)
-    const inOrder = offset === this.#next
-    this.#next = offset + into.length
     for (let first = from; first < to;) {
       // Piece by piece, so that no read keeps more in memory than that.
       const end = Math.min(to, first + Math.max(1, Math.floor(FETCH / chunkSize)))
-      const chunks = this.#load(first, end)
-      for (const [, chunk] of chunks) this.#chunks.enter(chunk)
-      if (end === to && inOrder) this.#load(end, Math.min(Math.ceil(size / chunkSize), end + Math.ceil(AHEAD / chunkSize)))
+      const chunks = this.#load(first, end === to ? this.#aheadOf(stream, end) : end).slice(0, end - first)
+      const parts = chunks.map(([number, chunk]) => {
+        const all = { offset: number * chunkSize, length: chunkSize }
+        const { offset: at, length } = intersect(all, { offset, length: into.length })!
+        return { chunk, from: at - all.offset, into: into.subarray(at - offset, at - offset + length) }
+      })
+      for (const part of parts) this.#chunks.enter(part.chunk, part)
       try {
-        for (const [number, chunk] of chunks) {
-          await chunk.ready
-          const { offset: at, length } = intersect(
-            { offset: number * chunkSize, length: chunkSize },
-            { offset, length: into.length },
-          )!
-          const part = into.subarray(at - offset, at - offset + length)
-          if (chunk.isHole) part.fill(0)
-          else part.set(chunk.bytes!.subarray(at - number * chunkSize, at - number * chunkSize + length))
-        }
+        for (const part of parts) await this.#chunks.read(part.chunk, part)
       } finally {
-        for (const [, chunk] of chunks) this.#chunks.leave(chunk)
+        for (const part of parts) this.#chunks.leave(part.chunk, part)
       }
       first = end
     }
+  }
+
+  /** Behind which chunk ends what is fetched with a read that ends before `to`. Who waits for much already needs nothing ahead, but whole steps. */
+  #aheadOf(stream: Stream, to: number) {
+    if (!stream.isInOrder) return to
+    const { size, chunkSize } = this.options.disk
+    const until = Math.min(Math.ceil(size / chunkSize), alignUp(stream.waiting < AHEAD ? to + this.#ahead : to, this.#step))
+    if (until <= stream.ahead) return to
+    return (stream.ahead = until)
   }
 
   async *extents(range: Range): AsyncGenerator<Extent> {
@@ -133,13 +155,18 @@ export class PointDisk implements BlockNode {
   /** What is not there and not on its way is fetched. */
   #load(from: number, to: number): [number: number, chunk: Chunk][] {
     const all: [number, Chunk][] = []
-    const missing = new Map<number, Chunk>()
+    let missing = new Map<number, Chunk>()
+    const send = () => {
+      if (missing.size > 0) this.#start(missing)
+      missing = new Map()
+    }
     for (let number = from; number < to; number++) {
+      if (number % this.#step === 0) send()
       let chunk = this.#chunks.find(number)
       if (!chunk) missing.set(number, (chunk = this.#chunks.expect(number)))
       all.push([number, chunk])
     }
-    if (missing.size > 0) this.#start(missing)
+    send()
     return all
   }
 
