@@ -100,10 +100,11 @@ export async function serveWritable(repository: Repository, options: WritableOpt
     /** One disk after another, until none needs the restore point. A stream that fails is begun anew. */
     async *stream(signal: AbortSignal): AsyncGenerator<Streamed> {
       const stopped = new Promise(resolve => signal.addEventListener('abort', resolve, { once: true }))
+      let streams = 0
       for (const [disk, node] of nodes) {
         if (disk.point === undefined) continue
-        for (let turn = 0; ; turn++) {
-          const error = await streamOnce(graph, jobs, node, `stream${turn}`)
+        for (;;) {
+          const error = await streamOnce(graph, jobs, node, `stream${streams++}`)
           if (signal.aborted) return
           yield { disk, ...(error !== undefined && { error }) }
           if (error === undefined) break

@@ -115,3 +115,14 @@ t.test('it goes on after each kill, with every write that was flushed', { skip }
   t.equal(pins().length, 0)
   t.ok(readdirSync(path('cache')).length > 0, 'the cache has been used')
 })
+
+t.test('both disks are streamed in one run', { skip }, async t => {
+  const overlays = path('both')
+  mkdirSync(overlays)
+  const server = await serve(second, '--writable', '--overlay', overlays, '--stream')
+  await server.says('root.qcow2","standsAlone":true')
+  await server.says('data.qcow2","standsAlone":true', 'already in use')
+  t.same(await server.stop(), [0, null])
+  for (const disk of ['root', 'data'])
+    t.match(await attempt('qemu-img', ['compare', `${overlays}/${disk}.qcow2`, path(disk)]), { code: 0 }, disk)
+})
