@@ -29,10 +29,10 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   readonly #limits: Limits
   /** Writes, zeroes and trims that are not yet answered. */
   readonly #changes = new Set<Promise<void>>()
-  readonly #ledger = new FlushLedger()
 
   private constructor(
     private readonly pool: Pool,
+    private readonly ledger: FlushLedger,
     limits: Limits,
   ) {
     super()
@@ -43,17 +43,18 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   static async connect(target: NbdTarget, options: ConnectOptions = {}): Promise<NbdClient> {
     const goal = await goalOf(target, options)
     const made: { client?: NbdClient } = {}
+    const ledger = new FlushLedger()
     const events: PoolEvents = {
+      written: () => ledger.writtenCount,
+      durable: () => ledger.durableCount,
+      unsure: error => ledger.lost(error),
       degraded: error => made.client?.emit('degraded', error),
-      lost: error => {
-        if (made.client) made.client.#ledger.lost(error)
-        made.client?.emit('lost', error)
-      },
+      lost: error => made.client?.emit('lost', error),
       reconnected: () => made.client?.emit('reconnect'),
       dead: error => made.client?.emit('close', error),
     }
     const pool = await Pool.open(goal, poolOptionsOf(options), events, options.signal)
-    made.client = new NbdClient(pool, new Limits(pool.session.export, options.assumeBlockSizes))
+    made.client = new NbdClient(pool, ledger, new Limits(pool.session.export, options.assumeBlockSizes))
     return made.client
   }
 
@@ -183,7 +184,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
   async flush({ signal }: CallOptions = {}): Promise<void> {
     // Also those on other connections: FLUSH covers what was answered before it is sent. Their failures are their callers' matter.
     const answered = Promise.allSettled(this.#changes)
-    await this.#ledger.flush(answered, async () => {
+    await this.ledger.flush(answered, async () => {
       if (this.offers('SEND_FLUSH')) await this.pool.submit(new PlainRequest(Command.FLUSH, 0, 0, 0), signal)
     })
   }
@@ -267,7 +268,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
     const forget = () => this.#changes.delete(promise)
     const answered = () => {
       forget()
-      if (!(request.flags & CommandFlag.FUA)) this.#ledger.written()
+      if (!(request.flags & CommandFlag.FUA)) this.ledger.written()
     }
     promise.then(answered, forget)
     return promise

@@ -1,6 +1,7 @@
 // Which writes a flush has to answer for, when a connection was lost after they had been answered.
 //
-// A server that is gone may have kept them in its memory only, and one that is back cannot be asked. So the flush that was to make
+// A server that is gone may have kept them in its memory only, and one that is back cannot be asked. Whether it is the same one that answers only
+// a connection can tell that was there before the first of those writes was answered (pool.ts). So the flush that was to make
 // them durable fails, once: so does every other that was called before that was told. Later ones answer for later writes.
 
 import { NbdUnflushedError } from './errors.ts'
@@ -12,12 +13,22 @@ export class FlushLedger {
   #told = 0
   #cause: unknown
 
+  /** How many writes were answered so far. */
+  get writtenCount(): number {
+    return this.#written
+  }
+
+  /** How many of those no flush has to answer for any more. */
+  get durableCount(): number {
+    return this.#durable
+  }
+
   /** A write was answered that only a flush makes durable. */
   written(): void {
     this.#written++
   }
 
-  /** The last connection is gone. */
+  /** The last connection is gone, of those that were there before what is not durable was written. */
   lost(cause: unknown): void {
     if (this.#written > this.#durable) {
       this.#losses++

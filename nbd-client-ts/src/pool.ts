@@ -6,6 +6,9 @@
 // When a connection is lost, the requests on it fail, and the others go on; when it was the last, so do all. With `reconnect` the
 // connection is made anew, and requests that may be sent twice wait for it instead. What may: reading, always; writing, where the
 // caller says so (nobody else writes there); and nothing more than so often, in case it is the request that kills the server.
+//
+// A server that was started anew may be found by a further connection before all that there were to the old one are known to be lost. So a flush
+// goes over one that is older than what it is to cover: where that answers, it is still the server that has it.
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect, type Connected, type Goal } from './connect.ts'
@@ -37,6 +40,11 @@ export interface ReconnectOptions {
 }
 
 export interface PoolEvents {
+  /** How many writes were answered so far that only a flush makes durable, and how many of those are. */
+  written(): number
+  durable(): number
+  /** The server may have been started anew since a write was answered that is not durable. */
+  unsure(error: NbdError): void
   /** There are fewer connections than there should be. */
   degraded(error: NbdError): void
   /** There are none, and they are made anew. */
@@ -51,7 +59,8 @@ export interface PoolEvents {
 const ATTEMPTS = 5
 
 export class Pool {
-  readonly #connections = new Set<Connection>()
+  /** Each with how many writes were answered before it was there. */
+  readonly #connections = new Map<Connection, number>()
   #waiting: Request[] = []
   readonly #homes = new WeakMap<Request, Connection>()
   /** Ends the making of connections. */
@@ -103,7 +112,7 @@ export class Pool {
   /** What is under way is answered first, for so long. */
   async close(graceMs: number): Promise<void> {
     this.#die(new NbdConnectionError('the client was closed', { code: 'ECONNABORTED' }))
-    await Promise.all([...this.#connections].map(connection => connection.close(graceMs)))
+    await Promise.all([...this.#connections.keys()].map(connection => connection.close(graceMs)))
   }
 
   #add({ transport, session }: Connected) {
@@ -111,7 +120,7 @@ export class Pool {
       changed: () => this.#pump(),
       lost: (error, requests) => this.#lost(connection, error, requests),
     })
-    this.#connections.add(connection)
+    this.#connections.set(connection, this.events.written())
     clearTimeout(this.#hold)
     this.#hold = undefined
     this.#down = undefined
@@ -122,6 +131,8 @@ export class Pool {
     this.#connections.delete(connection)
     const isLast = this.#connections.size === 0
     const { reconnect } = this.options
+    const mayGoOn = !this.#dead && (!isLast || reconnect)
+    if (mayGoOn && ![...this.#connections.keys()].some(one => this.#isOldEnough(one))) this.events.unsure(error)
     if (this.#dead || !reconnect) {
       for (const request of requests) request.reject(error)
       if (this.#dead) return
@@ -218,12 +229,17 @@ export class Pool {
   #room(request: Request) {
     const { maxInFlight, maxInFlightBytes } = this.options
     let best: Connection | undefined
-    for (const connection of this.#connections) {
+    for (const connection of this.#connections.keys()) {
+      if (request.command === Command.FLUSH && !this.#isOldEnough(connection)) continue
       if (connection.isClosing || connection.count >= maxInFlight) continue
       if (connection.count > 0 && connection.weight + request.weight > maxInFlightBytes) continue
       if (!best || load(connection) < load(best)) best = connection
     }
     return best
+  }
+
+  #isOldEnough(connection: Connection) {
+    return this.#connections.get(connection)! <= this.events.durable()
   }
 
   #abortBy(request: Request, signal: AbortSignal) {

@@ -115,6 +115,38 @@ t.test('a flush fails once when writes it was to cover may be lost', async t => 
   await client.close()
 })
 
+t.test(
+  'a flush does not claim for an old server what a new one says, though not every connection to the old one is known to be lost',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const flushed: number[] = []
+    const peers: Peer[] = []
+    const several = { ...structuredAnswers, GO: () => goAnswer(info(ALL_FLAGS | TransmissionFlag.CAN_MULTI_CONN)) }
+    const uri = await play(stack, async (peer, number) => {
+      peers.push(peer)
+      // Its machine has crashed: the first connection has heard of it, and the second has not.
+      const isSilent = ({ type }: AnyRequest) => type === Command.FLUSH && flushed.push(number) > 0 && number === 1
+      return serveUnless(peer, isSilent, several)
+    })
+    const client = await NbdClient.connect(uri, { connections: 2, reconnect: again })
+    while (client.connectionCount < 2) await sleep(1)
+    await client.write(0, Buffer.alloc(512))
+    peers[0]!.socket.destroy()
+    await once(client, 'degraded')
+    while (client.connectionCount < 2) await sleep(1)
+    await t.rejects(client.flush(), { name: 'NbdUnflushedError' })
+    t.equal(flushed[0], 1, 'it asks the server that had the write')
+    while (client.connectionCount < 2) await sleep(1)
+    await client.write(0, Buffer.alloc(512))
+    await client.flush()
+    peers[2]!.socket.destroy()
+    await once(client, 'degraded')
+    await client.flush()
+    t.pass('what was flushed is durable, whoever was lost')
+    await client.close()
+  },
+)
+
 t.test('a flush that is under way when the connection is lost does not claim what it cannot know', async t => {
   await using stack = new AsyncDisposableStack()
   const uri = await play(stack, (peer, number) => serveUnless(peer, ({ type }) => number === 0 && type === Command.FLUSH))
