@@ -149,7 +149,13 @@ export function strerror(thrown: unknown): string {
   return (code && sentences[code]) ?? message ?? String(thrown)
 }
 
+/** Whether a host's name has no address, or nobody could say it just now. */
+export const isNameUnknown = (thrown: unknown) =>
+  ['ENOTFOUND', 'EAI_AGAIN'].includes((thrown as NodeJS.ErrnoException)?.code ?? '')
+
 const sentences: Record<string, string> = {
+  ENOTFOUND: 'Name or service not known',
+  EAI_AGAIN: 'Temporary failure in name resolution',
   ENOENT: 'No such file or directory',
   EACCES: 'Permission denied',
   EPERM: 'Operation not permitted',

@@ -105,9 +105,7 @@ export class Graph implements AsyncDisposable {
     const roots = [...node.parents].filter(edge => this.#roots.has(edge))
     if (roots.some(({ parent }) => parent.childName === 'root')) throw new InvalidParameter(`Node ${name} is in use`)
     if (!isFrozen(node)) node.checkNoJob()
-    for (const { parent } of node.parents)
-      if (parent.childName === 'backing' && parent.node)
-        throw new InvalidParameter(`Node '${name}' is busy: node is used as backing hd of '${parent.node.name}'`)
+    node.checkBacksNone()
     if (roots.length > 0) throw new InvalidParameter(`Node ${name} is in use`)
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
@@ -237,6 +235,7 @@ export class Graph implements AsyncDisposable {
   /** Makes a disk longer or shorter, while no write is under way on it. @throws Busy, PermissionConflict, and what the image throws */
   async resize(node: GraphNode, size: number) {
     node.checkNoJob()
+    node.checkBacksNone()
     if (node.readOnly) throw new ReadOnly('Image is read-only')
     const edge = this.attach(node, { description: 'an unnamed block device', perm: Permission.resize, shared: ALL })
     try {

@@ -8,7 +8,7 @@ import { split } from './node-opener.ts'
 import { inlineChildren, type Change } from './reopen.ts'
 
 /** Of each driver, which options are those of the file that is open. */
-const FIXED = new Set(['filename', 'server', 'export', 'size', 'read-zeroes', 'latency-ns'])
+const FIXED = new Set(['filename', 'server', 'export', 'size', 'read-zeroes', 'latency-ns', 'key-secret'])
 
 /** These stay as they are where nothing is said of them. */
 const FIXED_WHERE_SAID = ['locking', 'aio', 'force-share']

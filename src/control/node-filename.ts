@@ -9,6 +9,8 @@ import { toText } from './json.ts'
 
 /** Nodes that show what is below them and are called as that is. */
 const TRANSPARENT = new Set(['copy-before-write', 'snapshot-access', 'mirror_top', 'commit_top'])
+/** Layers of jobs, which are no part of what one would open to get the same. */
+const OF_JOBS = new Set(['mirror_top', 'commit_top'])
 /** Options that say how an image is handled, and nothing of what it shows. */
 const WEAK = new Set([
   'locking',
@@ -37,6 +39,8 @@ export const filenameOf = (node: GraphNode): Promise<string> => nameOf(node, fal
 export const shownName = (node: GraphNode): Promise<string> => nameOf(node, true)
 
 async function nameOf(node: GraphNode, shown: boolean): Promise<string> {
+  const below = node.children.get('file')
+  if (below && TRANSPARENT.has(node.driver.name)) return nameOf(below.node, shown)
   return (await exactFilename(node, shown)) ?? `json:${toText(await fullOptions(node, shown))}`
 }
 
@@ -52,7 +56,6 @@ async function exactFilename(node: GraphNode, shown: boolean): Promise<string | 
   if (node.ownFilename !== undefined) return node.ownFilename
   const below = node.children.get('file')
   if (!below) return undefined
-  if (TRANSPARENT.has(node.driver.name)) return exactFilename(below.node, shown)
   // A format over a plain file. What is over another format, or is a filter, has no name by which it would be opened.
   const isPlain = node.driver.children['file']!.role === 'data' && Object.keys(strongOptions(node)).length === 0
   if (!isPlain || below.node.children.size > 0 || (await isBackingOverridden(node, shown))) return undefined
@@ -75,6 +78,7 @@ const strongOptions = ({ options, driver }: GraphNode) =>
   )
 
 async function fullOptions(node: GraphNode, shown: boolean): Promise<object> {
+  if (OF_JOBS.has(node.driver.name)) return fullOptions(node.children.get('file')!.node, shown)
   const children: Record<string, object | null> = {}
   const overridden = await isBackingOverridden(node, shown)
   for (const [name, edge] of node.children)

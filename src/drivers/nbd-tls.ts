@@ -20,7 +20,7 @@ export function tlsOfObject(id: string, object: unknown, hostname: string | unde
   const parsed = tlsCredentials.safeParse(object)
   if (!parsed.success) throw new InvalidParameter(`Object with id '${id}' is not TLS credentials`)
   const credentials = parsed.data
-  if (credentials.endpoint !== 'client') throw new InvalidParameter('Expecting TLS credentials with a client endpoint')
+  if (credentials.endpoint !== 'client') throw new InvalidParameter('Expected TLS credentials for a client endpoint')
   const named = hostname === undefined ? {} : { hostname }
   switch (credentials['qom-type']) {
     case 'tls-creds-x509':

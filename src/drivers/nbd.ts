@@ -7,11 +7,24 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient, NbdConnectionError, NbdError, NbdTimeoutError, formatNbdUri, type NbdUri } from 'nbd-client-ts'
 import { Allocation, BASE_ALLOCATION, MAX_STRING } from 'nbd-client-ts/protocol'
 import { z } from 'zod'
-import { type Fault, InvalidParameter, IoError, NoSpace, NotSupported, ReadOnly, ShuttingDown, strerror } from '../base/errors.ts'
+import {
+  type Fault,
+  InvalidParameter,
+  IoError,
+  isNameUnknown,
+  NoSpace,
+  NotSupported,
+  ReadOnly,
+  ShuttingDown,
+  strerror,
+} from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import { OutOfMemory } from '../base/system-fault.ts'
 import type { BlockDriver, BlockNode, Extent, OpenContext, WriteFlags, ZeroFlags } from '../block/driver.ts'
 import { tlsOfObject } from './nbd-tls.ts'
+
+/** What sun_path of a Linux socket address holds, with the NUL at its end. */
+const MAX_PATH = 107
 
 const server = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('unix'), path: z.string(), abstract: z.boolean().optional() }),
@@ -20,7 +33,11 @@ const server = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('fd'), str: z.string() }),
 ])
 
-const seconds = (name: string) => z.int().refine(value => value >= 0 && value < 2 ** 32, `Parameter '${name}' expects uint32_t`)
+const seconds = (name: string) =>
+  z
+    .int()
+    .meta({ qapi: 'uint32' })
+    .refine(value => value >= 0 && value < 2 ** 32, `Parameter '${name}' expects uint32_t`)
 
 /** For so long a timer can be set, 24 days. */
 const LONGEST_MS = 2 ** 31 - 1
@@ -78,6 +95,8 @@ async function connect(options: NbdOptions, context: Pick<OpenContext, 'object'>
 function addressOf(server: NbdOptions['server']): NbdUri['address'] {
   if (('path' in server && server.path === '') || ('host' in server && server.host === ''))
     throw new IoError("Failed to connect to '': it is said nowhere where the server listens")
+  if (server.type === 'unix' && Buffer.byteLength(server.path) > MAX_PATH)
+    throw new InvalidParameter(`UNIX socket path '${server.path}' is too long`)
   if (server.type === 'unix') return { path: server.abstract ? `\0${server.path}` : server.path }
   if (server.type === 'vsock')
     throw new NotSupported(
@@ -98,6 +117,7 @@ function openFault(address: NbdUri['address'], error: unknown) {
   if (!(error instanceof NbdError)) return error
   const where = 'path' in address ? address.path.replace('\0', '') : `${address.host}:${address.port}`
   const { cause } = error
+  if (isNameUnknown(cause)) return new IoError(`address resolution failed for ${where}: ${strerror(cause)}`, { cause: error })
   const isSystems = error instanceof NbdConnectionError && cause instanceof Error && 'syscall' in cause
   return new IoError(`Failed to connect to '${where}': ${isSystems ? strerror(cause) : error.message}`, { cause: error })
 }

@@ -55,7 +55,8 @@ export interface BitmapUse {
 export function checkBackup(options: BackupOptions, by: object): BitmapUse | undefined {
   const { source, target } = options
   const use = bitmapOf(options, by)
-  if (source === target) throw new InvalidParameter('Source and target cannot be the same')
+  if (isMadeOf(source, withoutFilters(target)) || isMadeOf(target, withoutFilters(source)))
+    throw new InvalidParameter('Source and target cannot be the same')
   if (options.compress && withoutFilters(target).driver.name !== 'qcow2')
     throw new NotSupported('Compression is not supported for this drive')
   source.checkNoJob()
@@ -74,6 +75,12 @@ export function checkBackup(options: BackupOptions, by: object): BitmapUse | und
     throw new InvalidParameter(`Required max-chunk (${maxChunk}) is less than backup cluster size (${clusterSize})`)
   if (speed < 0) throw new InvalidParameter("Parameter 'speed' expects a non-negative value")
   return use
+}
+
+/** Whether what is written to one of them is written to the other: what is behind an image is another disk. */
+function isMadeOf(node: GraphNode, other: GraphNode): boolean {
+  if (node === other) return true
+  return [...node.children].some(([name, edge]) => node.driver.children[name]!.role !== 'backing' && isMadeOf(edge.node, other))
 }
 
 function bitmapOf({ source, sync, bitmap: name, bitmapMode }: BackupOptions, by: object): BitmapUse | undefined {

@@ -149,7 +149,12 @@ class Commit implements JobWork {
       }
       if (this.#wasReadOnly) await graph.setReadOnly(this.#base, false)
       this.#filter = await graph.open(
-        { driver: 'commit_top', file: top.name, ...(filterNodeName !== undefined && { 'node-name': filterNodeName }) },
+        {
+          driver: 'commit_top',
+          file: top.name,
+          'read-only': true,
+          ...(filterNodeName !== undefined && { 'node-name': filterNodeName }),
+        },
         commitTop,
       )
       this.#hold = graph.attach(this.#filter, { description, childName: 'top', perm: 0, shared: ALL })

@@ -4,7 +4,7 @@
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
-import { PermissionConflict } from '../block/permissions.ts'
+import { Permission, PermissionConflict, permissionNames } from '../block/permissions.ts'
 import { filteredBy, withoutFilters } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
@@ -60,6 +60,7 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
   checkGranularity(granularity)
   source.checkNoJob()
   target.checkNoJob()
+  target.checkBacksNone()
   const replaced = replacedBy(graph, options)
   if (sync === 'incremental' || sync === 'bitmap') throw new InvalidParameter(`Sync mode '${sync}' not supported`)
   if (bufSize < 0) throw new InvalidParameter("Invalid parameter 'buf-size'")
@@ -75,11 +76,13 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
 export function checkNotRead(source: GraphNode, target: GraphNode) {
   const read = reachable(source)
   if (!read.has(target)) return
-  const { parent } = [...target.parents].find(({ parent }) => parent.node && read.has(parent.node))!
+  const { parent, permissions } = [...target.parents].find(({ parent }) => parent.node && read.has(parent.node))!
+  // The job's own reading counts as well, which nobody does yet.
+  const required = (permissions.perm | Permission.consistentRead) & ~Permission.writeUnchanged
   if (parent.childName === 'backing')
     throw new Busy(`Node '${target.name}' is busy: node is used as backing hd of '${parent.node!.name}'`)
   throw new PermissionConflict(
-    `Permission conflict on node '${target.name}': permissions 'consistent read' are both required by node '${parent.node!.name}' (uses node '${target.name}' as '${parent.childName}' child) and unshared by an unnamed block device (uses node '${target.name}' as 'root' child).`,
+    `Permission conflict on node '${target.name}': permissions '${permissionNames(required)}' are both required by node '${parent.node!.name}' (uses node '${target.name}' as '${parent.childName}' child) and unshared by an unnamed block device (uses node '${target.name}' as 'root' child).`,
   )
 }
 
@@ -99,6 +102,7 @@ function replacedBy(graph: Graph, { source, replaces }: MirrorOptions): GraphNod
   const replaced = graph.find(replaces)
   if (!replaced) throw new NotFound(`Failed to find node with node-name='${replaces}'`)
   replaced.checkNoJob()
+  replaced.checkBacksNone()
   if (!shows(source, replaced))
     throw new InvalidParameter(
       `Cannot replace '${replaces}' by a node mirrored from '${source.name}', because it cannot be guaranteed that doing so would not lead to an abrupt change of visible data`,

@@ -130,7 +130,7 @@ class Handshake {
   async #option(option: number, data: OptionData): Promise<Agreement | undefined> {
     if (this.terms.closing()) throw new OptionRefused(OptionReply.ERR_SHUTDOWN, 'the server is going down')
     if (option !== Option.STARTTLS && this.#mustBeSecured())
-      throw new OptionRefused(OptionReply.ERR_TLS_REQD, 'this server wants TLS first: STARTTLS')
+      throw new OptionRefused(OptionReply.ERR_TLS_REQD, `Option 0x${option.toString(16)} not permitted before TLS`)
     switch (option) {
       case Option.LIST:
         data.end()
@@ -181,8 +181,8 @@ class Handshake {
 
   async #startTls() {
     const { tls } = this.terms
-    if (!tls) throw new OptionRefused(OptionReply.ERR_POLICY, 'this server has no TLS')
-    if (this.#secure) throw new OptionRefused(OptionReply.ERR_INVALID, 'TLS is up already')
+    if (!tls) throw new OptionRefused(OptionReply.ERR_POLICY, 'TLS not configured')
+    if (this.#secure) throw new OptionRefused(OptionReply.ERR_INVALID, 'TLS already enabled')
     this.link.holdInput() // before it may answer: what comes then is TLS
     await this.#answer(Option.STARTTLS, OptionReply.ACK)
     await this.link.startTls(tls.credentials)
@@ -258,7 +258,7 @@ class Handshake {
     // Over TLS there may be more, and whether there is must not be seen without it.
     if (this.terms.tls && !this.#secure && (!found || this.#isHidden(found)))
       throw new OptionRefused(OptionReply.ERR_TLS_REQD, `export ${quoted(name)} needs TLS, if it is here: STARTTLS`)
-    if (!found) throw new OptionRefused(OptionReply.ERR_UNKNOWN, `export ${quoted(name)} is not known here`)
+    if (!found) throw new OptionRefused(OptionReply.ERR_UNKNOWN, `export ${quoted(name)} not present`)
     const access = await this.#access(found)
     if (!access) throw new OptionRefused(OptionReply.ERR_POLICY, `export ${quoted(name)} is not for this client`)
     return { found, access }

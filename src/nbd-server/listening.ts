@@ -4,7 +4,7 @@ import { chmod, lstat, stat, unlink } from 'node:fs/promises'
 import net from 'node:net'
 import { dirname } from 'node:path'
 import { DEFAULT_PORT } from 'nbd-client-ts/protocol'
-import { Busy, Fault, InvalidParameter, strerror } from '../base/errors.ts'
+import { Busy, Fault, InvalidParameter, isNameUnknown, strerror } from '../base/errors.ts'
 import { systemFault } from '../base/system-fault.ts'
 
 export type ListenAddress =
@@ -37,10 +37,8 @@ export function addressText(address: ListenAddress): string {
 export async function listen(server: net.Server, address: ListenAddress) {
   if (!('unix' in address)) return await start(server, 'fd' in address ? address : { port: DEFAULT_PORT, ...address }, address)
   const { unix: path, mode = 0o600 } = address
-  if (Buffer.byteLength(path) > MAX_PATH)
-    throw new InvalidParameter(
-      `the path of a unix socket has at most ${MAX_PATH} bytes, and this one has ${Buffer.byteLength(path)}: ${path}`,
-    )
+  if (path === '') throw new InvalidParameter("the path of a unix socket is empty; say where it is to be, as '/run/disks.sock'")
+  if (Buffer.byteLength(path) > MAX_PATH) throw new InvalidParameter(`UNIX socket path '${path}' is too long`)
   if (path.startsWith('\0')) return await start(server, { path }, address)
   await removeStale(path)
   // Between its creation and the change of its mode nobody else may open it. The mask is the whole process's, but nothing runs in between.
@@ -58,7 +56,7 @@ export async function listen(server: net.Server, address: ListenAddress) {
 function start(server: net.Server, where: net.ListenOptions | { fd: number }, address: ListenAddress) {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   const failed = (error: NodeJS.ErrnoException) => {
-    const fault = systemFault(`Could not listen at ${addressText(address)}`, error)
+    const fault = systemFault(whatFailed(address, error), error)
     const isTaken = error.code === 'EADDRINUSE' && !('fd' in address)
     reject(isTaken ? new Busy(`${fault.message}: stop what listens there, or choose another`, { cause: error }) : fault)
   }
@@ -68,6 +66,13 @@ function start(server: net.Server, where: net.ListenOptions | { fd: number }, ad
     resolve()
   })
   return promise
+}
+
+/** In QEMU's words where they say which address it is about. */
+function whatFailed(address: ListenAddress, error: unknown) {
+  if ('unix' in address) return `Failed to bind socket to ${addressText(address)}`
+  const failed = isNameUnknown(error) ? 'address resolution failed for' : 'Could not listen at'
+  return `${failed} ${addressText(address)}`
 }
 
 /** A socket that nobody answers at is left from a server that was killed. */
@@ -81,7 +86,7 @@ async function removeStale(path: string) {
   } catch (error) {
     if (error instanceof Fault) throw error
     const { code, syscall } = error as NodeJS.ErrnoException
-    if (code !== 'ENOENT' || syscall === 'stat') throw systemFault(`Could not listen at ${path}`, error)
+    if (code !== 'ENOENT' || syscall === 'stat') throw systemFault(whatFailed({ unix: path }, error), error)
   }
 }
 

@@ -1,7 +1,7 @@
 // Takes a snapshot of a disk outside of its image: from an instant on what is written goes to an overlay, with the image behind it.
 
 import assert from 'node:assert/strict'
-import { InvalidParameter } from '../base/errors.ts'
+import { Busy, InvalidParameter } from '../base/errors.ts'
 import { alignUp } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
 import { reachable } from '../block/drain.ts'
@@ -37,10 +37,9 @@ export class Snapshot implements Action {
     plannedBy.set(transaction, planned)
     const node = this.nodeOf()
     node.checkNoJob()
-    const isBehind = (name: string) =>
-      new InvalidParameter(`Node '${node.name}' is busy: node is used as backing hd of '${name}'`)
-    for (const { parent } of node.parents) if (parent.childName === 'backing' && parent.node) throw isBehind(parent.node.name)
-    if (planned.has(node)) throw isBehind(planned.get(node)!.name)
+    node.checkBacksNone()
+    const over = planned.get(node)
+    if (over) throw new Busy(`Node '${node.name}' is busy: node is used as backing hd of '${over.name}'`)
     const overlay = await this.overlayOf(node)
     this.#node = node
     this.#overlay = overlay

@@ -122,8 +122,8 @@ t.test('with tls-creds there is no connection without TLS', { skip: missing('nbd
   const { execute, folder, socket, startServer, add } = await room(stack)
   const key = '0123456789abcdef0123456789abcdef'
   await writeFile(join(folder, 'keys.psk'), `alice:${key}\n`)
-  await execute('object-add', { 'qom-type': 'tls-creds-psk', id: 'client', dir: folder, endpoint: 'client' })
-  await t.rejects(startServer({ 'tls-creds': 'client' }), { message: 'Expecting TLS credentials with a server endpoint' })
+  await execute('object-add', { 'qom-type': 'tls-creds-psk', id: 'client', dir: folder, endpoint: 'client', username: 'alice' })
+  await t.rejects(startServer({ 'tls-creds': 'client' }), { message: 'Expected TLS credentials for a server endpoint' })
   await execute('object-add', { 'qom-type': 'tls-creds-psk', id: 'keys', dir: folder, endpoint: 'server' })
   await startServer({ 'tls-creds': 'keys' })
   await add('x')

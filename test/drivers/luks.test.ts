@@ -206,7 +206,7 @@ t.test('what is wrong with a volume is said', async t => {
   await t.rejects(luks.open({}, context(good)), { message: "Parameter 'key-secret' is required for cipher" })
   await t.rejects(volume(1000), { name: 'InvalidParameter' })
   await t.rejects(volume(1024, { 'cipher-alg': 'aes-192' }), { name: 'InvalidParameter' })
-  await t.rejects(volume(1024, { 'iter-time': 0 }), { name: 'InvalidParameter' })
+  await using _cheapest = await open(await volume(1024, { 'iter-time': 0 })) // the fewest iterations that there may be, as in QEMU
   await using disk = await open(good)
   await disk.resize((1 << 20) + 1024)
   t.ok(

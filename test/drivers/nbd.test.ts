@@ -165,7 +165,7 @@ void t.test('what cannot be opened says why, in QEMU’s words where it has some
   await t.rejects(withObject(undefined), new InvalidParameter("No TLS credentials with id 't'"))
   await t.rejects(withObject({ 'qom-type': 'throttle-group' }), new InvalidParameter("Object with id 't' is not TLS credentials"))
   const serverSide = { 'qom-type': 'tls-creds-anon', endpoint: 'server' }
-  await t.rejects(withObject(serverSide), new InvalidParameter('Expecting TLS credentials with a client endpoint'))
+  await t.rejects(withObject(serverSide), new InvalidParameter('Expected TLS credentials for a client endpoint'))
   await t.rejects(withObject({ ...serverSide, endpoint: 'client' }), { name: 'IoError', message: /refuses STARTTLS/ })
   for (const name of ['reconnect-delay', 'open-timeout'])
     for (const seconds of [-1, 2 ** 32])

@@ -36,6 +36,8 @@ export const iothreadObject = objectType({
   ),
   create(properties) {
     for (const [name, value] of Object.entries(properties)) checkRange(name, value)
+    const { 'thread-pool-min': least, 'thread-pool-max': most } = { ...DEFAULTS, ...properties }
+    if (least > most || most === 0) throw new InvalidParameter('bad thread-pool-min/thread-pool-max values')
     return properties
   },
 })

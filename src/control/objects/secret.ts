@@ -4,7 +4,7 @@ import { createDecipheriv } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
 import { InvalidParameter, strerror } from '../../base/errors.ts'
-import { Secret } from '../../base/secret.ts'
+import { asSecret, Secret } from '../../base/secret.ts'
 import type { Objects } from '../../block/objects.ts'
 import { objectType } from './object-type.ts'
 
@@ -42,9 +42,7 @@ const KEY_BYTES = 32
 const BLOCK_BYTES = 16
 
 function keyOf(objects: Objects, id: string) {
-  const secret = objects.find(id)
-  if (!(secret instanceof Secret)) throw new InvalidParameter(`No secret with id '${id}'`)
-  const { bytes } = secret
+  const { bytes } = asSecret(objects.find(id), id)
   if (bytes.length !== KEY_BYTES)
     throw new InvalidParameter(`Key should be ${KEY_BYTES} bytes in length not ${bytes.length}: that is what secret '${id}' has`)
   return bytes

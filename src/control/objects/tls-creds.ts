@@ -1,6 +1,6 @@
 // QMP's tls-creds-x509 and tls-creds-psk: what an NBD server shows to its clients and asks of them, or a client to its server.
 
-import { access } from 'node:fs/promises'
+import { access, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { InvalidParameter, strerror } from '../../base/errors.ts'
@@ -8,7 +8,7 @@ import { TlsCredentials } from '../../base/tls-credentials.ts'
 import type { Objects } from '../../block/objects.ts'
 import { tlsCredentials } from '../../drivers/nbd-tls.ts'
 import { objectType } from './object-type.ts'
-import { Secret } from '../../base/secret.ts'
+import { asSecret } from '../../base/secret.ts'
 
 const common = {
   dir: z.string().optional().describe('The folder that they are in'),
@@ -46,8 +46,11 @@ export const tlsCredsPsk = objectType({
   async create({ dir, endpoint = 'client', username, priority }) {
     checkPriority(priority)
     const folder = given(dir)
-    if (endpoint === 'server') return await TlsCredentials.psk(folder)
-    await checkThere(join(folder, 'keys.psk'))
+    if (endpoint === 'server') {
+      if (username !== undefined) throw new InvalidParameter('username should not be set when endpoint=server')
+      return await TlsCredentials.psk(folder)
+    }
+    await checkHasKey(join(folder, 'keys.psk'), username ?? 'qemu')
     return tlsCredentials.parse({ 'qom-type': 'tls-creds-psk', endpoint, dir: folder, username })
   },
 })
@@ -59,7 +62,7 @@ export function serverCredentials(objects: Objects, id: string): TlsCredentials 
   if (found instanceof TlsCredentials) return found
   throw new InvalidParameter(
     tlsCredentials.safeParse(found).success
-      ? 'Expecting TLS credentials with a server endpoint'
+      ? 'Expected TLS credentials for a server endpoint'
       : `Object with id '${id}' is not TLS credentials`,
   )
 }
@@ -77,16 +80,21 @@ function given(dir: string | undefined) {
   return dir
 }
 
-async function checkThere(path: string) {
+const checkThere = (path: string) => accessing(path, access)
+
+/** The key itself is read when a connection is made, so that it may be another one by then. */
+async function checkHasKey(path: string, username: string) {
+  const keys = await accessing(path, path => readFile(path, 'utf8'))
+  if (!keys.split('\n').some(line => line.startsWith(`${username}:`)))
+    throw new InvalidParameter(`Username ${username} not found in PSK file ${path}`)
+}
+
+async function accessing<T>(path: string, how: (path: string) => Promise<T>): Promise<T> {
   try {
-    await access(path)
+    return await how(path)
   } catch (error) {
     throw new InvalidParameter(`Unable to access credentials ${path}: ${strerror(error)}`, { cause: error })
   }
 }
 
-function passphraseOf(objects: Objects, id: string) {
-  const secret = objects.find(id)
-  if (!(secret instanceof Secret)) throw new InvalidParameter(`No secret with id '${id}'`)
-  return secret.bytes.toString()
-}
+const passphraseOf = (objects: Objects, id: string) => asSecret(objects.find(id), id).bytes.toString()

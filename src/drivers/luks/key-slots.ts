@@ -4,7 +4,7 @@ import { pbkdf2, pbkdf2Sync, randomBytes, timingSafeEqual } from 'node:crypto'
 import { promisify } from 'node:util'
 import { InvalidParameter } from '../../base/errors.ts'
 import { alignUp } from '../../base/ranges.ts'
-import { Secret } from '../../base/secret.ts'
+import { asSecret, type Secret } from '../../base/secret.ts'
 import type { BlockIo } from '../../block/driver.ts'
 import { merge, split } from './af-splitter.ts'
 import type { Hash } from './algorithms.ts'
@@ -25,9 +25,7 @@ const SAMPLE_MS = 2
 /** @throws InvalidParameter, in QEMU's words */
 export function secretOf(id: string | undefined, lookUp: (id: string) => unknown): Secret {
   if (id === undefined) throw new InvalidParameter("Parameter 'key-secret' is required for cipher")
-  const secret = lookUp(id)
-  if (!(secret instanceof Secret)) throw new InvalidParameter(`No secret with id '${id}'`)
-  return secret
+  return asSecret(lookUp(id), id)
 }
 
 /** The master key, by the first slot that the password opens. @throws WrongPassword */

@@ -7,6 +7,11 @@ const sharedBitmap = {
   because: 'a bitmap that is only read may be read by several: a second export of it does no harm',
 }
 
+const somewhere = {
+  ours: { error: { desc: /path of a unix socket is empty/ } },
+  because: 'a server is not started where nobody finds it; QEMU makes a name for the socket up, and tells it to nobody',
+}
+
 export const exports: readonly Scenario[] = [
   {
     title: 'the server is started and stopped, and takes its exports with it',
@@ -21,8 +26,20 @@ export const exports: readonly Scenario[] = [
       qmp('nbd-server-start', { addr: { type: 'nope', data: {} } }),
       qmp('nbd-server-start', { addr: { type: 'inet', data: { host: '127.0.0.1' } } }),
       qmp('nbd-server-start', { addr: { type: 'unix', data: { path: '$D/nbd.sock' } }, 'tls-creds': 'nope' }),
+      ...['$D/nope/nbd.sock', `$D/${'x'.repeat(108)}`].map(path =>
+        qmp('nbd-server-start', { addr: { type: 'unix', data: { path } } }),
+      ),
+      qmp('nbd-server-start', { addr: { type: 'unix', data: { path: '' } } }, { differs: somewhere }),
+      qmp('nbd-server-stop', {}, { differs: { ours: { error: {} }, because: somewhere.because } }),
+      qmp('nbd-server-start', { addr: { type: 'inet', data: { host: 'nobody.invalid', port: '0' } } }),
+      ...[
+        { type: 'unix', path: `$D/${'x'.repeat(108)}` },
+        { type: 'inet', host: 'nobody.invalid', port: '1' },
+      ].map(server => qmp('blockdev-add', { driver: 'nbd', 'node-name': 'n', server })),
+      qmp('blockdev-add', { driver: 'nbd', 'node-name': 'n', server: { type: 'unix', path: 'x' }, 'open-timeout': 'x' }),
       startServer,
       startServer,
+      guest('nope', 'read 0 1'),
       qmp('nbd-server-start', { addr: { type: 'unix', data: { path: '$D/other.sock' } } }),
       exportDisk('disk'),
       exportDisk('disk', { id: 'again', name: 'again', writable: false, description: 'the same, read-only' }),

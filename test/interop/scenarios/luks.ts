@@ -36,6 +36,7 @@ export const luks: readonly Scenario[] = [
       map('disk'),
       content('disk'),
       qmp('blockdev-reopen', { options: [{ driver: 'luks', 'node-name': 'disk', file, 'key-secret': 's', 'read-only': true }] }),
+      qmp('blockdev-reopen', { options: [{ driver: 'luks', 'node-name': 'disk', file, 'key-secret': 'bad' }] }),
       qmp('block-export-del', { id: 'disk' }),
       qmp('block_resize', { 'node-name': 'disk', size: (2 << 20) - 100 }, { differs: wholeSectors }),
       qmp('block_resize', { 'node-name': 'disk', size: 2 << 20 }),

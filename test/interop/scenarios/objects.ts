@@ -6,6 +6,9 @@ const group = (id: string, more: object = {}, options = {}) =>
   qmp('object-add', { 'qom-type': 'throttle-group', id, ...more }, options)
 const secret = (id: string, more: object = {}) => qmp('object-add', { 'qom-type': 'secret', id, ...more })
 
+const psk = (more: object) => qmp('object-add', { 'qom-type': 'tls-creds-psk', id: 'psk', dir: '$D', ...more })
+const address = { addr: { type: 'unix', data: { path: '$D/nbd.sock' } } }
+
 export const objects: readonly Scenario[] = [
   {
     title: 'throttle groups, their limits and who uses them',
@@ -65,12 +68,20 @@ export const objects: readonly Scenario[] = [
       secret('s', { data: 'abc' }),
       secret('raw', { data: 'abc' }),
       qmp('object-add', { 'qom-type': 'iothread', id: 'io', 'poll-max-ns': 'x' }),
+      qmp('object-add', { 'qom-type': 'iothread', id: 'io', 'thread-pool-min': 5, 'thread-pool-max': 2 }),
       qmp('object-add', { 'qom-type': 'iothread', id: 'io', 'poll-max-ns': 1000 }),
       qmp('object-add', { 'qom-type': 'iothread', id: 'io' }),
       qmp('nbd-server-start', { addr: { type: 'unix', data: { path: '$D/nbd.sock' } }, 'tls-creds': 's' }),
       qmp('object-add', { 'qom-type': 'tls-creds-psk', id: 'psk', endpoint: 'server' }),
       qmp('object-add', { 'qom-type': 'tls-creds-psk', id: 'psk', dir: '$D', endpoint: 'server' }),
       qmp('object-add', { 'qom-type': 'tls-creds-x509', id: 'x', dir: '$D', endpoint: 'server' }),
+      { kind: 'tool', tool: 'sh', args: ['-c', 'echo u:0123456789abcdef > $D/keys.psk'] },
+      psk({ endpoint: 'server', username: 'u' }),
+      ...[{}, { username: 'nobody' }, { username: 'u' }].map(more => psk({ endpoint: 'client', ...more })),
+      ...['psk', 'io'].map(id => qmp('nbd-server-start', { ...address, 'tls-creds': id })),
+      qmp('blockdev-add', { driver: 'luks', 'node-name': 'x', file: { driver: 'null-co' }, 'key-secret': 'io' }),
+      secret('s2', { data: 'abc', keyid: 'io', iv: 'AAAA' }),
+      qmp('object-del', { id: 'psk' }),
       qmp('object-del', { id: 'io' }),
       qmp('object-del', { id: 's' }),
       qmp('object-del', { id: 's' }),

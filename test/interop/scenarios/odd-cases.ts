@@ -40,6 +40,15 @@ const refused = {
   because: 'a bitmap that cannot be stored is refused; QEMU takes it, and it is gone when the image is closed',
 }
 
+const itself = {
+  ours: { error: { desc: 'Source and target cannot be the same' } },
+  because: 'a disk is not copied to itself; QEMU says so of a filter by permissions',
+}
+const behind = {
+  ours: { error: { desc: /^Node 'b' is busy: node is used as backing hd of 'c'$/ } },
+  because: "QEMU says that device '(null)' is in use",
+}
+
 const two = { 'disk.raw': { size: SIZE, seed: 4 }, 'target.raw': { size: SIZE } } as const
 const begin = [open('disk', 'disk.raw'), open('target', 'target.raw'), startServer, exportDisk('disk')]
 
@@ -73,7 +82,14 @@ export const oddCases: readonly Scenario[] = [
       mirrorOnto('c', 'c'),
       add({ driver: 'raw', 'node-name': 'over', file: 'd' }),
       mirrorOnto('over', 'd'),
+      qmp('blockdev-backup', { 'job-id': 'j', device: 'd', target: 'over', sync: 'full' }, { differs: itself }),
+      qmp('blockdev-backup', { 'job-id': 'j', device: 'over', target: 'd', sync: 'full' }, { differs: itself }),
       del('over'),
+      // An image that is behind another one.
+      mirrorOnto('d', 'b'),
+      mirrorOnto('d', 'a'),
+      qmp('blockdev-mirror', { 'job-id': 'j', device: 'c', target: 'd', sync: 'full', replaces: 'b' }),
+      qmp('block_resize', { 'node-name': 'b', size: MiB }, { differs: behind }),
       ...[undefined, 'nope', 'd', 'a'].map(backing =>
         qmp('blockdev-reopen', {
           options: [{ driver: 'qcow2', 'node-name': 'd', file: file('d.qcow2'), backing }],
