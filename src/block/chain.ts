@@ -1,6 +1,6 @@
 // Backing chains: images behind images, with filters between them or none.
 
-import { InvalidParameter } from '../base/errors.ts'
+import { Busy, InvalidParameter } from '../base/errors.ts'
 import type { GraphNode } from './graph-node.ts'
 
 /** The node that a filter filters; undefined for what is no filter. */
@@ -30,6 +30,13 @@ export function chainFrom(node: GraphNode): GraphNode[] {
   const nodes: GraphNode[] = []
   for (let next: GraphNode | undefined = node; next; next = next.filteredOrBacking) nodes.push(next)
   return nodes
+}
+
+/** @throws Busy while it is behind another image, in QEMU's words (bdrv_op_is_blocked) */
+export function checkBacksNone(node: GraphNode) {
+  for (const { parent } of node.parents)
+    if (parent.childName === 'backing' && parent.node)
+      throw new Busy(`Node '${node.name}' is busy: node is used as backing hd of '${parent.node.name}'`)
 }
 
 /**

@@ -336,13 +336,6 @@ export class GraphNode {
     for (const job of this.jobs) throw new Busy(`Node '${this.name}' is busy: block device is in use by block job: ${job}`)
   }
 
-  /** @throws Busy while it is behind another image, in QEMU's words (bdrv_op_is_blocked) */
-  checkBacksNone() {
-    for (const { parent } of this.parents)
-      if (parent.childName === 'backing' && parent.node)
-        throw new Busy(`Node '${this.name}' is busy: node is used as backing hd of '${parent.node.name}'`)
-  }
-
   /** Calls back for what the node reports beside its requests, until disposed. */
   watch(watcher: (event: NodeEvent) => void): Disposable {
     this.#watchers.add(watcher)

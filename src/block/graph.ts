@@ -7,6 +7,7 @@
 import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
+import { checkBacksNone } from './chain.ts'
 import { drained, reachable } from './drain.ts'
 import { Edge, tellRoots } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
@@ -105,7 +106,7 @@ export class Graph implements AsyncDisposable {
     const roots = [...node.parents].filter(edge => this.#roots.has(edge))
     if (roots.some(({ parent }) => parent.childName === 'root')) throw new InvalidParameter(`Node ${name} is in use`)
     if (!isFrozen(node)) node.checkNoJob()
-    node.checkBacksNone()
+    checkBacksNone(node)
     if (roots.length > 0) throw new InvalidParameter(`Node ${name} is in use`)
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
@@ -235,7 +236,7 @@ export class Graph implements AsyncDisposable {
   /** Makes a disk longer or shorter, while no write is under way on it. @throws Busy, PermissionConflict, and what the image throws */
   async resize(node: GraphNode, size: number) {
     node.checkNoJob()
-    node.checkBacksNone()
+    checkBacksNone(node)
     if (node.readOnly) throw new ReadOnly('Image is read-only')
     const edge = this.attach(node, { description: 'an unnamed block device', perm: Permission.resize, shared: ALL })
     try {

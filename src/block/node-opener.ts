@@ -20,6 +20,7 @@ const MAX_DEPTH = 200
 /** What a child that is written inside another's options takes over where it says nothing itself (QEMU's bdrv_inherited_options). */
 interface Inherited {
   readonly 'read-only': boolean
+  readonly 'auto-read-only': boolean
   readonly cache: GenericOptions['cache']
   readonly discard: GenericOptions['discard']
   readonly 'force-share': boolean
@@ -115,10 +116,11 @@ export class NodeOpener {
       if (!node) throw new NotFound(`Cannot find device='${value}' nor node-name='${value}'`)
       return node
     }
-    const { cache, 'read-only': readOnly, 'force-share': forceShare } = generic
+    const { cache, 'read-only': readOnly, 'auto-read-only': autoReadOnly, 'force-share': forceShare } = generic
     const inherited: Inherited = {
       cache,
       'read-only': rule.role === 'backing' || readOnly,
+      'auto-read-only': rule.role !== 'backing' && autoReadOnly,
       discard: rule.role === 'data' ? 'unmap' : generic.discard,
       'force-share': forceShare,
     }

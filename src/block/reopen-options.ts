@@ -56,6 +56,7 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherite
     return {
       cache: { ...child.opening.generic.cache, ...cacheSaid }, // as in QEMU: of what nobody speaks, that stays
       'read-only': role === 'backing' || generic['read-only'],
+      'auto-read-only': role !== 'backing' && generic['auto-read-only'],
       discard: role === 'data' ? 'unmap' : generic.discard,
       'force-share': generic['force-share'],
     }

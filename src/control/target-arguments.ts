@@ -19,13 +19,17 @@ interface Wanted {
   readonly mode?: 'existing' | 'absolute-paths' | undefined
   readonly nodeName?: string | undefined
   readonly unmap?: boolean | undefined
+  readonly detectZeroes?: boolean | undefined
   readonly source: GraphNode
   /** What is to show through the image. */
   readonly behind: GraphNode | undefined
 }
 
 /** Opens it. Nobody guesses what is in an image that a guest may have written: its format has to be said. */
-export function targetFor(graph: Graph, { target: filename, format: said, mode, nodeName, unmap, source, behind }: Wanted) {
+export function targetFor(
+  graph: Graph,
+  { target: filename, format: said, mode, nodeName, unmap, detectZeroes, source, behind }: Wanted,
+) {
   return async () => {
     const existing = mode === 'existing'
     if (existing && said === undefined)
@@ -40,6 +44,7 @@ export function targetFor(graph: Graph, { target: filename, format: said, mode, 
       existing,
       nodeName,
       unmap,
+      detectZeroes,
       size: source.size,
       behind: behind && { node: behind, file: await filenameOf(behind) },
     })

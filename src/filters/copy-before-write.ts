@@ -60,7 +60,13 @@ const options = z.strictObject({
     .enum(['break-snapshot', 'break-guest-write'])
     .default('break-snapshot')
     .describe("What breaks when a cluster cannot be copied. The default is the view; QEMU's is the guest's write"),
-  'cbw-timeout': z.int().min(0).max(LONGEST_TIMEOUT).default(0).describe('Seconds after which a copy counts as failed; 0: never'),
+  'cbw-timeout': z
+    .int()
+    .meta({ qapi: 'uint32' })
+    .min(0)
+    .max(LONGEST_TIMEOUT)
+    .default(0)
+    .describe('Seconds after which a copy counts as failed; 0: never'),
   bitmap: z
     .strictObject({ node: z.string(), name: z.string() })
     .optional()

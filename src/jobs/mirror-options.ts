@@ -5,7 +5,7 @@ import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
 import { Permission, PermissionConflict, permissionNames } from '../block/permissions.ts'
-import { filteredBy, withoutFilters } from '../block/chain.ts'
+import { checkBacksNone, filteredBy, withoutFilters } from '../block/chain.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { ErrorPolicy } from './error-policy.ts'
 
@@ -60,7 +60,7 @@ export function checkMirror(graph: Graph, options: MirrorOptions): GraphNode {
   checkGranularity(granularity)
   source.checkNoJob()
   target.checkNoJob()
-  target.checkBacksNone()
+  checkBacksNone(target)
   const replaced = replacedBy(graph, options)
   if (sync === 'incremental' || sync === 'bitmap') throw new InvalidParameter(`Sync mode '${sync}' not supported`)
   if (bufSize < 0) throw new InvalidParameter("Invalid parameter 'buf-size'")
@@ -102,7 +102,7 @@ function replacedBy(graph: Graph, { source, replaces }: MirrorOptions): GraphNod
   const replaced = graph.find(replaces)
   if (!replaced) throw new NotFound(`Failed to find node with node-name='${replaces}'`)
   replaced.checkNoJob()
-  replaced.checkBacksNone()
+  checkBacksNone(replaced)
   if (!shows(source, replaced))
     throw new InvalidParameter(
       `Cannot replace '${replaces}' by a node mirrored from '${source.name}', because it cannot be guaranteed that doing so would not lead to an abrupt change of visible data`,

@@ -13,13 +13,18 @@ export interface NewTarget {
   readonly nodeName?: string | undefined
   /** Zeroes may become holes. Default: true. */
   readonly unmap?: boolean | undefined
+  /** So that what is written as zeroes becomes holes too. */
+  readonly detectZeroes?: boolean | undefined
   readonly size: number
   /** What shows through a new image, and how its header is to name that. */
   readonly behind?: { readonly node: GraphNode; readonly file: string } | undefined
 }
 
 /** The node goes with the last of its users. */
-export async function openTarget(graph: Graph, { filename, format, existing, nodeName, unmap = true, size, behind }: NewTarget) {
+export async function openTarget(
+  graph: Graph,
+  { filename, format, existing, nodeName, unmap = true, detectZeroes = false, size, behind }: NewTarget,
+) {
   if (!existing) {
     const backing = behind && { file: behind.file, format: behind.node.driver.name }
     await makeImage(graph, { filename, format, size: format === 'qcow2' ? alignUp(size, 512) : size, backing, replace: true })
@@ -27,7 +32,7 @@ export async function openTarget(graph: Graph, { filename, format, existing, nod
   const node = await graph.open({
     driver: format,
     ...(nodeName !== undefined && { 'node-name': nodeName }),
-    ...(unmap && { discard: 'unmap', 'detect-zeroes': 'unmap' }),
+    ...(unmap && { discard: 'unmap', ...(detectZeroes && { 'detect-zeroes': 'unmap' }) }),
     file: { driver: 'file', filename },
     ...(format === 'qcow2' && (behind || !existing) && { backing: behind?.node.name ?? null }),
   })

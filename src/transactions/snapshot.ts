@@ -4,6 +4,7 @@ import assert from 'node:assert/strict'
 import { Busy, InvalidParameter } from '../base/errors.ts'
 import { alignUp } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
+import { checkBacksNone } from '../block/chain.ts'
 import { reachable } from '../block/drain.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
@@ -37,7 +38,7 @@ export class Snapshot implements Action {
     plannedBy.set(transaction, planned)
     const node = this.nodeOf()
     node.checkNoJob()
-    node.checkBacksNone()
+    checkBacksNone(node)
     const over = planned.get(node)
     if (over) throw new Busy(`Node '${node.name}' is busy: node is used as backing hd of '${over.name}'`)
     const overlay = await this.overlayOf(node)

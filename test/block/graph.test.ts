@@ -100,6 +100,16 @@ t.test('every request is checked for range, permission and read-only, once', asy
   t.ok(above.readOnly, 'what lies over it cannot be written either')
 })
 
+t.test('auto-read-only is for the file of an image as well, unless that says otherwise', async t => {
+  const { graph } = testGraph()
+  await using _ = graph
+  const add = (more: object, below: object = {}) =>
+    graph.add({ driver: 'raw', 'node-name': 'disk', file: { driver: 'memory', locked: true, ...below }, ...more })
+  await t.rejects(add({}), ReadOnly)
+  await t.rejects(add({ 'auto-read-only': true }, { 'auto-read-only': false }), ReadOnly)
+  t.ok((await add({ 'auto-read-only': true })).readOnly)
+})
+
 t.test('permissions that do not go together are refused in the words of QEMU, and nothing has changed', async t => {
   const { graph } = testGraph()
   await using _ = graph

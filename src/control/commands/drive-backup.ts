@@ -23,7 +23,7 @@ export const driveBackup = actionCommand({
       // A top without anything behind it is all there is.
       const sync = args.sync === 'top' && !backingOf(source) ? 'full' : args.sync
       const behind = sync === 'none' ? source : sync === 'top' ? backingOf(source) : undefined
-      const target = targetFor(context.graph, { ...args, source, behind })
+      const target = targetFor(context.graph, { ...args, detectZeroes: true, source, behind })
       return new WithTarget(
         context.graph,
         target,

@@ -103,6 +103,7 @@ export const drives: readonly Scenario[] = [
       mirror({ 'node-name': 'disk' }),
       mirror({ 'node-name': 'new' }),
       event('BLOCK_JOB_READY'),
+      qmp('query-named-block-nodes', { flat: true }, { ignoring: ['virtual-size'] }),
       jobs,
       qmp('job-complete', { id: 'j' }),
       ...completed,

@@ -163,6 +163,7 @@ export const oddCases: readonly Scenario[] = [
       add({ driver: 'qcow2', 'node-name': 'n', file: file('b.qcow2'), 'cache-size': 'x' }),
       add({ driver: 'throttle', 'node-name': 'n', file: file('a.raw') }),
       add({ driver: 'copy-before-write', 'node-name': 'n', file: 'x' }),
+      add({ driver: 'copy-before-write', 'node-name': 'n', file: 'x', target: 'x', 'cbw-timeout': -1 }),
       add({ driver: 'snapshot-access', 'node-name': 'n', file: file('a.raw') }),
       open('n', 'a.raw'),
       open('n', 'a.raw'),
