@@ -54,6 +54,7 @@ export function backingPath(node: GraphNode, { filename }: NonNullable<NodeInfo[
 
 async function exactFilename(node: GraphNode, shown: boolean): Promise<string | undefined> {
   if (node.ownFilename !== undefined) return node.ownFilename
+  if (node.driver.name === 'null-co' && Object.keys(strongOptions(node)).length === 0) return 'null-co://'
   const below = node.children.get('file')
   if (!below) return undefined
   // A format over a plain file. What is over another format, or is a filter, has no name by which it would be opened.
