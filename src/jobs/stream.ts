@@ -143,12 +143,21 @@ class Stream implements JobWork {
     const { graph, backingName } = this.context
     const [image, base] = [this.#image, this.#base]
     this.#relink = graph.planBacking(image, base)
-    if (this.#layers.length < 2) return
+    if (this.#layers.length < 2) return await this.#renameBase()
     this.#carried = new CarryBitmaps(this.#layers.slice(1), image, { names: 'all' })
     await this.#carried.before()
     // All that the images between have is in this one, so its header may say so whatever becomes of the others of the group.
     const name = this.options.backingFile ?? (base && (await backingName(image, base)))
     await image.changeBackingFile(name, base && withoutFilters(base).driver.name)
+  }
+
+  /** Nothing lies between, and what the header says may still be another image, or not the name that was asked for. */
+  async #renameBase() {
+    const [image, base] = [this.#image, this.#base]
+    if (!base) return
+    const name = this.options.backingFile ?? (await this.context.backingName(image, base))
+    const { backing } = await image.info()
+    if (backing?.filename !== name) await image.changeBackingFile(name, withoutFilters(base).driver.name)
   }
 
   /** Who reads meanwhile sees the same, whichever way he goes. */

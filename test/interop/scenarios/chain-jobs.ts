@@ -140,6 +140,10 @@ export const streams: readonly Scenario[] = [
       ...done,
       stream({ device: 'c2', base: '$D/c0.qcow2', 'backing-file': 'c0.qcow2' }),
       ...done,
+      // Nothing lies between any more, and the header says another name all the same.
+      stream({ device: 'c2', 'base-node': 'c0', 'backing-file': './c0.qcow2' }),
+      ...done,
+      tool(['info', '-U', '--output=json', '$D/c2.qcow2'], { ignoring: ['actual-size'] }),
       content('c3'),
       nodes,
       ...end,
