@@ -1,6 +1,7 @@
 // A disk whose clients are lent to threads, the guests that write to it, and what else is done with it meanwhile.
 
 import { NbdClient } from 'nbd-client-ts'
+import { Allocation, BASE_ALLOCATION } from 'nbd-client-ts/protocol'
 import { readFileSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -14,7 +15,9 @@ import { READER } from '../../src/block/graph.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { Scratch } from '../../src/block/scratch.ts'
 import { lender } from '../../src/nbd-server/lease/lender.ts'
+import { changesFor } from '../../src/block/reopen-options.ts'
 import { Freeze } from '../../src/transactions/freeze.ts'
+import { Reopen } from '../../src/transactions/reopen.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { qemuImg } from './qemu.ts'
 import { exportOf, quiet, serve } from './served.ts'
@@ -65,13 +68,13 @@ export async function world(stack: AsyncDisposableStack, kind: Kind = 'raw') {
     if (create !== undefined) await qemuImg('check', '-q', '-f', 'qcow2', filename)
   })
   const bitmaps = { driver: 'file', filename: join(folder, 'bitmaps.qcow2') }
-  const disk = await graph.add({
+  const options = {
     driver: create === undefined ? 'raw' : 'qcow2',
     'node-name': 'disk',
     ...(kind === 'raw' ? { offset: START, size: SIZE } : kind === 'raw with bitmaps' ? { bitmaps } : {}),
     discard: 'unmap',
-    file: { driver: 'file', filename, discard: 'unmap' },
-  })
+  }
+  const disk = await graph.add({ ...options, file: { driver: 'file', 'node-name': 'file', filename, discard: 'unmap' } })
   const edge = graph.attach(disk, {
     description: 'an export',
     perm: Permission.consistentRead | Permission.write,
@@ -87,8 +90,9 @@ export async function world(stack: AsyncDisposableStack, kind: Kind = 'raw') {
     await reader.read(0, bytes)
     return bytes
   }
-  const connect = () => NbdClient.connect(served.uri('disk'))
-  return { graph, disk, edge, exported, served, reader, scratch, content, connect, size, keeps: kind !== 'raw' }
+  const connect = (extendedHeaders: 'auto' | 'never' = 'auto') =>
+    NbdClient.connect(served.uri('disk'), { contexts: [BASE_ALLOCATION], extendedHeaders })
+  return { graph, disk, options, edge, exported, served, reader, scratch, content, connect, size, keeps: kind !== 'raw' }
 }
 
 type World = Awaited<ReturnType<typeof world>>
@@ -151,6 +155,13 @@ export class Guest {
         case 5:
           await this.#checkMany(own(step), 17 + (step % 111))
           break
+        case 14:
+          await this.#status(own(step))
+          break
+        case 15:
+          await this.client.cache(own(step) * BLOCK, BLOCK)
+          await this.client.write(own(step) * BLOCK, Buffer.alloc(0))
+          break
         default:
           await Promise.all(new Set([own(step), own(step * 7), own(step * 31)]).values().map(block => this.#write(block, false)))
       }
@@ -161,6 +172,19 @@ export class Guest {
     const version = (this.#versions.get(block) ?? 0) + 1
     await this.client.write(block * BLOCK, blockOf(block, version), { fua })
     this.#versions.set(block, version)
+  }
+
+  /** What is said to be zero is. */
+  async #status(block: number) {
+    if (this.client.contexts.length === 0) return
+    for await (const { offset, length, status } of this.client.extents({ offset: block * BLOCK, length: BLOCK }))
+      if (status[BASE_ALLOCATION]! & Allocation.ZERO)
+        if (
+          this.expected(block)
+            .subarray(offset - block * BLOCK, offset - block * BLOCK + length)
+            .some(byte => byte !== 0)
+        )
+          throw new Error(`block ${block} is said to be zero, and is not`)
   }
 
   async #check(block: number) {
@@ -203,18 +227,23 @@ export const MOMENTS = [
   'keep',
   'store',
   'snapshot',
+  'reopen',
 ] as const
 type Moment = (typeof MOMENTS)[number]
 
 /** Carries what changed to a replica, and does what else may come between. */
 export class Host {
   readonly #replica: Buffer
-  readonly #bitmap: DirtyBitmap
   #others = 0
 
   constructor(private readonly world: World) {
     this.#replica = Buffer.alloc(world.size)
-    this.#bitmap = world.disk.bitmaps.add({ name: 'b', granularity: 8192, persistent: world.keeps })
+    world.disk.bitmaps.add({ name: 'b', granularity: 8192, persistent: world.keeps })
+  }
+
+  /** Another one once the image was opened in another way, with the same marks. */
+  get #bitmap(): DirtyBitmap {
+    return this.world.disk.bitmaps.find('b')!
   }
 
   async run(moments: readonly { readonly what: Moment; readonly pause: number }[]) {
@@ -313,6 +342,17 @@ export class Host {
     const { id } = await graph.drained([disk], () => snapshots.create('now', new Date(0)))
     await turns(20)
     await graph.drained([disk], () => snapshots.delete(id))
+  }
+
+  /** Zeroes are looked for in what is written for a while, which is not for threads. */
+  async reopen() {
+    const { graph, disk, options, keeps } = this.world
+    if (keeps && disk.driver.name === 'raw') return // its bitmaps' file is opened by options, and has no name to go on with
+    for (const more of [{ 'detect-zeroes': 'unmap' }, {}]) {
+      const reopen = new Reopen(graph, async () => changesFor(graph, [{ ...options, file: 'file', ...more }]))
+      await transact([reopen], commits => graph.drained([disk], async () => commits()))
+      await turns(10)
+    }
   }
 
   async count() {

@@ -63,7 +63,7 @@ t.test('whatever comes between, no write and no mark is lost, and the instant ho
       const host = new Host(here)
       const all = await Promise.all(
         guests.map(async (steps, at) => {
-          const client = stack.use(await here.connect())
+          const client = stack.use(await here.connect(at === 1 ? 'never' : 'auto'))
           const blocks = Array.from({ length: BLOCKS }, (_, block) => block).filter(block => block % guests.length === at)
           // The first one only writes, so that it is lent nearly all the time.
           return { guest: new Guest(client, blocks), steps: at === 0 ? steps.map(step => step - (step % 16) + 6) : steps }
