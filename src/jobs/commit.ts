@@ -165,7 +165,8 @@ class Commit implements JobWork {
       const shared = ALL & ~consistentRead
       for (const node of chain.slice(0, chain.indexOf(base)))
         this.#between.push(graph.attach(node, { description, childName: 'intermediate node', perm: 0, shared }))
-      this.#to = graph.attach(base, { description, perm: write | resize, shared: ALL & ~(write | resize) })
+      const perm = base.size < top.size ? write | resize : write
+      this.#to = graph.attach(base, { description, perm, shared: ALL & ~(write | resize) })
     } catch (error) {
       await this.clean()
       throw error

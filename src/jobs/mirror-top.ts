@@ -14,7 +14,7 @@ import { IoError, NotSupported } from '../base/errors.ts'
 import { alignDown, alignUp, endOf, widen, type Range } from '../base/ranges.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
 import type { AnyDriver, BlockIo, WriteFlags, ZeroFlags } from '../block/driver.ts'
-import { ALL, Permission } from '../block/permissions.ts'
+import { Permission } from '../block/permissions.ts'
 import { Passthrough } from '../filters/passthrough.ts'
 import type { DirtyCopy } from './dirty-copy.ts'
 
@@ -44,10 +44,11 @@ export const mirrorTop = (
       role: 'filtered',
       /** While guests write to both disks, nobody may write to one of them only. */
       permissions: ({ perm, shared }) => ({
-        perm,
+        // What is above the base is no disk of its own any more once the base has some of it, so nobody asks for one.
+        perm: mode.targetIsBehind ? perm & ~Permission.consistentRead : perm,
         // The job writes to what is behind the source, of which nobody sees it.
         shared: mode.targetIsBehind
-          ? ALL
+          ? shared | Permission.write
           : mode.blocking && perm & Permission.write
             ? shared & ~(Permission.write | Permission.resize)
             : shared,

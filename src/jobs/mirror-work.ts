@@ -23,7 +23,7 @@ import { reachable } from '../block/drain.ts'
 import type { Edge } from '../block/edge.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
-import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
+import { ALL, Permission, type PermissionChange, type Permissions } from '../block/permissions.ts'
 import { DirtyCopy, type CopyFailure } from './dirty-copy.ts'
 import { endure, tell } from './error-policy.ts'
 import { extentsToCopy } from './extents-to-copy.ts'
@@ -81,6 +81,8 @@ export class MirrorWork implements JobWork {
   /** Keeps the filter. */
   #hold: Edge | undefined
   #target: Edge | undefined
+  /** The nodes that go with the source: who reads one would see what is no disk, and what he writes would be lost (QEMU's block/mirror.c). */
+  readonly #between = new Map<Edge, Permissions>()
   #bitmap: DirtyBitmap | undefined
   /** All that was ever marked in it. */
   #copied: DirtyBitmap | undefined
@@ -131,7 +133,7 @@ export class MirrorWork implements JobWork {
       this.#filter.owned = false
       this.#target = graph.attach(target, {
         description,
-        perm: targetIsBehind ? Permission.write | Permission.resize : Permission.write,
+        perm: targetIsBehind && target.size < source.size ? Permission.write | Permission.resize : Permission.write,
         shared: targetIsBehind ? ALL & ~(Permission.write | Permission.resize) : Permission.writeUnchanged,
       })
       this.#bitmap = source.bitmaps.addAnonymous(this.#granularity, { disabled: true })
@@ -147,7 +149,11 @@ export class MirrorWork implements JobWork {
         jobs.add(type)
         this.#held.push({ [Symbol.dispose]: () => jobs.delete(type) })
       }
-      this.#changing = graph.planReplace(source, this.#filter)
+      for (const node of between) {
+        const shared = ALL & ~(withoutFilters(node) === withoutFilters(target) ? 0 : Permission.consistentRead)
+        this.#between.set(graph.attach(node, { description, childName: 'intermediate node', ...NOTHING }), { perm: 0, shared })
+      }
+      this.#changing = this.#planInsert()
     } catch (error) {
       await this.clean()
       throw error
@@ -156,9 +162,8 @@ export class MirrorWork implements JobWork {
 
   /** With writes drained. */
   atInstant() {
-    const { graph } = this.context
     const { options, copyMode, first } = this.plan
-    graph.planReplace(options.source, this.#filter!).commit()
+    this.#planInsert().commit()
     this.#changing = undefined
     this.#inserted = true
     const bitmap = this.#bitmap!
@@ -287,7 +292,11 @@ export class MirrorWork implements JobWork {
     this.#filter = this.#hold = this.#target = this.#bitmap = this.#copied = undefined
     // Not drained: a write that is under way in the filter ends there.
     if (filter && this.#inserted && !this.#pivoted)
-      graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const])))).commit()
+      graph
+        .planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const]))), {
+          asked: this.#letGoOfBetween(),
+        })
+        .commit()
     for (const bitmap of bitmaps) if (bitmap) source.bitmaps.release(bitmap)
     // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
     await using rest = new AsyncDisposableStack()
@@ -296,6 +305,8 @@ export class MirrorWork implements JobWork {
     for (const held of this.#held.splice(0)) rest.use(held)
     if (target) rest.defer(() => graph.detach(target))
     if (hold) rest.defer(() => graph.detach(hold))
+    for (const edge of this.#between.keys()) rest.defer(() => graph.detach(edge))
+    this.#between.clear()
   }
 
   #beginBlocking() {
@@ -464,12 +475,22 @@ export class MirrorWork implements JobWork {
     }
   }
 
-  /** Who uses the source, or the node that is to be replaced, will use the target; who is behind the target stays where he is. */
-  #planPivot(): PermissionChange {
-    assert(this.#target)
-    return this.context.graph.planMoves(this.#moves(), { asked: new Map([[this.#target, { perm: 0, shared: ALL }]]) })
+  #planInsert(): PermissionChange {
+    const { graph } = this.context
+    const filter = this.#filter!
+    const moved = new Map(graph.movable(this.plan.options.source, filter).map(edge => [edge, filter]))
+    return graph.planMoves(moved, { asked: this.#between })
   }
 
+  #planPivot(): PermissionChange {
+    assert(this.#target)
+    return this.context.graph.planMoves(this.#moves(), { asked: this.#letGoOfBetween().set(this.#target, NOTHING) })
+  }
+
+  /** Its roots in what goes with the source, when they are in nobody's way any more. */
+  #letGoOfBetween = () => new Map([...this.#between.keys()].map(edge => [edge, NOTHING]))
+
+  /** Who uses the source, or the node that is to be replaced, will use the target; who is behind the target stays where he is. */
   #moves(): Map<Edge, GraphNode> {
     const { graph } = this.context
     const { replaced, options } = this.plan
@@ -485,6 +506,8 @@ export class MirrorWork implements JobWork {
     return moved
   }
 }
+
+const NOTHING: Permissions = { perm: 0, shared: ALL }
 
 const rethrow = async ({ error }: CopyFailure) => {
   throw error

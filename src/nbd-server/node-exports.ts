@@ -91,10 +91,6 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       perm: Permission.consistentRead | (writable ? Permission.write : 0),
       shared: ALL & ~Permission.resize,
     })
-    if (writable && isLeaving(node)) {
-      await this.context.graph.detach(edge)
-      node.checkNoJob()
-    }
     const contexts = [
       baseAllocation(edge),
       ...(options.allocationDepth ? [allocationDepth(edge)] : []),
@@ -238,10 +234,6 @@ export class NodeExport {
 export function checkWritable(node: GraphNode, writable: boolean) {
   if (writable && node.readOnly) throw new InvalidParameter('Cannot export read-only node as writable')
 }
-
-/** An image in the midst of a chain that is committed: what is written to it would go with it. */
-const isLeaving = ({ jobs, parents }: GraphNode) =>
-  jobs.has('commit') && [...parents].some(({ parent }) => parent.childName === 'backing')
 
 /**
  * The bitmap of that name on the node or on what is below it (QEMU looks through filters and backing files). `by`: a transaction that is

@@ -135,16 +135,16 @@ export const oddOptions: readonly Scenario[] = [
       qmp('block-commit', { 'job-id': 'j', device: 'c' }),
       event('BLOCK_JOB_READY', {}, { ignoring: ['offset', 'len'] }),
       named,
-      exportDisk(
-        'b',
-        {},
-        {
-          differs: {
-            ours: { error: { desc: "Node 'b' is busy: block device is in use by block job: commit" } },
-            because: 'what a commit is going to take away is in use by it; QEMU says so by permissions',
-          },
-        },
-      ),
+      ...[true, false].map(writable => exportDisk('b', { writable }, { differs: { ours: refused('b'), because: unnamed } })),
+      // What is over one of them needs it as much. The base may be read, and the active one, were it not for what it has behind it.
+      ...['b', 'c'].flatMap(node => [
+        qmp('blockdev-add', { driver: 'raw', 'node-name': 'over', file: node }),
+        ...[true, false].map(writable => exportDisk('over', { writable })),
+        qmp('block-export-del', { id: 'over' }),
+        qmp('blockdev-del', { 'node-name': 'over' }),
+      ]),
+      exportDisk('c', { id: 'again', name: 'again' }),
+      exportDisk('a', { writable: false }),
       qmp('job-complete', { id: 'j' }),
       job('j', 'null', { ignoring: ['offset', 'len'] }),
       graph,
