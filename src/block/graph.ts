@@ -171,17 +171,22 @@ export class Graph implements AsyncDisposable {
 
   /**
    * What puts `to` behind `node` as its backing file, or nothing; and `node` itself in the place of all who use `to`, where that is asked for.
-   * Checked now; the result does it, in one turn, or lets go of it. What nobody uses any more then is for `closeUnused`.
+   * Checked now; the result does it, in one turn, or lets go of it. What nobody uses any more then is for `closeUnused`. `asked`: roots that
+   * ask for something else from then on.
    * @throws PermissionConflict, FileInUse
    */
-  planBacking(node: GraphNode, to: GraphNode | undefined, { replacing = false } = {}): PermissionChange {
+  planBacking(
+    node: GraphNode,
+    to: GraphNode | undefined,
+    { replacing = false, ...more }: { replacing?: boolean } & Pick<Plan, 'asked'> = {},
+  ): PermissionChange {
     const before = node.children.get('backing')
     const edge = before ?? (to && unlinked(node, 'backing', to))
     const below = reachable(node)
     const users = replacing && to ? [...to.parents].filter(({ parent }) => !parent.node || !below.has(parent.node)) : []
     const moved = new Map<Edge, GraphNode | undefined>(users.map(user => [user, node]))
     if (edge) moved.set(edge, to)
-    const plan = planPermissions({ moved, ...(edge && !before && { added: new Map([[edge, node]]) }) })
+    const plan = planPermissions({ moved, ...more, ...(edge && !before && { added: new Map([[edge, node]]) }) })
     return {
       commit() {
         plan.commit()
@@ -226,6 +231,14 @@ export class Graph implements AsyncDisposable {
   async finishReopen(nodes: readonly GraphNode[], left: readonly GraphNode[]) {
     for (const node of nodes) await node.finished()
     for (const node of new Set(left)) await this.#closeOrphan(node)
+  }
+
+  /** What was made writable for a job is read-only again, unless somebody else has begun to write to it meanwhile: then it stays his. */
+  async readOnlyAgain(node: GraphNode) {
+    const isWritten = [...node.parents].some(
+      ({ permissions }) => permissions.perm & (Permission.write | Permission.writeUnchanged | Permission.resize),
+    )
+    if (!node.readOnly && !isWritten) await this.setReadOnly(node, true)
   }
 
   /** The same for what is to be read-only, or to be written again, with what was opened for its sake. */

@@ -73,7 +73,7 @@ export async function startActiveCommit(context: ChainContext, options: CommitOp
         left.owned = false
         await graph.closeUnused(left)
       }
-      if (!pivoted && wasReadOnly) await graph.setReadOnly(image, true)
+      if (!pivoted && wasReadOnly) await graph.readOnlyAgain(image)
     },
   })
   await work.prepareInstant()
@@ -212,7 +212,7 @@ class Commit implements JobWork {
     const overlays = this.#overlays()
     this.#carried = carryToBase(this.#layers, { held: this.#copied, carriesAll })
     await this.#carried.before()
-    this.#relinks = overlays.map(overlay => graph.planBacking(overlay, base))
+    this.#relinks = overlays.map(overlay => this.#planRelink(overlay))
     for (const overlay of overlays) {
       if (overlay.readOnly) {
         await graph.setReadOnly(overlay, false)
@@ -225,10 +225,9 @@ class Commit implements JobWork {
   }
 
   commit() {
-    const { graph } = this.context
     this.#forgetPlans()
     this.#renamed.splice(0)
-    for (const overlay of this.#overlays()) graph.planBacking(overlay, this.options.base).commit()
+    for (const overlay of this.#overlays()) this.#planRelink(overlay).commit()
     this.#taken = true
   }
 
@@ -245,7 +244,7 @@ class Commit implements JobWork {
     await using rest = new AsyncDisposableStack()
     rest.defer(() => graph.followed())
     rest.defer(async () => {
-      if (this.#wasReadOnly && !this.#base.readOnly) await graph.setReadOnly(this.#base, true)
+      if (this.#wasReadOnly) await graph.readOnlyAgain(this.#base)
     })
     for (const image of this.#opened.splice(0).reverse()) rest.defer(() => graph.setReadOnly(image, true))
     if (from) rest.defer(() => graph.detach(from))
@@ -267,6 +266,11 @@ class Commit implements JobWork {
     return [...this.#filter!.parents].flatMap(({ parent }) =>
       parent.node && parent.childName === 'backing' ? [parent.node] : [],
     )
+  }
+
+  /** The job writes to the base no more: whoever lets nobody write below the overlay is not in its way. */
+  #planRelink(overlay: GraphNode) {
+    return this.context.graph.planBacking(overlay, this.options.base, { asked: new Map([[this.#to!, { perm: 0, shared: ALL }]]) })
   }
 
   #forgetPlans() {

@@ -188,7 +188,7 @@ class Stream implements JobWork {
     await using rest = new AsyncDisposableStack()
     rest.defer(() => graph.followed())
     rest.defer(async () => {
-      if (this.#wasReadOnly && !this.#image.readOnly) await graph.setReadOnly(this.#image, true)
+      if (this.#wasReadOnly) await graph.readOnlyAgain(this.#image)
     })
     if (unused) rest.defer(() => graph.closeUnused(unused))
     rest.defer(() => this.#image.bitmaps.keeper?.settle())

@@ -1,13 +1,13 @@
 // Options of nodes that do not go together, when they are opened and opened anew, and what the lists show while jobs work.
 
-import { event, exportDisk, job, qmp, startServer, type Scenario } from '../../helpers/scenario.ts'
+import { event, exportDisk, job, open, qmp, startServer, type Scenario } from '../../helpers/scenario.ts'
 
 const qcow2 = { size: '4M', format: 'qcow2' } as const
 const file = (name: string) => ({ driver: 'file', 'node-name': `${name} file`.replaceAll(/\W/g, '-'), filename: `$D/${name}` })
 const add = (args: object) => qmp('blockdev-add', args)
 const reopen = (options: object) => qmp('blockdev-reopen', { options: [options] })
-const over = (name: string, backing: string | null) =>
-  add({ driver: 'qcow2', 'node-name': name, file: file(`${name}.qcow2`), backing })
+const over = (name: string, backing: string | null, more: object = {}) =>
+  add({ driver: 'qcow2', 'node-name': name, file: file(`${name}.qcow2`), backing, ...more })
 const graph = qmp('query-named-block-nodes', { flat: true }, { ignoring: ['image', 'file', 'backing_file'] })
 /** How large a qcow2 image's file is at a moment is each one's own affair. */
 const named = qmp('query-named-block-nodes', { flat: true }, { ignoring: ['virtual-size'] })
@@ -146,6 +146,38 @@ export const oddOptions: readonly Scenario[] = [
       exportDisk('c', { id: 'again', name: 'again' }),
       exportDisk('a', { writable: false }),
       qmp('job-complete', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      graph,
+    ],
+  },
+  {
+    title: 'images that are read-only again after a job, unless somebody has begun to write to them, or lets nobody write',
+    images: {
+      'a.qcow2': qcow2,
+      'b.qcow2': { ...qcow2, backing: 'a.qcow2' },
+      'c.qcow2': { ...qcow2, backing: 'b.qcow2' },
+      'd.qcow2': { ...qcow2, backing: 'c.qcow2' },
+      's.raw': { size: '4M', scratch: true },
+    },
+    steps: [
+      over('a', null, { 'read-only': true }),
+      ...['b', 'c'].map((node, i) => over(node, ['a', 'b'][i]!, { 'read-only': true })),
+      over('d', 'c'),
+      open('s', 's.raw'),
+      startServer,
+      exportDisk('d'),
+      qmp('block-commit', { 'job-id': 'j', device: 'd', 'top-node': 'b', 'base-node': 'a', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING', {}, { ignoring: ['offset', 'len'] }),
+      qmp('blockdev-add', { driver: 'copy-before-write', 'node-name': 'f', file: 'c', target: 's' }),
+      exportDisk('f', { writable: false }),
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null', { ignoring: ['offset', 'len'] }),
+      qmp('block-export-del', { id: 'f' }),
+      qmp('blockdev-del', { 'node-name': 'f' }),
+      qmp('block-stream', { 'job-id': 'j', device: 'c', 'base-node': 'a', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING', {}, { ignoring: ['offset', 'len'] }),
+      qmp('blockdev-add', { driver: 'copy-on-read', 'node-name': 'f', file: 'c' }),
+      qmp('job-finalize', { id: 'j' }),
       job('j', 'null', { ignoring: ['offset', 'len'] }),
       graph,
     ],
