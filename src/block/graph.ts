@@ -143,12 +143,12 @@ export class Graph implements AsyncDisposable {
 
   /**
    * What puts `to` in the place of `from`: all who use `from` will use `to`, but for `to` itself and what is below it. Checked now; the
-   * result does it, in one turn, or lets go of it. What somebody will ask who is going to read `reader` is seen to as well.
+   * result does it, in one turn, or lets go of it. What roots ask for from then on, and who is not there yet, is seen to as well.
    * @throws PermissionConflict, FileInUse
    */
-  planReplace(from: GraphNode, to: GraphNode, reader?: GraphNode): PermissionChange {
+  planReplace(from: GraphNode, to: GraphNode, more?: Pick<Plan, 'asked' | 'expected'>): PermissionChange {
     const moved = new Map(this.movable(from, to).map(edge => [edge, to]))
-    return this.planMoves(moved, reader && { expected: new Map([[reader, READER]]) })
+    return this.planMoves(moved, more)
   }
 
   /** The users of `from` that can use `to` instead: all but `to` itself and what is below it. */

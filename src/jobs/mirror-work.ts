@@ -23,10 +23,11 @@ import { reachable } from '../block/drain.ts'
 import type { Edge } from '../block/edge.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
-import { ALL, Permission, type PermissionChange, type Permissions } from '../block/permissions.ts'
+import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyCopy, type CopyFailure } from './dirty-copy.ts'
 import { endure, tell } from './error-policy.ts'
 import { extentsToCopy } from './extents-to-copy.ts'
+import { IntermediateNodes, NOTHING } from './intermediate-nodes.ts'
 import type { Job, JobType, JobWork, Progress } from './job.ts'
 import { granularityFor, type CopyMode, type CopyOptions } from './mirror-options.ts'
 import { mirrorTop, type MirrorTop } from './mirror-top.ts'
@@ -81,8 +82,7 @@ export class MirrorWork implements JobWork {
   /** Keeps the filter. */
   #hold: Edge | undefined
   #target: Edge | undefined
-  /** The nodes that go with the source: who reads one would see what is no disk, and what he writes would be lost (QEMU's block/mirror.c). */
-  readonly #between = new Map<Edge, Permissions>()
+  readonly #between: IntermediateNodes
   #bitmap: DirtyBitmap | undefined
   /** All that was ever marked in it. */
   #copied: DirtyBitmap | undefined
@@ -111,6 +111,7 @@ export class MirrorWork implements JobWork {
     private readonly plan: MirrorPlan,
   ) {
     this.#granularity = granularityFor(plan.options)
+    this.#between = new IntermediateNodes(context.graph)
     this.#mode = { blocking: plan.copyMode === 'write-blocking', targetIsBehind: plan.targetIsBehind === true }
   }
 
@@ -149,10 +150,7 @@ export class MirrorWork implements JobWork {
         jobs.add(type)
         this.#held.push({ [Symbol.dispose]: () => jobs.delete(type) })
       }
-      for (const node of between) {
-        const shared = ALL & ~(withoutFilters(node) === withoutFilters(target) ? 0 : Permission.consistentRead)
-        this.#between.set(graph.attach(node, { description, childName: 'intermediate node', ...NOTHING }), { perm: 0, shared })
-      }
+      this.#between.attach(between, target, description)
       this.#changing = this.#planInsert()
     } catch (error) {
       await this.clean()
@@ -291,12 +289,8 @@ export class MirrorWork implements JobWork {
     const [filter, hold, target, bitmaps] = [this.#filter, this.#hold, this.#target, [this.#bitmap, this.#copied]]
     this.#filter = this.#hold = this.#target = this.#bitmap = this.#copied = undefined
     // Not drained: a write that is under way in the filter ends there.
-    if (filter && this.#inserted && !this.#pivoted)
-      graph
-        .planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const]))), {
-          asked: this.#letGoOfBetween(),
-        })
-        .commit()
+    const back = filter && [...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const]))
+    if (back && this.#inserted && !this.#pivoted) graph.planMoves(new Map(back), { asked: this.#between.letGo }).commit()
     for (const bitmap of bitmaps) if (bitmap) source.bitmaps.release(bitmap)
     // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
     await using rest = new AsyncDisposableStack()
@@ -305,8 +299,7 @@ export class MirrorWork implements JobWork {
     for (const held of this.#held.splice(0)) rest.use(held)
     if (target) rest.defer(() => graph.detach(target))
     if (hold) rest.defer(() => graph.detach(hold))
-    for (const edge of this.#between.keys()) rest.defer(() => graph.detach(edge))
-    this.#between.clear()
+    rest.defer(() => this.#between.detach())
   }
 
   #beginBlocking() {
@@ -475,20 +468,14 @@ export class MirrorWork implements JobWork {
     }
   }
 
-  #planInsert(): PermissionChange {
-    const { graph } = this.context
-    const filter = this.#filter!
-    const moved = new Map(graph.movable(this.plan.options.source, filter).map(edge => [edge, filter]))
-    return graph.planMoves(moved, { asked: this.#between })
+  #planInsert() {
+    return this.context.graph.planReplace(this.plan.options.source, this.#filter!, { asked: this.#between.asked })
   }
 
   #planPivot(): PermissionChange {
     assert(this.#target)
-    return this.context.graph.planMoves(this.#moves(), { asked: this.#letGoOfBetween().set(this.#target, NOTHING) })
+    return this.context.graph.planMoves(this.#moves(), { asked: this.#between.letGo.set(this.#target, NOTHING) })
   }
-
-  /** Its roots in what goes with the source, when they are in nobody's way any more. */
-  #letGoOfBetween = () => new Map([...this.#between.keys()].map(edge => [edge, NOTHING]))
 
   /** Who uses the source, or the node that is to be replaced, will use the target; who is behind the target stays where he is. */
   #moves(): Map<Edge, GraphNode> {
@@ -506,8 +493,6 @@ export class MirrorWork implements JobWork {
     return moved
   }
 }
-
-const NOTHING: Permissions = { perm: 0, shared: ALL }
 
 const rethrow = async ({ error }: CopyFailure) => {
   throw error

@@ -11,7 +11,7 @@ import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { openFilter } from '../block/open-filter.ts'
 import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
-import { ALL, type PermissionChange } from '../block/permissions.ts'
+import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
 import { copyLayers, Operation } from './copy-layers.ts'
 import { flushed, type ErrorPolicy } from './error-policy.ts'
@@ -66,6 +66,8 @@ class Stream implements JobWork {
   #filter: GraphNode | undefined
   #stream: StreamFilter | undefined
   #hold: Edge | undefined
+  /** The nodes that go: each block is read once, so nobody may change one, and what he wrote would go with it. */
+  readonly #behind: Edge[] = []
   #carried: CarryBitmaps | undefined
   #taken = false
   #relink: PermissionChange | undefined
@@ -107,6 +109,10 @@ class Stream implements JobWork {
       this.#filter.jobs.add('stream')
       // Drained: guests whose writes are under way do not wait for the copy.
       await graph.drained([image], () => graph.planReplace(image, this.#filter!).commit())
+      const shared = Permission.consistentRead | Permission.writeUnchanged
+      const description = `stream job '${jobId}'`
+      for (const node of this.#between().slice(chainFrom(this.options.node).indexOf(image) + 1))
+        this.#behind.push(graph.attach(node, { description, childName: 'intermediate node', perm: 0, shared }))
     } catch (error) {
       await this.clean()
       throw error
@@ -191,6 +197,7 @@ class Stream implements JobWork {
       if (this.#wasReadOnly) await graph.readOnlyAgain(this.#image)
     })
     if (unused) rest.defer(() => graph.closeUnused(unused))
+    for (const edge of this.#behind.splice(0)) rest.defer(() => graph.detach(edge))
     rest.defer(() => this.#image.bitmaps.keeper?.settle())
     rest.defer(() => this.#carried?.after(this.#taken))
     for (const held of this.#held.splice(0)) rest.use(held)

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict'
 import type { Range } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
 import type { Edge } from '../block/edge.ts'
-import type { Graph } from '../block/graph.ts'
+import { READER, type Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { openFilter } from '../block/open-filter.ts'
 import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
@@ -109,7 +109,7 @@ export class Freeze implements Action, AsyncDisposable {
   }
 
   #planInsert() {
-    return this.graph.planReplace(this.disk, this.#filter!, this.#view)
+    return this.graph.planReplace(this.disk, this.#filter!, this.#view && { expected: new Map([[this.#view, READER]]) })
   }
 
   async abort() {

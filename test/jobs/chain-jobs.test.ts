@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
 import t, { type Test } from 'tap'
+import { Fault } from '../../src/base/errors.ts'
 import { Turns } from '../../src/base/turns.ts'
 import type { NodeOptions } from '../../src/block/driver.ts'
 import { Graph } from '../../src/block/graph.ts'
@@ -33,13 +34,15 @@ interface RoomOptions {
   /** Over the file of the base, or of another image. */
   readonly faults?: readonly object[]
   readonly faulty?: number
+  /** The images behind may be written, too. */
+  readonly writable?: boolean
 }
 
 const name = (index: number) => `c${index}`
 
 const open = (stack: AsyncDisposableStack) => stack.use(new Graph([...drivers, ...filters]))
 
-async function room(stack: AsyncDisposableStack, { images, faults, faulty = 0 }: RoomOptions) {
+async function room(stack: AsyncDisposableStack, { images, faults, faulty = 0, writable = false }: RoomOptions) {
   const folder = await scratchFolder(stack)
   const path = (index: number) => join(folder, `${name(index)}.qcow2`)
   for (const [index, { size = SIZE, clusterSize = GRANULE }] of images.entries()) {
@@ -53,6 +56,7 @@ async function room(stack: AsyncDisposableStack, { images, faults, faulty = 0 }:
     driver: 'qcow2',
     'node-name': name(index),
     discard: 'unmap',
+    ...(writable && { 'read-only': false }),
     // A filter that fails is not opened in another way, so it is open for writing from the start.
     file: index === faulty && faults ? 'faulty' : file(index),
     ...(index > 0 && { backing: chain(index - 1) }),
@@ -154,60 +158,101 @@ const apply = async (guest: Guest, model: Buffer, { at, length, zero, seed }: Wr
   model.set(data, at)
 }
 
-t.test('whatever the images hold and guests write, the disk reads as it should, here and in the images', { skip }, async t => {
-  const image = fc.record({
-    clusterSize: fc.constantFrom(4096, GRANULE),
-    size: fc.constantFrom(SIZE, SIZE, SIZE / 2 + 4096),
-    writes: fc.array(write, { maxLength: 6 }),
-  })
-  await fc.assert(
-    fc.asyncProperty(
-      fc.tuple(image, image, image, image),
-      fc.constantFrom('stream' as const, 'stream-base' as const, 'commit' as const, 'active' as const),
-      fc.array(write, { maxLength: 12 }),
-      fc.nat(30),
-      fc.boolean(),
-      async (images, kind, during, when, cancelled) => {
-        await using stack = new AsyncDisposableStack()
-        const specs = images.map((spec, index) => (index === 3 ? { ...spec, size: SIZE } : spec))
-        const world = await room(stack, { images: specs })
-        for (const [index, { writes }] of specs.entries())
-          await world.fill(index, async guest => {
-            for (const one of writes) await apply(guest, Buffer.alloc(SIZE), one)
-          })
-        const top = await world.openTop()
-        const guest = guestOf(world.graph, top)
-        const model = Buffer.alloc(SIZE)
-        await guest.read(0, model)
-        const job = await start(world, kind)
-        const [early, late] = [during.slice(0, during.length / 2), during.slice(during.length / 2)]
-        for (const one of early) await apply(guest, model, one)
-        if (cancelled) {
-          for (let turns = when; turns > 0; turns--) await turn()
-          if (!job.isOver) await world.turns.take(async () => (job.isOver ? undefined : job.cancel()))
-        } else if (kind === 'active') {
-          await until(() => job.isReady || job.isOver)
-          job.complete()
-        }
-        for (const one of late) await apply(guest, model, one)
-        await job.over
-        if (job.error && !cancelled) throw job.error
-        const now = Buffer.alloc(SIZE)
-        await guest.read(0, now)
-        if (!now.equals(model)) throw new Error('the guest reads something else than it wrote')
-        const pivoted = kind === 'active' && !job.error
-        if (guest.node !== world.graph.get(pivoted ? 'c0' : 'c3')) throw new Error('the guest is elsewhere')
-        await world.close()
-        if (!(await world.reopened(pivoted ? 0 : 3)).subarray(0, SIZE).equals(model))
-          throw new Error('the images hold something else')
-        const wrong = await world.check()
-        if (wrong.length > 0) throw new Error(wrong.join('; '))
-      },
-    ),
-    { numRuns: 8, endOnFailure: true },
-  )
-  t.pass()
+/** Who would like to write to an image of the chain as well, through a node over it maybe. */
+const intruder = fc.record({
+  image: fc.nat(3),
+  over: fc.constantFrom(undefined, 'raw', 'copy-on-read', 'preallocate'),
+  reads: fc.boolean(),
+  write,
 })
+
+async function intrude({ graph }: Room, { image, over, reads }: { image: number; over: string | undefined; reads: boolean }) {
+  try {
+    if (over !== undefined) await graph.add({ driver: over, 'node-name': 'over', file: name(image) })
+    const perm = reads ? Permission.consistentRead : Permission.consistentRead | Permission.write
+    return graph.attach(graph.get(over === undefined ? name(image) : 'over'), { description: 'another', perm, shared: ALL })
+  } catch (error) {
+    if (error instanceof Fault) return undefined
+    throw error
+  }
+}
+
+t.test(
+  'whatever the images hold and guests write, and others who are let in, all read as they should, here and in the images',
+  { skip },
+  async t => {
+    const image = fc.record({
+      clusterSize: fc.constantFrom(4096, GRANULE),
+      size: fc.constantFrom(SIZE, SIZE, SIZE / 2 + 4096),
+      writes: fc.array(write, { maxLength: 6 }),
+    })
+    await fc.assert(
+      fc.asyncProperty(
+        fc.tuple(image, image, image, image),
+        fc.constantFrom('stream' as const, 'stream-base' as const, 'commit' as const, 'active' as const),
+        fc.array(write, { maxLength: 12 }),
+        fc.nat(30),
+        fc.boolean(),
+        fc.option(intruder, { freq: 4 }),
+        async (images, kind, during, when, cancelled, other) => {
+          await using stack = new AsyncDisposableStack()
+          const specs = images.map((spec, index) => (index === 3 ? { ...spec, size: SIZE } : spec))
+          const world = await room(stack, { images: specs, writable: other !== null })
+          for (const [index, { writes }] of specs.entries())
+            await world.fill(index, async guest => {
+              for (const one of writes) await apply(guest, Buffer.alloc(SIZE), one)
+            })
+          const top = await world.openTop()
+          const guest = guestOf(world.graph, top)
+          const model = Buffer.alloc(SIZE)
+          await guest.read(0, model)
+          const job = await start(world, kind)
+          const [early, late] = [during.slice(0, during.length / 2), during.slice(during.length / 2)]
+          for (const one of early) await apply(guest, model, one)
+          const others = other ? await intrude(world, other) : undefined
+          // He has the guest's disk, or one of his own, which is what it was when he came.
+          const isShared = other?.image === 3
+          const own = others && (isShared ? model : Buffer.alloc(others.size))
+          if (own && !isShared) await others.read(0, own)
+          if (own && !other!.reads) await apply(others, own, other!.write)
+          // The guest lets others write, who may change what shines through: that is not to be taken back.
+          if (own) await guest.read(0, model)
+          if (cancelled) {
+            for (let turns = when; turns > 0; turns--) await turn()
+            if (!job.isOver) await world.turns.take(async () => (job.isOver ? undefined : job.cancel()))
+          } else if (kind === 'active') {
+            await until(() => job.isReady || job.isOver)
+            job.complete()
+          }
+          for (const one of late) await apply(guest, model, one)
+          await job.over
+          if (job.error && !cancelled) throw job.error
+          const now = Buffer.alloc(SIZE)
+          await guest.read(0, now)
+          if (!now.equals(model)) throw new Error('the guest reads something else than it wrote')
+          if (own) {
+            // Who reads the base while something is committed to it sees that.
+            const changes = other!.image === 0 && other!.reads && ['commit', 'active'].includes(kind)
+            const his = Buffer.alloc(own.length)
+            await others.read(0, his)
+            if (!changes && !his.equals(own)) throw new Error('the other reads something else')
+            await world.graph.detach(others)
+          }
+          if (world.graph.find('over')) await world.graph.delete('over')
+          const pivoted = kind === 'active' && !job.error
+          if (guest.node !== world.graph.get(pivoted ? 'c0' : 'c3')) throw new Error('the guest is elsewhere')
+          await world.close()
+          if (!(await world.reopened(pivoted ? 0 : 3)).subarray(0, SIZE).equals(model))
+            throw new Error('the images hold something else')
+          const wrong = await world.check()
+          if (wrong.length > 0) throw new Error(wrong.join('; '))
+        },
+      ),
+      { numRuns: 12, endOnFailure: true },
+    )
+    t.pass()
+  },
+)
 
 /** The picture: what each granule has been marked by. */
 const marks = (node: GraphNode, bitmap: string) =>
@@ -461,13 +506,17 @@ t.test('images that are named relative to each other are so afterwards', { skip 
 
 t.test('while it runs nobody else may have the nodes', { skip }, async (t: Test) => {
   await using stack = new AsyncDisposableStack()
-  const world = await room(stack, { images: [{}, {}, {}, {}] })
+  const world = await room(stack, { images: [{}, {}, {}, {}], writable: true })
   const top = await world.openTop()
   for (const kind of ['stream', 'commit'] as const) {
     const job = await start(world, kind, { autoFinalize: false })
     await until(() => job.status === 'pending')
     t.throws(() => world.graph.get('c1').checkNoJob(), { message: /^Node 'c1' is busy: block device is in use by block job: / })
     await t.rejects(world.graph.delete('c1'))
+    const others = { description: 'another', perm: Permission.consistentRead | Permission.write, shared: ALL }
+    // Nobody writes to the disk itself, which would let others write to what is behind it.
+    t.throws(() => world.graph.attach(world.graph.get('c2'), others), { message: /intermediate node/ })
+    t.throws(() => world.graph.attach(world.graph.get('c1'), others), { message: /^Permission conflict on node 'c1'/ })
     await world.turns.take(() => job.cancel())
     await job.over
     job.dismiss()
