@@ -32,6 +32,12 @@ interface GraphOptions {
   readonly otherDrivers?: (() => Promise<readonly AnyDriver[]>) | undefined
 }
 
+interface Replacing {
+  readonly replacing?: boolean
+  /** Users of what is replaced who go on with it. */
+  readonly staying?: ReadonlySet<Edge>
+}
+
 export type NodeWatcher = (nodeName: string, event: NodeEvent) => void
 
 /** Only reads, and lets others do what they like. */
@@ -178,12 +184,15 @@ export class Graph implements AsyncDisposable {
   planBacking(
     node: GraphNode,
     to: GraphNode | undefined,
-    { replacing = false, ...more }: { replacing?: boolean } & Pick<Plan, 'asked'> = {},
+    { replacing = false, staying = new Set(), ...more }: Replacing & Pick<Plan, 'asked'> = {},
   ): PermissionChange {
     const before = node.children.get('backing')
     const edge = before ?? (to && unlinked(node, 'backing', to))
     const below = reachable(node)
-    const users = replacing && to ? [...to.parents].filter(({ parent }) => !parent.node || !below.has(parent.node)) : []
+    const users =
+      replacing && to
+        ? [...to.parents].filter(user => !staying.has(user) && !(user.parent.node && below.has(user.parent.node)))
+        : []
     const moved = new Map<Edge, GraphNode | undefined>(users.map(user => [user, node]))
     if (edge) moved.set(edge, to)
     const plan = planPermissions({ moved, ...more, ...(edge && !before && { added: new Map([[edge, node]]) }) })

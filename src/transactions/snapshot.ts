@@ -6,6 +6,7 @@ import { alignUp } from '../base/ranges.ts'
 import type { Action } from '../block/action.ts'
 import { checkBacksNone } from '../block/chain.ts'
 import { reachable } from '../block/drain.ts'
+import type { Edge } from '../block/edge.ts'
 import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import type { PermissionChange } from '../block/permissions.ts'
@@ -20,6 +21,8 @@ export class Snapshot implements Action {
   #overlay: GraphNode | undefined
   #plan: PermissionChange | undefined
   #planned: Map<GraphNode, GraphNode> | undefined
+  /** Nodes above it before anything is prepared: they go to the overlay. One that is opened over it later in the transaction, as for a backup, stays. */
+  #above: ReadonlySet<Edge> | undefined
 
   /** Both are asked for when it is prepared. `overlay` opens a node that goes with the last of its users, or says which one is to be used. */
   constructor(
@@ -44,6 +47,7 @@ export class Snapshot implements Action {
     const overlay = await this.overlayOf(node)
     this.#node = node
     this.#overlay = overlay
+    this.#above = new Set(node.parents)
     try {
       const [below] = [...planned].find(([, over]) => over === overlay) ?? []
       if (isInUse(overlay) || (below && isInUse(below))) throw new InvalidParameter('The overlay is already in use')
@@ -64,7 +68,8 @@ export class Snapshot implements Action {
   commit() {
     // Planned anew: what is with it in the transaction may have changed who uses the disk.
     this.#plan?.abort()
-    this.graph.planBacking(this.overlay, this.#node, { replacing: true }).commit()
+    const staying = new Set([...this.#node!.parents].filter(edge => isFilterOver(edge) && !this.#above!.has(edge)))
+    this.graph.planBacking(this.overlay, this.#node, { replacing: true, staying }).commit()
   }
 
   async abort() {
@@ -81,6 +86,8 @@ export class Snapshot implements Action {
     if (node && canBe && this.graph.find(node.name) === node && !node.readOnly) await this.graph.setReadOnly(node, true)
   }
 }
+
+const isFilterOver = ({ parent }: Edge) => parent.node?.isFilter === true
 
 const isInUse = ({ parents }: GraphNode) => [...parents].some(({ parent }) => !parent.node)
 

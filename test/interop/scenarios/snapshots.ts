@@ -1,6 +1,18 @@
 // Snapshots outside of an image, and nodes that are opened in another way while they are used.
 
-import { content, exportDisk, guest, map, open, qmp, startServer, transaction, type Scenario } from '../../helpers/scenario.ts'
+import {
+  content,
+  event,
+  exportDisk,
+  guest,
+  job,
+  map,
+  open,
+  qmp,
+  startServer,
+  transaction,
+  type Scenario,
+} from '../../helpers/scenario.ts'
 
 const images = {
   'base.qcow2': { size: '8M', format: 'qcow2', seed: 6 },
@@ -40,6 +52,28 @@ const inside = (image: string, name: string) =>
   }) as const
 
 export const snapshots: readonly Scenario[] = [
+  {
+    title: 'a snapshot and a backup of what is behind it at one instant',
+    images: { 'a.qcow2': { size: '4M', format: 'qcow2', seed: 4 }, 't.raw': { size: '4M' } },
+    steps: [
+      open('a', 'a.qcow2'),
+      open('t', 't.raw'),
+      startServer,
+      exportDisk('a'),
+      guest('a', 'write -P 1 0 1M'),
+      transaction([
+        ['blockdev-snapshot-sync', { 'node-name': 'a', 'snapshot-file': '$D/n.qcow2', 'snapshot-node-name': 'n' }],
+        ['blockdev-backup', { 'job-id': 'j', device: 'a', target: 't', sync: 'full', 'auto-finalize': false }],
+      ]),
+      guest('a', 'write -P 2 512k 1M'),
+      event('BLOCK_JOB_PENDING'),
+      qmp('job-finalize', { id: 'j' }),
+      job('j', 'null'),
+      guest('a', 'write -P 3 2M 64k'),
+      content('a'),
+      qmp('blockdev-del', { 'node-name': 't' }),
+    ],
+  },
   {
     title: 'what is wrong with an internal snapshot is told in order',
     images,
