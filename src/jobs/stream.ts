@@ -186,10 +186,11 @@ class Stream implements JobWork {
     const { graph } = this.context
     const [filter, hold, unused] = [this.#filter, this.#hold, this.#unused]
     this.#filter = this.#hold = this.#unused = undefined
-    if (filter)
-      graph
-        .planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, this.#image] as const]))))
-        .commit()
+    if (filter) {
+      // The view of a backup that began meanwhile may have been put between the filter and the image, and stays in the guests' way.
+      const below = filter.children.get('file')!.node
+      graph.planMoves(new Map([...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, below] as const])))).commit()
+    }
     // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
     await using rest = new AsyncDisposableStack()
     rest.defer(() => graph.followed())

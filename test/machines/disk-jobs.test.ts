@@ -248,3 +248,41 @@ t.test('disks get overlays at one instant or none does; then one is pulled up an
   )
   t.ok((await readFile(`${folder}/state/places-db.json`, 'utf8')).includes('data.2'))
 })
+
+t.test('a backup that begins while a disk is pulled or committed is of its instant, and outlives the job', options, async t => {
+  for (const kind of ['pull', 'stopped pull', 'commit'] as const) {
+    await using stack = new AsyncDisposableStack()
+    const folder = await scratchFolder(stack)
+    const content = await makeDisk(folder, 'chain')
+    const daemon = stack.use(await diskDaemon(folder))
+    const guest = await daemon.nbd('db/root')
+    if (kind === 'commit') {
+      const data = randomBytes(64 * GRANULE, 7)
+      await guest.write(GRANULE, data)
+      data.copy(content, GRANULE)
+      await daemon.execute('disk-snapshot', { machine: 'db', disks: [{ disk: 'root', file: `${folder}/over.qcow2` }] })
+      await daemon.execute('disk-commit', { ...DB, top: `${folder}/top.qcow2`, speed: GRANULE })
+    } else await daemon.execute('disk-pull', { ...DB, speed: GRANULE })
+    const then = Buffer.from(content)
+    await daemon.execute('backup-begin', { machine: 'db', mode: 'pull', name: 'first' })
+    await daemon.execute('backup-begin', { machine: 'db', mode: 'pull', name: 'second' })
+    await using writer = new Writer(guest, content)
+    await writer.atLeast(3)
+    const [{ job }] = await daemon.execute<[{ job: string }]>('query-disk-jobs', DB)
+    if (kind === 'stopped pull') await daemon.execute('disk-abort', DB)
+    else await daemon.execute('block-job-set-speed', { device: job, speed: 0 })
+    t.equal((await daemon.over()).error, undefined, kind)
+    await writer.atLeast(20)
+    for (const name of ['second', 'first']) {
+      t.ok((await (await daemon.nbd(`${name}/root`)).read(0, SIZE)).equals(then), `${kind}: ${name}`)
+      await daemon.execute('backup-finish', { name })
+    }
+    await writer.atLeast(3)
+    await writer.stop()
+    t.ok((await guest.read(0, SIZE)).equals(content), `${kind}: the guest`)
+    await daemon.stop()
+    const image = kind === 'commit' ? 'over.qcow2' : 'top.qcow2'
+    t.equal((await chainOf(`${folder}/${image}`)).length, kind === 'pull' ? 1 : 2)
+    await compare(t, folder, `${folder}/${image}`, content)
+  }
+})
