@@ -59,9 +59,12 @@ export class DiskJobs implements Iterable<DiskJob> {
       throw new Busy(`disk '${id}' is read by a backup; finish or abort that first: stillpoint backup list`)
   }
 
-  /** @throws BlockCopyActive */
+  /** @throws BlockCopyActive while guests write to two images: their disk, and what it is copied to or its active image is committed to */
   checkCopy(machine: Machine, disk: Disk) {
-    if (disk.node.jobs.has('mirror')) throw new BlockCopyActive(`disk '${diskId(machine, disk)}' already in active block job`)
+    const { node } = disk
+    const isMirrored = [...node.parents].some(({ parent }) => parent.node?.driver.name === 'mirror_top')
+    if (isMirrored || node.jobs.has('mirror'))
+      throw new BlockCopyActive(`disk '${diskId(machine, disk)}' already in active block job`)
   }
 
   /** A job of this id has been started for the disk. */

@@ -219,6 +219,10 @@ t.test('disks get overlays at one instant or none does; then one is pulled up an
   await daemon.execute('disk-commit', { ...DB, active: true })
   await daemon.ready()
   await root.atLeast(3)
+  t.same(await refusal(daemon.execute('backup-begin', { machine: 'db', mode: 'pull' })), {
+    desc: "block copy still active: disk 'db/root' already in active block job",
+    data: ACTIVE,
+  })
   t.match(await daemon.execute('disk-pivot', DB), { type: 'commit', over: true })
   t.match((await daemon.disks())[0].image, /disk-root\.qcow2$/)
 
