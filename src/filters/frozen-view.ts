@@ -8,6 +8,7 @@ import { InvalidParameter } from '../base/errors.ts'
 import { endOf, type Range } from '../base/ranges.ts'
 import type { RangeLock } from '../base/range-lock.ts'
 import type { BlockIo, Extent, Snapshot } from '../block/driver.ts'
+import { someExtents } from '../block/some-extents.ts'
 import type { ClusterMap } from './cluster-map.ts'
 
 export interface FrozenParts {
@@ -52,7 +53,8 @@ export class FrozenView implements Snapshot {
         at = endOf(run)
         continue
       }
-      for await (const extent of this.parts.source.extents(run)) {
+      // Whoever reads the view may stop for long, and must not keep those below from being taken out.
+      for (const extent of await someExtents(this.parts.source, run)) {
         const good = this.#stillWaiting(extent)
         if (good.length > 0) yield { ...extent, ...good }
         at = endOf(good)

@@ -2,9 +2,10 @@
 // outlive all of it. qemu-img judges.
 
 import { access, copyFile, mkdir, readFile, writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import type { QmpError } from '../../src/control/qmp-client.ts'
-import { diskDaemon, GRANULE, makeDisk, SIZE, Writer, type DiskDaemon, type DiskJobReply } from '../helpers/disk-daemon.ts'
+import { diskDaemon, GRANULE, makeDisk, MiB, SIZE, Writer, type DiskDaemon, type DiskJobReply } from '../helpers/disk-daemon.ts'
 import { missing, qemuImg, scratchFolder } from '../helpers/qemu.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
 
@@ -289,4 +290,25 @@ t.test('a backup that begins while a disk is pulled or committed is of its insta
     t.equal((await chainOf(`${folder}/${image}`)).length, kind === 'pull' ? 1 : 2)
     await compare(t, folder, `${folder}/${image}`, content)
   }
+})
+
+t.test('a backup session ends while a backup job that began before it is paused', options, async t => {
+  await using stack = new AsyncDisposableStack()
+  const folder = await scratchFolder(stack)
+  await makeDisk(folder, 'qcow2')
+  const daemon = stack.use(await diskDaemon(folder))
+  const [{ node }] = await daemon.disks()
+  await daemon.execute('blockdev-add', { driver: 'null-co', 'node-name': 'target', size: SIZE })
+  await daemon.execute('blockdev-backup', { 'job-id': 'j', device: node, target: 'target', sync: 'full', speed: GRANULE })
+  // What is overwritten is read elsewhere, and behind it the job asks the disk anew what is there: below the session's view.
+  const guest = await daemon.nbd('db/root')
+  await guest.write(2 * MiB, randomBytes(GRANULE, 3))
+  await daemon.execute('backup-begin', { machine: 'db', mode: 'pull', name: 'session' })
+  await daemon.execute('block-job-set-speed', { device: 'j', speed: 4 * MiB })
+  for (let current = 0; current < 3 * MiB;)
+    [{ 'current-progress': current }] = await daemon.execute<[{ 'current-progress': number }]>('query-jobs')
+  await daemon.execute('job-pause', { id: 'j' })
+  const ended = daemon.execute('backup-finish', { name: 'session' }).then(() => 'ended')
+  t.equal(await Promise.race([ended, sleep(5000, 'hangs', { ref: false })]), 'ended')
+  await daemon.execute('job-cancel', { id: 'j' })
 })
