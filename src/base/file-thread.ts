@@ -22,20 +22,23 @@ const APART_MS = 1000
 export interface FileThreadOptions {
   readonly startAfter?: number
   readonly idleMs?: number
+  readonly apartMs?: number
   readonly start?: (ring: SharedArrayBuffer) => Worker
 }
 
 export class FileThread implements Disposable {
   readonly #startAfter: number
   readonly #idleMs: number
+  readonly #apartMs: number
   readonly #start: (ring: SharedArrayBuffer) => Worker
   #small = 0
   #running: Running | undefined
   #mayStart = true
 
-  constructor({ startAfter = START_AFTER, idleMs = IDLE_MS, start = startWorker }: FileThreadOptions = {}) {
+  constructor({ startAfter = START_AFTER, idleMs = IDLE_MS, apartMs = APART_MS, start = startWorker }: FileThreadOptions = {}) {
     this.#startAfter = startAfter
     this.#idleMs = idleMs
+    this.#apartMs = apartMs
     this.#start = start
   }
 
@@ -68,7 +71,7 @@ export class FileThread implements Disposable {
 
   #begin() {
     this.#small = 0
-    const running = new Running(this.#start, reason => {
+    const running = new Running(this.#start, this.#apartMs, reason => {
       // The pool can do all that it could, so this is nothing for whoever reads and writes.
       process.emitWarning(`small reads and writes of a file are slower from now on: its thread has ended (${reason})`)
       this.#mayStart = false
@@ -113,6 +116,7 @@ class Running {
 
   constructor(
     start: (ring: SharedArrayBuffer) => Worker,
+    private readonly apartMs: number,
     private readonly died: (reason: string) => void,
   ) {
     this.#worker = start(this.#ring.memory)
@@ -135,7 +139,7 @@ class Running {
     if (!this.#isThere || this.#isGone || !RequestRing.hasRoom(this.pending)) return false
     const now = performance.now()
     if (this.pending === 0) this.#progress = now
-    if (now - this.#progress > STUCK_MS) this.#apartUntil = now + APART_MS
+    if (now - this.#progress > STUCK_MS) this.#apartUntil = now + this.apartMs
     return now >= this.#apartUntil
   }
 
@@ -187,7 +191,7 @@ class Running {
       if (into && count > 0) this.#ring.bytesOf(this.#answered, count).copy(into)
       resolve(count)
     }
-    if (this.#ring.isSlow) this.#apartUntil = this.#progress + APART_MS
+    if (this.#ring.isSlow) this.#apartUntil = this.#progress + this.apartMs
   }
 
   #rest() {
