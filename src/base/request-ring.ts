@@ -5,7 +5,7 @@ export const READ = 0
 export const WRITE = 1
 /** The thread ends. */
 const END = 2
-export type RequestKind = typeof READ | typeof WRITE | typeof END
+type RequestKind = typeof READ | typeof WRITE | typeof END
 
 /** Of one request. */
 export const SMALL = 32 << 10
