@@ -39,7 +39,10 @@ export const environment: readonly (readonly [name: string, meaning: string])[] 
   ['STILLPOINT_SOCKET', "the daemon's control socket, where --socket does not name it"],
   ['STILLPOINT_DEBUG', '1: errors are told with where in the program they came from'],
   ['STILLPOINT_NATIVE', 'off: do without system calls that Node lacks, such as locks on image files'],
-  ['STILLPOINT_LEND_AFTER', 'after how many small writes in a row a client has a thread to itself (64); never: none has'],
+  [
+    'STILLPOINT_LEND_AFTER',
+    'after how many small writes in a row, or four times as many reads, a client has a thread to itself (64); never: none has',
+  ],
   ['TZ', 'the time zone in which times are shown to people'],
   ['XDG_STATE_HOME', 'where the history of `stillpoint qmp` is kept, in stillpoint/qmp-history; default: ~/.local/state'],
 ]

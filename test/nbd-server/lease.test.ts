@@ -326,45 +326,45 @@ for (const [what, said] of Object.entries({
   'has an export that nobody may write': { export: { writable: false } },
   'has an export of what can only be read': { perm: Permission.consistentRead, export: { writable: false } },
 } satisfies Record<string, Said>))
-  t.test(`who ${what} has a thread for large reads, and writes by it no more than without`, { skip }, async t => {
-    await using stack = new AsyncDisposableStack()
-    const here = await world(stack)
-    const { graph, disk, edge, content } = here
-    await warmUp(here)
-    const bytes = randomBytes(SIZE, 3)
-    await edge.write(0, bytes)
-    const { perm = Permission.consistentRead | Permission.write, options = {}, export: also = {} }: Said = said
-    const own = graph.attach(disk, { description: 'another export', perm, shared: ALL })
-    const served = await serveExports([exportOf(own, also)], stack, options)
-    await using peer = await RawPeer.connect(served.socket)
-    await peer.send(Buffer.concat([flags(3), go('disk')]))
-    const before = lender.loans
-    const length = 256 << 10
-    let cookie = 0n
-    const untilOut = async () => {
-      for (let wait = 0; lender.out === 0; wait++) {
-        if (wait > 500) throw new Error('it was never lent')
-        await peer.send(request({ type: Command.READ, cookie: ++cookie, offset: 65536, length }))
-        await turns(20)
+  for (const [reads, length] of Object.entries({ 'large reads': 256 << 10, 'small reads': 4096 }))
+    t.test(`who ${what} has a thread for ${reads}, and writes by it no more than without`, { skip }, async t => {
+      await using stack = new AsyncDisposableStack()
+      const here = await world(stack)
+      const { graph, disk, edge, content } = here
+      await warmUp(here)
+      const bytes = randomBytes(SIZE, 3)
+      await edge.write(0, bytes)
+      const { perm = Permission.consistentRead | Permission.write, options = {}, export: also = {} }: Said = said
+      const own = graph.attach(disk, { description: 'another export', perm, shared: ALL })
+      const served = await serveExports([exportOf(own, also)], stack, options)
+      await using peer = await RawPeer.connect(served.socket)
+      await peer.send(Buffer.concat([flags(3), go('disk')]))
+      const before = lender.loans
+      let cookie = 0n
+      const untilOut = async () => {
+        for (let wait = 0; lender.out === 0; wait++) {
+          if (wait > 500) throw new Error('it was never lent')
+          await peer.send(request({ type: Command.READ, cookie: ++cookie, offset: 65536, length }))
+          await turns(20)
+        }
       }
-    }
-    await untilOut()
-    await graph.drained([disk], () => t.equal(lender.out, 0, 'whom a drain waits for'))
-    await untilOut()
-    const write = ++cookie
-    await peer.send(request({ type: Command.WRITE, cookie: write, payload: Buffer.alloc(BLOCK) }))
-    await peer.send(request({ type: Command.DISC }))
-    const reader = new Reader(await peer.upTo(Infinity))
-    reader.greeting()
-    reader.optionAnswers()
-    const answers = reader.answers(of => (of === write ? 0 : length))
-    t.equal(answers.length, Number(cookie))
-    for (const { cookie: of, error, data } of answers)
-      if (of === write) t.equal(error, 'EPERM')
-      else if (!data?.equals(bytes.subarray(65536, 65536 + length))) t.fail(`read ${of} is not what the disk holds`)
-    t.ok((await content()).subarray(0, SIZE).equals(bytes))
-    t.ok(lender.loans >= before + 2)
-  })
+      await untilOut()
+      await graph.drained([disk], () => t.equal(lender.out, 0, 'whom a drain waits for'))
+      await untilOut()
+      const write = ++cookie
+      await peer.send(request({ type: Command.WRITE, cookie: write, payload: Buffer.alloc(BLOCK) }))
+      await peer.send(request({ type: Command.DISC }))
+      const reader = new Reader(await peer.upTo(Infinity))
+      reader.greeting()
+      reader.optionAnswers()
+      const answers = reader.answers(of => (of === write ? 0 : length))
+      t.equal(answers.length, Number(cookie))
+      for (const { cookie: of, error, data } of answers)
+        if (of === write) t.equal(error, 'EPERM')
+        else if (!data?.equals(bytes.subarray(65536, 65536 + length))) t.fail(`read ${of} is not what the disk holds`)
+      t.ok((await content()).subarray(0, SIZE).equals(bytes))
+      t.ok(lender.loans >= before + 2)
+    })
 
 /** What lending waits for when it was lent for nothing so many times, as a multiple of what it waited for first. */
 const after = (reason: Reason, times: number) => {

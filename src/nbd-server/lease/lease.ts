@@ -1,5 +1,6 @@
-// A connection whose client writes small pieces, many of them, or reads large ones, is lent to a thread, which answers what needs no decision (serve.ts). To hand each write
-// to a thread and to hear of its end takes several times what the write takes.
+// A connection whose client makes small requests, many of them, or large reads, is lent to a thread, which answers what needs no decision (serve.ts).
+// To hand each write to a thread and to hear of its end takes several times what the write takes; and a turn of the event loop, several times what a
+// small read takes.
 //
 // There is only ever one owner. The main thread lends between two requests, with nothing in flight, and does nothing with the socket until it has it
 // back. It asks for it before anything changes that the thread relies on: a drain (block/edge.ts), the end of the export or the server. What else
@@ -40,6 +41,8 @@ const LAST = 256 * FIRST
 const LAST_EARLY = 8 * FIRST
 /** A large read counts as a write for each so many of its bytes: by so much less it takes. */
 const LARGE = 32 << 10
+/** And a small one for so much, since here it may be done at once. */
+const SMALL_READ = 1 / 4
 /** It was worth it when it was lent for so many times as many. */
 const WORTH = 8
 
@@ -77,7 +80,7 @@ export class Lease {
   answered({ type, flags, length }: Request) {
     if (type === Command.WRITE && length <= LONGEST && flags === this.#writeFlags) this.#score++
     else if (type !== Command.READ || length > LARGEST) this.#score = 0
-    else if (length > LONGEST) this.#score += length / LARGE
+    else this.#score += length > LONGEST ? length / LARGE : SMALL_READ
   }
 
   /** Nothing more should be begun, so that it can be lent. */

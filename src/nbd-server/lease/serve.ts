@@ -59,6 +59,10 @@ const SLOW_MS = 5
 /** How much of a block says whether it may be zero as a whole. */
 const ZEROES = Buffer.alloc(512)
 
+/** Of the reads that are there, a quarter is answered together, but no less and no more than so many: the client works on these meanwhile. */
+const FEW_READS = 4
+const MANY_READS = 8
+
 /** With one processor the client could not even run meanwhile. */
 const mayAwait = availableParallelism() > 1
 
@@ -177,7 +181,8 @@ class Service {
       this.#addWrite(request, place, base, at, at + length)
       this.#since[this.#count - 1] = begun
     }
-    while (this.#count < MOST && this.#end - this.#start >= headerSize) {
+    const reads = Math.min(Math.max((this.#end - this.#start) / headerSize / 4, FEW_READS), MANY_READS)
+    while (this.#count < (this.#writes > 0 ? MOST : reads) && this.#end - this.#start >= headerSize) {
       const at = this.#start
       if (input.readUInt32BE(at) !== this.#magic) return 'foreign'
       const request = decodeRequest(input, at, this.#extended)
