@@ -9,6 +9,7 @@ import { Worker } from 'node:worker_threads'
 import { messageOf } from './errors.ts'
 import { readUpTo, writeAll } from './positional-io.ts'
 import { READ, RequestRing, SMALL, WRITE } from './request-ring.ts'
+import { Vigil } from './vigil.ts'
 
 /** A thread costs 15 ms and a few MB, so there is none before so many small requests. */
 const START_AFTER = 64
@@ -101,6 +102,8 @@ class Running {
   readonly #ring = new RequestRing()
   readonly #worker: Worker
   readonly #waiting: Waiting[] = []
+  /** What is read comes at once, most often. What is written wants the processors. */
+  readonly #reads = new Vigil()
   timer: NodeJS.Timeout | undefined
   #isThere = false
   #isEnding = false
@@ -150,6 +153,7 @@ class Running {
     this.#asked = next(request)
     this.#ring.put(request, kind, fd, offset, bytes.length)
     if (kind === WRITE) bytes.copy(this.#ring.bytesOf(request, bytes.length))
+    else this.#reads.begin()
     if (!this.#isToShow) {
       this.#isToShow = true
       queueMicrotask(this.#show)
@@ -184,6 +188,7 @@ class Running {
   }
 
   #collect() {
+    this.#reads.end()
     this.#progress = performance.now()
     for (const { done } = this.#ring; this.#answered !== done; this.#answered = next(this.#answered)) {
       const { into, resolve } = this.#waiting.shift()!
