@@ -7,7 +7,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { readFile, rm, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
-import { QmpClient } from '../../src/control/qmp-client.ts'
+import { QmpClient, type QmpClientOptions, type QmpEvent } from '../../src/control/qmp-client.ts'
 import { qemuCheck, qemuImg } from './qemu.ts'
 import { diskContent, generator, randomBytes } from './random-bytes.ts'
 import { WHOLE } from './stillpoint.ts'
@@ -16,7 +16,20 @@ import { run } from './tools.ts'
 export const GRANULE = 65536
 export const SIZE = 32 * GRANULE
 
-interface KnownCheckpoint {
+/** No command and no request takes longer, however busy the machine is; what does hangs. */
+const PATIENCE_MS = 20_000
+
+export async function soon<T>(what: string, promise: Promise<T>): Promise<T> {
+  using timer = new DisposableStack()
+  const late = Promise.withResolvers<never>()
+  timer.adopt(
+    setTimeout(() => late.reject(new Error(`${what} hangs`)), PATIENCE_MS),
+    clearTimeout,
+  )
+  return await Promise.race([promise, late.promise])
+}
+
+export interface KnownCheckpoint {
   readonly name: string
   /** What each disk held at it. */
   readonly held: ReadonlyMap<string, Buffer>
@@ -28,7 +41,7 @@ interface ImageReply {
 }
 
 /** Where the bytes differ, by sectors, in a few words. */
-function differenceOf(found: Buffer, wanted: Buffer): string | undefined {
+export function differenceOf(found: Buffer, wanted: Buffer): string | undefined {
   if (found.equals(wanted)) return undefined
   const wrong: number[] = []
   for (let at = 0; at < SIZE; at += 512)
@@ -46,12 +59,13 @@ export class HistoryWorld implements AsyncDisposable {
   #child: ChildProcess | undefined
   #count = 0
   #sessions = 0
+  #said = ''
   /** Since then an image may have clusters that nobody uses. */
   #killed = false
   /** Of what guests write: how often they do while something else goes on is a matter of time, and changes nothing else. */
   readonly #random: () => number
 
-  private constructor(
+  constructor(
     readonly folder: string,
     readonly next: () => number,
     seed: number,
@@ -60,8 +74,12 @@ export class HistoryWorld implements AsyncDisposable {
   }
 
   /** `root` is a raw image, `data` qcow2. */
-  static async create(folder: string, seed: number): Promise<HistoryWorld> {
-    const world = new HistoryWorld(folder, generator(seed), seed)
+  static async create<World extends HistoryWorld>(
+    this: new (folder: string, next: () => number, seed: number) => World,
+    folder: string,
+    seed: number,
+  ): Promise<World> {
+    const world = new this(folder, generator(seed), seed)
     for (const [index, disk] of ['root', 'data'].entries()) {
       const content = diskContent(SIZE, seed + index)
       world.content.set(disk, content)
@@ -91,29 +109,43 @@ repositories: { local: { plugin: file, path: ./repository } }
     return all[this.next() % all.length]!
   }
 
-  execute = <Result>(command: string, args: object = {}) => this.#daemon!.qmp.execute(command, args) as Promise<Result>
+  execute = <Result>(command: string, args: object = {}) =>
+    soon(`${command} ${JSON.stringify(args)}`, this.#daemon!.qmp.execute(command, args) as Promise<Result>)
+
+  /** Of the daemon that runs: the last that it told its log. */
+  get said() {
+    return this.#said.slice(-4000)
+  }
+
+  protected onEvent(_event: QmpEvent) {
+    // Here nobody asks; a world that does has its own.
+  }
 
   async start() {
     const child = spawn(process.execPath, [WHOLE, 'daemon', '--config', `${this.folder}/s.yaml`], {
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     const exit = once(child, 'exit')
-    let said = ''
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+    this.#said = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (this.#said += text))
     this.#child = child
     // The word alone is in others as well: an image is there already.
-    while (!/ ready /.test(said)) {
-      if (child.exitCode !== null || child.signalCode !== null) throw new Error(`the daemon did not start: ${said}`)
+    while (!/ ready /.test(this.#said)) {
+      if (child.exitCode !== null || child.signalCode !== null) throw new Error(`the daemon did not start: ${this.#said}`)
       await sleep(20)
     }
     const kill = async (signal: NodeJS.Signals) => {
       child.kill(signal)
       await exit
       // Whoever kills it is not told; what it said while it lived must not be a bug.
-      if (said.includes('by a bug')) throw new Error(said)
+      if (this.#said.includes('by a bug')) throw new Error(this.#said)
     }
-    this.#daemon = { qmp: await QmpClient.connect(`${this.folder}/control.sock`), kill }
+    this.#daemon = { qmp: await this.client({ onEvent: event => this.onEvent(event) }), kill }
     for (const disk of this.disks) this.#guests.set(disk, await this.connect(`db/${disk}`))
+  }
+
+  client(options: QmpClientOptions = {}) {
+    return QmpClient.connect(`${this.folder}/control.sock`, options)
   }
 
   connect(name: string, contexts: readonly string[] = []) {
@@ -129,7 +161,7 @@ repositories: { local: { plugin: file, path: ./repository } }
     if (signal === 'SIGKILL') this.#killed = true
     const { qmp, kill } = this.#daemon!
     this.#daemon = undefined
-    await kill(signal)
+    await soon(`the end by ${signal}`, kill(signal))
     await qmp[Symbol.asyncDispose]()
     // The connection is gone; nothing was under way.
     if (signal !== 'SIGTERM')
@@ -143,11 +175,11 @@ repositories: { local: { plugin: file, path: ./repository } }
     const offset = 512 * (this.#random() % ((SIZE - length) / 512))
     const guest = this.#guests.get(disk)!
     if (this.#random() % 4 === 0) {
-      await guest.zero(offset, length)
+      await soon('a write', guest.zero(offset, length))
       content.fill(0, offset, offset + length)
     } else {
       const data = randomBytes(length, this.#random())
-      await guest.write(offset, data)
+      await soon('a write', guest.write(offset, data))
       data.copy(content, offset)
     }
   }
@@ -163,8 +195,13 @@ repositories: { local: { plugin: file, path: ./repository } }
     this.remember(name)
   }
 
+  /** What the disks hold now. */
+  copy(): Map<string, Buffer> {
+    return new Map([...this.content].map(([disk, bytes]) => [disk, Buffer.from(bytes)]))
+  }
+
   remember(name: string) {
-    this.checkpoints.push({ name, held: new Map([...this.content].map(([disk, bytes]) => [disk, Buffer.from(bytes)])) })
+    this.checkpoints.push({ name, held: this.copy() })
   }
 
   /** Files of a disk's chain, the one that is written first. */
@@ -202,8 +239,15 @@ repositories: { local: { plugin: file, path: ./repository } }
 
   /** The disks hold what they should; and since each checkpoint all that changed is known. */
   async verify() {
+    await this.verifyNow()
+    const checkpoint = this.checkpoints.length > 0 ? this.pick(this.checkpoints) : undefined
+    for (const one of new Set([checkpoint, this.checkpoints[0]])) await this.pull(one)
+  }
+
+  /** What can be seen without a session. */
+  async verifyNow() {
     for (const disk of this.disks) {
-      const found = await this.#guests.get(disk)!.read(0, SIZE)
+      const found = await soon('a read', this.#guests.get(disk)!.read(0, SIZE))
       const wrong = differenceOf(found, this.content.get(disk)!)
       if (wrong) throw new Error(`${disk} does not hold what was written to it: ${wrong}`)
     }
@@ -214,21 +258,27 @@ repositories: { local: { plugin: file, path: ./repository } }
     const names = own.map(({ name }) => name).join()
     if (names !== this.checkpoints.map(({ name }) => name).join()) throw new Error(`the checkpoints are ${names}`)
     for (const { name, usable, problem } of own) if (!usable) throw new Error(`${name} is not usable: ${problem}`)
-    const checkpoint = this.checkpoints.length > 0 ? this.pick(this.checkpoints) : undefined
-    for (const one of new Set([checkpoint, this.checkpoints[0]])) await this.pull(one)
   }
 
   /** A backup that is read while the guest writes: it is of its instant, and says all that changed since the checkpoint. */
   async pull(since: KnownCheckpoint | undefined, checkpoint?: string) {
     const name = `s${++this.#sessions}`
     await this.execute('backup-begin', { machine: 'db', mode: 'pull', name, since: since?.name, checkpoint })
-    const then = new Map([...this.content].map(([disk, bytes]) => [disk, Buffer.from(bytes)]))
+    const then = this.copy()
     for (let count = this.next() % 4; count > 0; count--) await this.write()
-    for (const disk of this.disks) {
-      const context = `qemu:dirty-bitmap:backup-${disk}`
-      const reader = await this.connect(`${name}/${disk}`, since ? [context] : [])
-      const found = await reader.read(0, SIZE)
-      if (!found.equals(then.get(disk)!)) throw new Error(`session ${name}: ${disk} is not as it was at the instant`)
+    for (const disk of this.disks) await this.readView(name, disk, then.get(disk)!, since)
+    await this.execute('backup-finish', { name })
+    return then
+  }
+
+  /** All of a session's view of a disk, and what has changed since its checkpoint. */
+  async readView(name: string, disk: string, then: Buffer, since: KnownCheckpoint | undefined) {
+    const context = `qemu:dirty-bitmap:backup-${disk}`
+    const reader = await soon('to connect', this.connect(`${name}/${disk}`, since ? [context] : []))
+    try {
+      const found = await soon('a read', reader.read(0, SIZE))
+      const wrong = differenceOf(found, then)
+      if (wrong) throw new Error(`session ${name}: ${disk} is not as it was at the instant: ${wrong}`)
       if (since) {
         const dirty = new Set<number>()
         for await (const { offset, length, status } of reader.extents())
@@ -240,26 +290,28 @@ repositories: { local: { plugin: file, path: ./repository } }
             throw new Error(`session ${name}: granule ${granule} of ${disk} has changed since ${since.name} and is not marked`)
         }
       }
+    } finally {
       await reader.close()
     }
-    await this.execute('backup-finish', { name })
-    return then
   }
 
   /** A restore point, restored and compared. */
   async push() {
     const name = `p${++this.#sessions}`
     await this.execute('backup-begin', { machine: 'db', mode: 'push', repository: 'local', name })
-    const then = new Map([...this.content].map(([disk, bytes]) => [disk, Buffer.from(bytes)]))
+    const then = this.copy()
     let session: { status: string; point?: string; reason?: string }
     do {
       await this.write()
       ;[session] = await this.execute<[typeof session]>('query-backups', { name })
     } while (session.status === 'running')
     if (session.status !== 'finished') throw new Error(`the push failed: ${session.reason}`)
+    await this.restore(session.point!, then)
+  }
+
+  async restore(point: string, then: ReadonlyMap<string, Buffer>) {
     for (const disk of this.disks) {
       const file = this.file('restored')
-      const point = session.point!
       await run(process.execPath, [WHOLE, 'restore', 'local', point, disk, file, '--config', `${this.folder}/s.yaml`], {
         timeoutMs: 120_000,
       })
