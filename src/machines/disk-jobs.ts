@@ -51,10 +51,11 @@ export class DiskJobs implements Iterable<DiskJob> {
     this.checkCopy(machine, disk)
     const id = diskId(machine, disk)
     const { node } = disk
-    for (const type of node.jobs)
-      throw new Busy(
-        `disk '${id}' already has a block job, a ${type}; wait for its end, or end it with: stillpoint disk abort ${id}`,
-      )
+    for (const type of node.jobs) {
+      const isOurs = this.find(machine, disk)?.job.isOver === false
+      const end = isOurs ? `disk abort ${id}` : 'qmp job-cancel id=ID (stillpoint qmp query-jobs says the id)'
+      throw new Busy(`disk '${id}' already has a block job, a ${type}; wait for its end, or end it with: stillpoint ${end}`)
+    }
     if ([...node.parents].some(({ parent }) => parent.node))
       throw new Busy(`disk '${id}' is read by a backup; finish or abort that first: stillpoint backup list`)
   }

@@ -300,6 +300,11 @@ t.test('a backup session ends while a backup job that began before it is paused'
   const [{ node }] = await daemon.disks()
   await daemon.execute('blockdev-add', { driver: 'null-co', 'node-name': 'target', size: SIZE })
   await daemon.execute('blockdev-backup', { 'job-id': 'j', device: node, target: 'target', sync: 'full', speed: GRANULE })
+  await t.rejects(
+    daemon.execute('disk-pull', DB),
+    /a backup; .* end it with: stillpoint qmp job-cancel id=ID/,
+    'disk abort knows none',
+  )
   // What is overwritten is read elsewhere, and behind it the job asks the disk anew what is there: below the session's view.
   const guest = await daemon.nbd('db/root')
   await guest.write(2 * MiB, randomBytes(GRANULE, 3))

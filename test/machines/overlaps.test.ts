@@ -18,7 +18,7 @@ type Act = (world: OverlapWorld) => Promise<unknown>
 
 const quiet = { writes: false }
 
-const speedOf = (world: OverlapWorld) => world.pick([64 * KiB, 256 * KiB, 1024 * KiB, 0])
+const speedOf = (world: OverlapWorld) => world.pick([32 * KiB, 128 * KiB, 1024 * KiB, 0])
 
 /** A job on a machine's disk, begun by one of its own commands. */
 async function begin(world: OverlapWorld, command: string, kind: string, disk: string, args: object, file?: string) {
@@ -275,10 +275,21 @@ async function settle(world: OverlapWorld) {
   await world.checkImages(chains)
 }
 
+/** Chains to work on, and work: while a session is open nothing of this may begin. */
+async function deepen(world: OverlapWorld) {
+  for (let count = world.next() % DEEPEST; count > 0; count--) {
+    await acts['checkpoint']!(world)
+    for (let writes = 0; writes < 5; writes++) await world.write()
+    await acts['snapshot']!(world)
+  }
+  for (let count = world.next() % 4; count > 0; count--) await acts['job']!(world)
+}
+
 async function overlaps(seed: number) {
   await using stack = new AsyncDisposableStack()
   const world = stack.use(await OverlapWorld.create(await scratchFolder(stack), seed))
   try {
+    await deepen(world)
     for (let step = 1; step <= STEPS; step++) {
       const name = world.pick([...often, ...Object.keys(acts)])
       world.done.push(`${step}. ${name}`)
