@@ -168,6 +168,33 @@ export class Guest {
     }
   }
 
+  /** Reads nearly all the time, some or many at a time, of any place and length; so that it is lent as a reader. */
+  async runReading(steps: readonly number[]) {
+    for (const step of steps) {
+      if (step % 16 < 2) await this.run([step % 16 === 0 ? step + 6 : step + 1])
+      const depth = [1, 4, 16, 128][step % 4]!
+      await Promise.all(
+        Array.from({ length: depth }, (_, at) => {
+          const offset = ((step + 1) * 7919 * (at + 1)) % SIZE
+          return this.#checkRange(offset, Math.min(1 + ((step * 31 * (at + 1)) % (step % 5 === 0 ? 65536 : 6000)), SIZE - offset))
+        }),
+      )
+    }
+  }
+
+  /** Its own blocks in there, or parts of them. */
+  async #checkRange(offset: number, length: number) {
+    const found = await this.client.read(offset, length)
+    for (const block of this.blocks) {
+      const from = Math.max(offset, block * BLOCK)
+      const to = Math.min(offset + length, (block + 1) * BLOCK)
+      if (from >= to) continue
+      const expected = this.expected(block).subarray(from - block * BLOCK, to - block * BLOCK)
+      if (!found.subarray(from - offset, to - offset).equals(expected))
+        throw new Error(`block ${block} does not read as it was written, in ${length} bytes at ${offset}`)
+    }
+  }
+
   async #write(block: number, fua: boolean) {
     const version = (this.#versions.get(block) ?? 0) + 1
     await this.client.write(block * BLOCK, blockOf(block, version), { fua })

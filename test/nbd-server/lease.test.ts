@@ -53,11 +53,12 @@ t.test('whatever comes between, no write and no mark is lost, and the instant ho
   const lent = lender.loans
   const scenario = fc.record({
     kind: fc.constantFrom(...KINDS),
+    reads: fc.boolean(),
     guests: fc.array(fc.array(fc.nat(9999), { minLength: 60, maxLength: 100 }), { minLength: 1, maxLength: 3 }),
     moments: fc.array(fc.record({ what: fc.constantFrom(...MOMENTS), pause: fc.nat(30) }), { minLength: 8, maxLength: 16 }),
   })
   await fc.assert(
-    fc.asyncProperty(scenario, async ({ kind, guests, moments }) => {
+    fc.asyncProperty(scenario, async ({ kind, reads, guests, moments }) => {
       await using stack = new AsyncDisposableStack()
       const here = await world(stack, kind)
       const host = new Host(here)
@@ -65,11 +66,14 @@ t.test('whatever comes between, no write and no mark is lost, and the instant ho
         guests.map(async (steps, at) => {
           const client = stack.use(await here.connect(at === 1 ? 'never' : 'auto'))
           const blocks = Array.from({ length: BLOCKS }, (_, block) => block).filter(block => block % guests.length === at)
-          // The first one only writes, so that it is lent nearly all the time.
-          return { guest: new Guest(client, blocks), steps: at === 0 ? steps.map(step => step - (step % 16) + 6) : steps }
+          const guest = new Guest(client, blocks)
+          // The first one only writes, or reads nearly all the time, so that it is lent nearly always.
+          if (at > 0) return { guest, run: () => guest.run(steps) }
+          if (reads) return { guest, run: () => guest.runReading(steps) }
+          return { guest, run: () => guest.run(steps.map(step => step - (step % 16) + 6)) }
         }),
       )
-      await Promise.all([host.run(moments), ...all.map(({ guest, steps }) => guest.run(steps))])
+      await Promise.all([host.run(moments), ...all.map(({ run }) => run())])
       await host.check()
       for (const { guest } of all) guest.check(await here.content())
       t.strictSame(here.served.lines, [])
