@@ -30,6 +30,8 @@ export class Inbound {
   #payload: Buffer | undefined
   #filled = 0
   #paused = false
+  /** Somebody else receives, until it is put back. */
+  #isTaken = false
   #ended = false
   /** What came while there was no room, from sockets that bring buffers of their own. */
   #rest: Buffer | undefined
@@ -115,9 +117,7 @@ export class Inbound {
       if (this.#given === 'other') this.#swap()
       this.#end += count
     }
-    this.onProgress()
-    this.#paused = this.available > RESERVE
-    return !this.#paused
+    return this.#progress()
   }
 
   /** The same, for sockets that bring their own buffers. */
@@ -139,13 +139,13 @@ export class Inbound {
   take(): Uint8Array {
     const bytes = new Uint8Array(this.#buffer.subarray(this.#start, this.#end))
     this.#start = this.#end
-    this.#paused = true // until they are put back: who is about to go on does not
+    this.#paused = this.#isTaken = true // until they are put back: who is about to go on does not
     return bytes
   }
 
-  /** Puts back in front of what comes next; nothing is available. False: there is no room for more, as of `arrived`. */
+  /** Puts back in front of what comes next; nothing is available. False: there is no room for more, as of `arrived`, or all was taken again. */
   unread(bytes: Uint8Array): boolean {
-    this.#paused = false
+    this.#paused = this.#isTaken = false
     if (this.#given === 'room' && bytes.length <= RESERVE) this.#start = RESERVE - bytes.length
     else {
       const given = this.#given === 'room' ? this.#buffer : this.#other!
@@ -158,8 +158,13 @@ export class Inbound {
     }
     this.#end = this.#start + bytes.length
     this.#buffer.set(bytes, this.#start)
+    return this.#progress()
+  }
+
+  /** Tells of it. Whoever hears it may take all that is there, and to go on reading then would be to read beside him. */
+  #progress() {
     this.onProgress()
-    this.#paused = this.available > RESERVE
+    this.#paused = this.#isTaken || this.available > RESERVE
     return !this.#paused
   }
 

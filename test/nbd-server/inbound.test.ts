@@ -123,3 +123,19 @@ t.test('a large payload is received in place', async t => {
   t.equal(socket.space.buffer, payload.buffer)
   t.equal(socket.space.length, payload.length - 10)
 })
+
+t.test('who puts back what somebody takes again at once does not go on reading beside him', t => {
+  const inbound = new Inbound()
+  const socket = new Socket(inbound, false)
+  const taken: Uint8Array[] = []
+  inbound.onProgress = () => taken.push(inbound.take())
+  socket.read(100)
+  t.notOk(socket.reading)
+  t.notOk(inbound.unread(taken[0]!))
+  t.equal(taken.length, 2)
+  for (const bytes of taken) t.ok(stream.subarray(0, 100).equals(bytes))
+  inbound.onProgress = () => {}
+  t.ok(inbound.unread(taken[1]!))
+  t.equal(inbound.available, 100)
+  t.end()
+})

@@ -370,6 +370,37 @@ for (const [what, said] of Object.entries({
       t.ok(lender.loans >= before + 2)
     })
 
+t.test('who is called back with so many reads that it is lent again at once is answered all of them', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const here = await world(stack)
+  await warmUp(here)
+  const { disk, edge, served } = here
+  const bytes = randomBytes(SIZE, 7)
+  await edge.write(0, bytes)
+  await using client = await NbdClient.connect(served.uri('disk'), { maxInFlight: 128, requestTimeout: 5000 })
+  const before = lender.loans
+  let over = false
+  // For each it is called back, and may be lent again at once.
+  const thresholds = async () => {
+    for (let round = 0; !over; round++) {
+      disk.watchWrites({ offset: SIZE, exceeded() {} })
+      disk.watchWrites(undefined)
+      await turns(round % 7)
+    }
+  }
+  // Each asks again as soon as it is answered.
+  const read = async () => {
+    for (let count = 0; count < 40; count++) {
+      const at = Math.floor(Math.random() * (SIZE - BLOCK))
+      const found = await client.read(at, 512)
+      if (!found.equals(bytes.subarray(at, at + 512))) throw new Error(`what is read at ${at} is not what the disk holds`)
+    }
+  }
+  const reads = Promise.all(Array.from({ length: 128 }, read)).finally(() => (over = true))
+  await Promise.all([thresholds(), reads])
+  t.ok(lender.loans > before + 2, `${lender.loans - before} times`)
+})
+
 /** What lending waits for when it was lent for nothing so many times, as a multiple of what it waited for first. */
 const after = (reason: Reason, times: number) => {
   let writes = nextAfter(1, Infinity, reason)
