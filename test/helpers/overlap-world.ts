@@ -64,7 +64,7 @@ export class OverlapWorld extends HistoryWorld {
   readonly work = new Map<string, Work>()
   sessions: Session[] = []
   pushes: Push[] = []
-  transaction: { readonly client: QmpClient; readonly steps: string[]; views: Work[] } | undefined
+  transaction: { readonly client: QmpClient; readonly steps: string[]; readonly backups: Work[] } | undefined
   readonly #ended = new Map<string, { readonly error?: string; readonly cancelled: boolean }>()
   #number = 0
 

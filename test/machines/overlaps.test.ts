@@ -5,6 +5,7 @@
 
 import t from 'tap'
 import { OverlapWorld, type Work } from '../helpers/overlap-world.ts'
+import type { QmpClient } from '../../src/control/qmp-client.ts'
 import { missing, scratchFolder } from '../helpers/qemu.ts'
 import { seed as first } from '../helpers/seed.ts'
 
@@ -137,6 +138,42 @@ async function restart(world: OverlapWorld, signal: NodeJS.Signals) {
   await world.start()
 }
 
+/** Of a transaction that is open: prepared now, and to happen when it is committed. */
+async function step(world: OverlapWorld, by: QmpClient) {
+  const { steps, backups } = world.transaction!
+  const disk = world.pick(world.disks)
+  const node = await world.nodeOf(disk)
+  const kind = world.pick(['bitmap', 'snapshot', 'backup'])
+  steps.push(kind)
+  if (kind === 'bitmap') await world.ask('block-dirty-bitmap-add', { node, name: world.name('bitmap') }, { by })
+  else if (kind === 'snapshot') {
+    if ((await world.chainOf(disk)).length >= DEEPEST) return
+    const overlay = { 'snapshot-file': world.file('qcow2'), 'snapshot-node-name': world.name('overlay'), format: 'qcow2' }
+    await world.ask('blockdev-snapshot-sync', { 'node-name': node, ...overlay }, { by })
+  } else {
+    if (world.work.has(disk) || backups.some(one => one.disk === disk)) return
+    const target = await world.target('raw')
+    const id = world.name('backup')
+    const args = { 'job-id': id, device: node, target: target.node, sync: 'full', speed: speedOf(world) }
+    backups.push({ id, kind: 'backup', disk, own: true, target, paused: false, aborted: false })
+    await world.ask('blockdev-backup', args, { by })
+  }
+}
+
+async function endTransaction(world: OverlapWorld, by: QmpClient) {
+  const { backups } = world.transaction!
+  const committed = world.next() % 3 > 0 && (await world.ask('transaction-commit', {}, { ...quiet, by }))
+  if (!committed && (await world.ask('query-transaction', {}, { ...quiet, by }).then(isOpen)))
+    await world.ask('transaction-rollback', {}, { ...quiet, by })
+  for (const work of backups) {
+    if (committed) world.work.set(work.disk, { ...work, held: Buffer.from(world.content.get(work.disk)!) })
+    else await world.execute('blockdev-del', { 'node-name': work.target!.node })
+  }
+  await world.hangUp()
+}
+
+const isOpen = (answer: unknown) => ['open', 'failed'].includes((answer as { status: string }).status)
+
 const acts: Readonly<Record<string, Act>> = {
   async write(world) {
     for (let count = 1 + (world.next() % 8); count > 0; count--) await world.write()
@@ -223,18 +260,13 @@ const acts: Readonly<Record<string, Act>> = {
     const by = world.transaction?.client
     if (!by) {
       const client = await world.client()
-      world.transaction = { client, steps: [], views: [] }
+      world.transaction = { client, steps: [], backups: [] }
       await world.ask('transaction-begin', {}, { by: client })
       return
     }
-    const node = await world.nodeOf(world.pick(world.disks))
-    const known = world.transaction!.steps
-    const name = world.name('bitmap')
-    if (known.length < 3) await world.ask('block-dirty-bitmap-add', { node, name }, { by })
-    known.push(name)
+    if (world.transaction!.steps.length < 3) await step(world, by)
     if (world.next() % 3 > 0) return
-    await world.ask(world.pick(['transaction-commit', 'transaction-rollback']), {}, { by })
-    await world.hangUp()
+    await endTransaction(world, by)
   },
   restart: world => restart(world, 'SIGTERM'),
   kill: world => restart(world, 'SIGKILL'),
@@ -261,7 +293,7 @@ const often = [
 
 /** All that is under way comes to its end, and is right. */
 async function settle(world: OverlapWorld) {
-  await world.hangUp()
+  if (world.transaction) await endTransaction(world, world.transaction.client)
   for (const work of world.work.values()) await end(world, work, work.kind === 'copy' ? 'abort' : 'run')
   while (world.sessions.length > 0) await finish(world)
   while (world.pushes.length > 0) {
