@@ -52,6 +52,8 @@ import { WebServer } from './web/web-server.ts'
 
 /** Bytes that requests of NBD clients may hold, over all servers. */
 const NBD_MEMORY = 256 << 20
+/** For so long a command waits until what it takes away is closed, as for writes to end. */
+const CLOSE_PATIENCE_MS = 30_000
 
 /** What a listener of the configuration asks of its clients. */
 async function termsOf({ tls, inTheClear, allow, keepAliveMs, idleMs }: Listener): Promise<Partial<NbdServerOptions>> {
@@ -103,7 +105,7 @@ export class Appliance implements AsyncDisposable {
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
     const logs = state && new PatientLogs(new ActivityFolder(join(state.path, 'activity')))
     const restorePoints = restorePoint(async name => openPlace(name, settingsOf(name, configuration.current.repositories), log))
-    const graph = parts.use(new Graph([...drivers, restorePoints, ...filters], { logs }))
+    const graph = parts.use(new Graph([...drivers, restorePoints, ...filters], { logs, patienceMs: CLOSE_PATIENCE_MS }))
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
     graph.watch((name, event) => {
@@ -111,6 +113,7 @@ export class Appliance implements AsyncDisposable {
         log.warn('bitmaps are at risk', { node: name, err: event.error })
         events.emit('BITMAPS_AT_RISK', { 'node-name': name, reason: event.error.message })
       }
+      if (event.type === 'closes-late') log.warn('a node is closed late', { node: name, err: event.error })
       if (event.type !== 'image-corrupted') return
       log.error('an image contradicts itself', { node: name, err: event.error })
       events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': name, msg: event.error.message, fatal: event.fatal })

@@ -257,6 +257,8 @@ export type NodeEvent =
   | { readonly type: 'image-corrupted'; readonly error: Error; readonly fatal: boolean }
   /** What is stored of its bitmaps is damaged, or may be of no use after a crash. */
   | { readonly type: 'bitmaps-at-risk'; readonly error: Error }
+  /** It was taken away, and is closed when the disk below has answered; or that has failed since. */
+  | { readonly type: 'closes-late'; readonly error: Error }
 
 /** As much of a dirty bitmap as a driver may see. */
 export interface BitmapReader {

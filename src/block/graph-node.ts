@@ -66,8 +66,8 @@ export class GraphNode {
   readonly bitmaps: BitmapSet
   /** Added by name, and stays until it is deleted by name; other nodes go with the last of their parents. */
   owned = false
-  /** Its image has got another name for what is behind it since it was opened. */
-  isBackingRenamed = false
+  isClosing = false // it is nobody's any more, and is closed when its last request has ended
+  isBackingRenamed = false // its image has got another name for what is behind it since it was opened
   /** The kinds of jobs that work on it now. What would get in their way is refused. */
   readonly jobs = new Set<string>()
   #opening: Opening

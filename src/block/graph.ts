@@ -3,8 +3,12 @@
 // A node is opened with everything below it, or nothing is. One that was added by name stays until it is deleted by name; one that was
 // written inside another's options goes with the last of its parents. Names and links change in one turn of the event loop; whoever
 // changes more than that at once (a transaction) does so while writes are drained, and takes turns with others who do (base/turns.ts).
+//
+// Whoever takes a node away may do so in a turn, for which others wait, so he waits for a disk that hangs only so long (`patienceMs`). The node
+// has lost its name then, and is nobody's; it and what is below it stay open until its last request has ended, and are closed in order after it.
 
-import { InvalidParameter, NotFound, ReadOnly } from '../base/errors.ts'
+import { Busy, InvalidParameter, IoError, messageOf, NotFound, ReadOnly } from '../base/errors.ts'
+import { within } from '../base/time.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { checkBacksNone } from './chain.ts'
@@ -28,6 +32,8 @@ export interface RootUser extends Permissions {
 interface GraphOptions {
   /** Where activity logs are kept; without, bitmaps are lost in a crash, as QEMU's are. */
   readonly logs?: LogFolder | undefined
+  /** For so long somebody waits until what he takes away is closed; for ever, unless it is said. */
+  readonly patienceMs?: number | undefined
   /** Beside those of the graph, for who need not have them in memory: asked for with a name that is not among the graph's own. */
   readonly otherDrivers?: (() => Promise<readonly AnyDriver[]>) | undefined
 }
@@ -52,17 +58,21 @@ export class Graph implements AsyncDisposable {
   readonly #roots = new Set<Edge>()
   readonly #watchers = new Set<NodeWatcher>()
   readonly #opener: NodeOpener
+  readonly #patienceMs: number | undefined
+  /** Those that nobody waits for any more. Each tells its own failure. */
+  readonly #closing = new Set<Promise<void>>()
 
   constructor(
     readonly drivers: readonly AnyDriver[],
-    { logs, otherDrivers }: GraphOptions = {},
+    { logs, otherDrivers, patienceMs }: GraphOptions = {},
   ) {
+    this.#patienceMs = patienceMs
     this.#opener = new NodeOpener(
       drivers,
       otherDrivers,
       this.#nodes,
       this.objects,
-      node => this.#closeOrphan(node),
+      node => this.#close(node),
       (name, event) => this.#watchers.forEach(watcher => watcher(name, event)),
       logs,
     )
@@ -105,7 +115,10 @@ export class Graph implements AsyncDisposable {
     return node
   }
 
-  /** Closes a node that nobody uses, and what is below it for its sake only (blockdev-del). */
+  /**
+   * Closes a node that nobody uses, and what is below it for its sake only (blockdev-del).
+   * @throws Busy where that is not done in time: it has no name any more then, and is closed when its last request has ended
+   */
   async delete(name: string) {
     const node = this.#nodes.get(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
@@ -116,6 +129,13 @@ export class Graph implements AsyncDisposable {
     if (roots.length > 0) throw new InvalidParameter(`Node ${name} is in use`)
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
+    node.owned = false
+    const late = await this.#closeOrphan(node)
+    if (late) throw late
+  }
+
+  /** It is nobody's any more, and goes with the last who uses it: now, or when a disk that hangs answers. */
+  async disown(node: GraphNode) {
     node.owned = false
     await this.#closeOrphan(node)
   }
@@ -211,8 +231,8 @@ export class Graph implements AsyncDisposable {
   }
 
   /** Closes a node that is there for nobody any more. */
-  closeUnused(node: GraphNode) {
-    return this.#closeOrphan(node)
+  async closeUnused(node: GraphNode) {
+    await this.#closeOrphan(node)
   }
 
   /** Opens nodes in another way while they are used, all or none (blockdev-reopen). See reopen.ts. */
@@ -301,13 +321,14 @@ export class Graph implements AsyncDisposable {
   /** Closes all, from the top down. Whoever used a root has let go of it, or will find its requests refused. */
   async [Symbol.asyncDispose]() {
     await using nodes = new AsyncDisposableStack()
+    nodes.defer(async () => void (await Promise.all(this.#closing)))
     for (const edge of this.#roots) this.#unlink(edge)
     this.#roots.clear()
     // Closed in reverse: the newest are the first, and the top of the stack the last added.
     for (const node of this.#nodes.values()) {
       nodes.defer(async () => {
         node.owned = false
-        await this.#closeOrphan(node)
+        await this.#close(node)
       })
     }
   }
@@ -317,15 +338,50 @@ export class Graph implements AsyncDisposable {
     edge.node.parents.delete(edge)
   }
 
-  async #closeOrphan(node: GraphNode) {
+  /** What is to be told where it is not closed in time: it is nobody's failure, and goes on by itself. */
+  async #closeOrphan(node: GraphNode): Promise<Busy | undefined> {
+    const closing = this.#close(node)
+    if (this.#patienceMs === undefined) {
+      await closing
+      return undefined
+    }
+    const late = new Busy(
+      `node '${node.name}' is taken away, but not closed: what is under way in it has not ended within ${this.#patienceMs / 1000} s, and it will be closed then; look at the disk below`,
+    )
+    try {
+      await within(this.#patienceMs, closing, () => late)
+      return undefined
+    } catch (error) {
+      if (error !== late) throw error
+    }
+    this.#tell(node, late)
+    this.#closeLater(node, closing)
+    return late
+  }
+
+  #closeLater(node: GraphNode, closing: Promise<void>) {
+    const told = closing
+      .catch((error: unknown) =>
+        this.#tell(node, new IoError(`node '${node.name}' was closed late: ${messageOf(error)}`, { cause: error })),
+      )
+      .finally(() => this.#closing.delete(told))
+    this.#closing.add(told)
+  }
+
+  #tell({ name }: GraphNode, error: Error) {
+    for (const watcher of this.#watchers) watcher(name, { type: 'closes-late', error })
+  }
+
+  async #close(node: GraphNode) {
     if (node.owned || node.parents.size > 0 || this.#nodes.get(node.name) !== node) return
     this.#nodes.delete(node.name)
+    node.isClosing = true
     try {
       await node.dispose()
     } finally {
       for (const edge of node.children.values()) {
         this.#unlink(edge)
-        await this.#closeOrphan(edge.node)
+        await this.#close(edge.node)
       }
     }
   }

@@ -56,13 +56,13 @@ export function planPermissions({
   ]
 
   /** Nobody uses it any more, and requests are under way in it still: they end as they began, and are in nobody's way. */
-  const isLeaving = (node: GraphNode) => parentsOf(node).length === 0 && node.isBusy
+  const isLeaving = (node: GraphNode) => parentsOf(node).length === 0 && (node.isBusy || node.isClosing)
 
   /** From the top down, so that a node is looked at when all of its parents have been. */
   const prepare = (node: GraphNode) => {
     const parents = parentsOf(node)
     // What goes on in a node that leaves has come through those who would refuse it now.
-    const staying = parents.filter(({ parent }) => !parent.node || !isLeaving(parent.node))
+    const staying = parents.filter(edge => isKept(edge) || !edge.parent.node || !isLeaving(edge.parent.node))
     checkTogether(node, staying, permissionsOf)
     const users = parents.map(permissionsOf)
     const soon = expected.get(node)
@@ -76,7 +76,7 @@ export function planPermissions({
     for (const edge of childrenOf(node)) {
       const rule = node.driver.children[edge.parent.childName]!
       const permissions = leaving
-        ? { perm: permissionsOf(edge).perm, shared: ALL }
+        ? { perm: permissionsOf(edge).perm, shared: isKept(edge) ? permissionsOf(edge).shared : ALL }
         : childPermissions(rule, together, readOnly.get(node) ?? node.readOnly, node.options, targetOf(edge))
       planned.set(edge, permissions)
     }
@@ -97,6 +97,10 @@ export function planPermissions({
     abort,
   }
 }
+
+/** An image that is being closed still writes to its files, so until then nobody opens another one over them. */
+const isKept = ({ parent: { node, childName } }: Edge) =>
+  node?.isClosing === true && ['data', 'target'].includes(node.driver.children[childName]!.role)
 
 const noWriters = (node: GraphNode, readOnly: ReadonlyMap<GraphNode, boolean>) =>
   readOnly.has(node)

@@ -132,7 +132,8 @@ export class Freeze implements Action, AsyncDisposable {
     // What is below it now may be the filter of another view, which was put in later.
     if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node).commit()
     this.#inserted = false
-    if (filter) await this.graph.delete(filter.name)
-    if (target) await this.graph.delete(target.name)
+    // On a disk that hangs the target stays until then, too: what the filter still copies goes there.
+    if (filter) await this.graph.disown(filter)
+    if (target) await this.graph.disown(target)
   }
 }

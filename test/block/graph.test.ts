@@ -268,6 +268,40 @@ t.test('a write that does not end is not waited for without end: nothing has hap
   await stuck
 })
 
+t.test(
+  'a node that does not end its requests is taken away in bounded time, and keeps its file until they have ended',
+  async t => {
+    const { graph, memory } = testGraph({ patienceMs: 20 })
+    await using _ = graph
+    await graph.add({ driver: 'memory', 'node-name': 'file' })
+    const disk = await graph.add({ driver: 'raw', 'node-name': 'disk', file: 'file' })
+    const root = graph.attach(disk, user('a test'))
+    const answer = Promise.withResolvers<void>()
+    const write = memory('file').write.bind(memory('file'))
+    memory('file').write = async (...request) => {
+      await answer.promise
+      await write(...request)
+    }
+    const writing = root.write(0, Buffer.from('late'))
+    await graph.detach(root)
+    await t.rejects(graph.delete('disk'), { name: 'Busy', message: /'disk' is taken away, but not closed: .* within 0.02 s/ })
+    t.notOk(graph.find('disk'))
+    await t.rejects(graph.delete('file'), { message: 'Block device file is in use' })
+    const other = await graph.add({ driver: 'raw', 'node-name': 'disk', file: 'file' })
+    t.throws(
+      () => graph.attach(other, user('another', { perm: Permission.write, shared: ALL & ~Permission.write })),
+      PermissionConflict,
+    )
+    answer.resolve()
+    await writing
+    while (graph.get('file').parents.size > 1) await sleep(1)
+    t.equal((await readAt(memory('file'), 0, 4)).toString(), 'late')
+    await graph.detach(graph.attach(other, user('another', { perm: Permission.write, shared: ALL & ~Permission.write })))
+    await graph.delete('disk')
+    await graph.delete('file')
+  },
+)
+
 t.test('a drain lets go of what a filter holds back on purpose', async t => {
   const { graph } = testGraph()
   await using _ = graph
