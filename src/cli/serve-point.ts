@@ -8,6 +8,7 @@ import type { BlockDriver } from '../block/driver.ts'
 import { Graph, READER } from '../block/graph.ts'
 import { baseAllocation, type Context } from '../nbd-server/context.ts'
 import { Exports } from '../nbd-server/exports.ts'
+import { Memory } from '../nbd-server/memory.ts'
 import { NbdServer } from '../nbd-server/server.ts'
 import type { DiskManifest, Manifest } from '../repository/manifest.ts'
 import { RepositoryReader } from '../repository/reader.ts'
@@ -35,6 +36,11 @@ interface Served extends AsyncDisposable {
   readonly signal: AbortSignal
 }
 
+/** Bytes of requests in flight, of all clients, and of chunks that are kept: with all the rest about 256 MiB. */
+const MEMORY = 16 << 20
+const CACHE = 32 << 20
+/** Of each disk at least, so that something can be fetched ahead. */
+const LEAST_CACHE = 8 << 20
 const SINCE = 'qemu:dirty-bitmap:since'
 const DIRTY = 1
 
@@ -53,7 +59,7 @@ export async function servePoint(
   if (ready.status === 'rejected') throw ready.reason
   opened.use(
     await listen(manifest, disks, unix, {
-      driverOf: async disk => pointDisk({ reader, disk, sealer }),
+      driverOf: async disk => pointDisk({ reader, disk, sealer, cacheBytes: Math.max(LEAST_CACHE, CACHE / disks.length) }),
       contextsOf: disk => sinceContexts(reader, disk, olders),
     }),
   )
@@ -94,7 +100,7 @@ async function listen(manifest: Manifest, disks: readonly DiskManifest[], unix: 
     const description = `${manifest.machine}/${disk.name} as it was at ${manifest.time}`
     exports.add({ id: disk.name, name: disk.name, description, writable: false, io, contexts })
   }
-  opened.use(await NbdServer.listen({ unix }, { exports, log: createLog('warn') }))
+  opened.use(await NbdServer.listen({ unix }, { exports, log: createLog('warn'), memory: new Memory(MEMORY) }))
   return opened.move()
 }
 

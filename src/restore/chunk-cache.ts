@@ -118,12 +118,18 @@ export class ChunkCache {
     if (!chunk.bytes) chunk.takers.add(taker)
   }
 
-  /** Done when the bytes are where they go. Rejects where they cannot be had. */
-  async read(chunk: Chunk, taker: Taker) {
+  /** Done when the bytes are where they go. Rejects where they cannot be had. What was fetched ahead has done its work with that as well. */
+  async read(number: number, chunk: Chunk, taker: Taker) {
     await chunk.ready
     const { from, into } = taker
     if (chunk.isHole) into.fill(0)
-    else if (!chunk.takers.has(taker)) into.set(chunk.bytes!.subarray(from, from + into.length))
+    else if (!chunk.takers.has(taker)) {
+      into.set(chunk.bytes!.subarray(from, from + into.length))
+      if (into.length === chunk.bytes!.length && this.#kept.get(number) === chunk) {
+        this.#kept.delete(number)
+        chunk.kept = false // its room is used again once the last reader has left
+      }
+    }
   }
 
   /** One who was a reader of it is none any more. */

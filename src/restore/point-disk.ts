@@ -89,11 +89,11 @@ export class PointDisk implements BlockNode {
       const parts = chunks.map(([number, chunk]) => {
         const all = { offset: number * chunkSize, length: chunkSize }
         const { offset: at, length } = intersect(all, { offset, length: into.length })!
-        return { chunk, from: at - all.offset, into: into.subarray(at - offset, at - offset + length) }
+        return { number, chunk, from: at - all.offset, into: into.subarray(at - offset, at - offset + length) }
       })
       for (const part of parts) this.#chunks.enter(part.chunk, part)
       try {
-        for (const part of parts) await this.#chunks.read(part.chunk, part)
+        for (const part of parts) await this.#chunks.read(part.number, part.chunk, part)
       } finally {
         for (const part of parts) this.#chunks.leave(part.chunk, part)
       }

@@ -1,5 +1,6 @@
 // stillpoint serve: a restore point over NBD, judged by qemu-img, qemu-io and our client.
 
+import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, renameSync, statSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
@@ -167,4 +168,17 @@ t.test('what is damaged is an error of the reads that need it, and of no others'
   await client[Symbol.asyncDispose]()
   t.same(await server.stop(), [0, null])
   t.match(await stillpoint(['serve', 'local', `${first}/swap`, '--config', config]), { code: 1, stderr: /has no disk 'swap'/ })
+})
+
+t.test('the heap of a program that serves a restore point does not grow for garbage, and that of others does', async t => {
+  const program = new URL('../../src/base/young-heap.js', import.meta.url).href
+  const code = `await import('${program}')
+    const { getHeapSpaceStatistics } = await import('node:v8')
+    const lately = []
+    for (let n = 0; n < 2e6; n++) lately[n % 1e5] = { n }
+    console.log(getHeapSpaceStatistics().find(({ space_name }) => space_name === 'new_space').space_size)`
+  const grown = (word: string) =>
+    Number(execFileSync(process.execPath, ['--input-type=module', '-e', code, word], { encoding: 'utf8' }))
+  t.ok(grown('serve') < 4 << 20)
+  t.ok(grown('status') > 4 << 20)
 })

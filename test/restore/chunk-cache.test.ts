@@ -65,7 +65,7 @@ t.test(
           if (!ahead) {
             for (const part of parts) {
               const { number, chunk, from, into } = part
-              const [ready] = await Promise.allSettled([cache.read(chunk, part)])
+              const [ready] = await Promise.allSettled([cache.read(number, chunk, part)])
               if (isLost(number) !== (ready.status === 'rejected')) throw new Error(`chunk ${number} came to another end`)
               if (isLost(number)) continue
               const right = isHole(number) ? Buffer.alloc(into.length) : bytesOf(number).subarray(from, from + into.length)
@@ -119,4 +119,21 @@ t.test('a chunk that somebody was given all of is not kept, and one that was rea
   t.equal(cache.find(0), inPart![1])
   t.equal(cache.find(1), undefined)
   t.equal(cache.find(CHUNKS - 1), undefined, 'the last one is shorter')
+})
+
+t.test('a chunk that was fetched ahead is kept until somebody has read all of it', async t => {
+  const cache = new ChunkCache(SIZE, 4)
+  const ahead = cache.expect(1)
+  cache.fill(1, ahead, bytesOf(1))
+  const readBy = async (taker: { from: number; into: Buffer }) => {
+    cache.enter(ahead, taker)
+    await cache.read(1, ahead, taker)
+    cache.leave(ahead, taker)
+  }
+  await readBy(part)
+  t.equal(cache.find(1), ahead, 'a part of it was read')
+  const whole = wholeOf(1)
+  await readBy(whole)
+  t.same(whole.into, bytesOf(1))
+  t.equal(cache.find(1), undefined)
 })
