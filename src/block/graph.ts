@@ -117,9 +117,10 @@ export class Graph implements AsyncDisposable {
 
   /**
    * Closes a node that nobody uses, and what is below it for its sake only (blockdev-del).
-   * @throws Busy where that is not done in time: it has no name any more then, and is closed when its last request has ended
+   * @throws Busy where that is not done in time: it has no name any more then, and is closed when its last request has ended.
+   * `forever`: waits however long it takes, for who cannot go on before
    */
-  async delete(name: string) {
+  async delete(name: string, { forever = false } = {}) {
     const node = this.#nodes.get(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
     const roots = [...node.parents].filter(edge => this.#roots.has(edge))
@@ -130,6 +131,7 @@ export class Graph implements AsyncDisposable {
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
     node.owned = false
+    if (forever) return this.#close(node)
     const late = await this.#closeOrphan(node)
     if (late) throw late
   }

@@ -127,7 +127,8 @@ export class Freeze implements Action, AsyncDisposable {
     this.#insertable = undefined
     const [view, filter, target] = [this.#view, this.#filter, this.#target]
     this.#view = this.#filter = this.#target = undefined
-    if (view) await this.graph.delete(view.name)
+    // What still reads it does so by the filter, which must not be taken out before.
+    if (view) await this.graph.delete(view.name, { forever: true })
     // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
     // What is below it now may be the filter of another view, which was put in later.
     if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node).commit()
