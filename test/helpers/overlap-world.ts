@@ -48,11 +48,16 @@ const always = () => true
 
 /** Each is told in docs/disks.md or docs/control-socket.md, or is what QEMU says to its own commands. */
 const refusals: readonly Refusal[] = [
-  { says: /already has a block job|block device is in use by block job/, when: world => world.work.size > 0 },
+  {
+    says: /already has a block job|block device is in use by block job/,
+    when: world => world.work.size > 0 || world.transaction !== undefined,
+  },
   { says: /^block copy still active/, when: world => world.isMirrored },
   { says: /is read by a backup/, when: world => world.hasView },
-  { says: /^Need a root block node$/, when: world => world.hasView },
+  { says: /Need a root block node$/, when: world => world.hasView },
   { says: /does not have an active block job/, when: always },
+  // Any step's reason, which was told before or came meanwhile.
+  { says: /^nothing has happened, because /, when: world => world.transaction !== undefined },
   { says: /cannot accept command verb/, when: always },
   { says: /is no copy, and ends by itself/, when: always },
   { says: /^(Job|Block job) '.*' not found/, when: always },
