@@ -1,5 +1,6 @@
 // An opened qcow2 image as a node of the graph.
 
+import { InvalidParameter } from '../../base/errors.ts'
 import type { Range } from '../../base/ranges.ts'
 import type {
   BlockIo,
@@ -18,7 +19,7 @@ import { markInUse } from './bitmaps.ts'
 import { changeBackingFile } from './change-backing-file.ts'
 import { extents } from './extents.ts'
 import { writeGuest } from './guest-file.ts'
-import { Incompatible } from './format.ts'
+import { Incompatible, SECTOR } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
 import { describeSnapshot, qcow2Info, snapshotInfo } from './info.ts'
@@ -195,6 +196,8 @@ export class Qcow2Node implements BlockNode {
   }
 
   async resize(size: number) {
+    // In its header may be another size, but whoever counts in sectors, as QEMU does, would not see the rest.
+    if (size % SECTOR !== 0) throw new InvalidParameter(`The new size must be a multiple of ${SECTOR}`)
     this.image.checkUndamaged()
     using _alone = await this.image.loans.callBack()
     await resize(this.image, this.#zeroing, size)

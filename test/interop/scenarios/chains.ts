@@ -53,6 +53,7 @@ export const chains: readonly Scenario[] = [
       add('top', 'b'),
       add('small', 'b'),
       qmp('query-named-block-nodes', { flat: true }),
+      qmp('block_resize', { 'node-name': 'small', size: (16 << 20) + 1000 }),
       qmp('block_resize', { 'node-name': 'small', size: 16 << 20 }),
       qmp('query-named-block-nodes', { flat: true }, { ignoring: ['count'] }),
       bitmap('small', 'b', { differs: tailIsDirty }),
