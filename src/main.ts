@@ -2,8 +2,6 @@
 
 // eslint-disable-next-line import/no-unassigned-import -- it says how many threads there are
 import './base/threads.ts'
-// eslint-disable-next-line import/no-unassigned-import -- before the heap has grown
-import './base/young-heap.ts'
 import type { Appliance } from './appliance.ts'
 import { BadSettings } from './base/errors.ts'
 import type { Log } from './base/log.ts'
