@@ -142,7 +142,8 @@ class Running {
     if (!this.#isThere || this.#isGone || !RequestRing.hasRoom(this.pending)) return false
     const now = performance.now()
     if (this.pending === 0) this.#progress = now
-    if (now - this.#progress > STUCK_MS) this.#apartUntil = now + this.apartMs
+    // What is done and not collected yet waits for this thread.
+    if (now - this.#progress > STUCK_MS && this.#ring.done === this.#answered) this.#apartUntil = now + this.apartMs
     return now >= this.#apartUntil
   }
 
