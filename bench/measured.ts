@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync, readdirSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { find } from './demo/tools.ts'
@@ -49,7 +49,10 @@ async function sync(path: string) {
   }
 }
 
-/** Looks from time to time how much memory a process and its children have had at most. */
+/**
+ * Looks from time to time how much memory a process and its children have had at most. Of its main thread's children only: to look at each of a
+ * hundred threads of ours took 1.5 ms each time.
+ */
 export function watchMemory(pid: number) {
   let most = 0
   const look = () => void (most = Math.max(most, mostMemory(pid)))
@@ -68,9 +71,7 @@ export function watchMemory(pid: number) {
 function mostMemory(pid: number): number {
   try {
     const [, kib = '0'] = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
-    const children = readdirSync(`/proc/${pid}/task`).flatMap(task =>
-      readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').trim().split(' ').filter(Boolean),
-    )
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').filter(Boolean)
     return Number(kib) * 1024 + children.reduce((sum, child) => sum + mostMemory(Number(child)), 0)
   } catch (error) {
     if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return 0
