@@ -56,6 +56,8 @@ const refusals: readonly Refusal[] = [
   { says: /is read by a backup/, when: world => world.hasView },
   { says: /Need a root block node$/, when: world => world.hasView },
   { says: /does not have an active block job/, when: always },
+  // A step's node went behind an overlay since, or is to by another step.
+  { says: /node is used as backing hd of/, when: world => world.transaction !== undefined },
   // Any step's reason, which was told before or came meanwhile.
   { says: /^nothing has happened, because /, when: world => world.transaction !== undefined },
   { says: /cannot accept command verb/, when: always },
