@@ -58,11 +58,13 @@ const refusals: readonly Refusal[] = [
   { says: /does not have an active block job/, when: always },
   // A step's node went behind an overlay since, or is to by another step.
   { says: /node is used as backing hd of/, when: world => world.transaction !== undefined },
+  // So it is where a job has closed the node since.
+  { says: /^Cannot find device=/, when: world => world.transaction !== undefined },
   // Any step's reason, which was told before or came meanwhile.
   { says: /^nothing has happened, because /, when: world => world.transaction !== undefined },
   { says: /cannot accept command verb/, when: always },
   { says: /is no copy, and ends by itself/, when: always },
-  { says: /^(Job|Block job) '.*' not found/, when: always },
+  { says: /^(Job|Block job)( '.*')? not found/, when: always },
 ]
 
 export class OverlapWorld extends HistoryWorld {
@@ -156,6 +158,7 @@ export class OverlapWorld extends HistoryWorld {
   }
 
   async isOver(work: Work): Promise<boolean> {
+    if (this.work.get(work.disk) !== work) return true
     const end = work.own ? this.#ended.get(work.id) : await this.#diskJob(work)
     if (!end) return false
     this.work.delete(work.disk)
