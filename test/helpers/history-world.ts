@@ -210,7 +210,10 @@ repositories: { local: { plugin: file, path: ./repository } }
     const { node } = machine.disks.find(({ name }) => name === disk)!
     const nodes = await this.execute<{ 'node-name': string; image: ImageReply }[]>('query-named-block-nodes')
     const files: string[] = []
-    let image: ImageReply | undefined = nodes.find(one => one['node-name'] === node)!.image
+    const active = nodes.find(one => one['node-name'] === node)
+    // A job that pivots by itself has moved the disk between the two questions.
+    if (!active) return this.chainOf(disk)
+    let image: ImageReply | undefined = active.image
     for (; image; image = image['backing-image']) files.push(image.filename)
     return files
   }
