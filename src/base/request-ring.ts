@@ -90,7 +90,7 @@ export class RequestRing {
     await Atomics.waitAsync(this.#head, DONE, done).value
   }
 
-  /** The last ones took as long as if they had waited for a disk. */
+  /** The last ones have waited for a disk. */
   get isSlow() {
     return Atomics.load(this.#head, SLOW) === 1
   }
