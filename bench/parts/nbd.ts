@@ -141,7 +141,7 @@ interface Workload {
 const workloads: readonly Workload[] = [
   { title: 'copy out, 256 KiB, 4 connections', work: copy(4), overNbdkit: 1.5 },
   { title: 'copy out, 256 KiB, 1 connection', work: copy(1), overNbdkit: 1.5 },
-  { title: 'read 4 KiB, 1 at a time (fio)', work: byFio('randread', 1), overNbdkit: 1.2, warm: 5 },
+  { title: 'read 4 KiB, 1 at a time (fio)', work: byFio('randread', 1), overNbdkit: 1.2, warm: 8 },
   { title: 'read 4 KiB, 16 at a time', work: small('randread', 16), overNbdkit: 1.5 },
   { title: 'read 4 KiB, 64 at a time', work: small('randread', 64), overNbdkit: 1.5 },
   { title: 'write 4 KiB, 64 at a time', work: small('randwrite', 64), overNbdkit: 1.5 },
