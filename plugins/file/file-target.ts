@@ -212,7 +212,8 @@ export class FileTarget implements Target {
 
   async #write(path: string, body: Uint8Array) {
     await using file = await this.calls.create(path)
-    await this.calls.write(file, body)
+    const direct = body.length > SMALL ? await this.calls.writeDirect(path, body) : 0
+    await this.calls.write(file, body.subarray(direct), direct)
     await this.calls.sync(file)
     return await tagOf(file, await file.stat({ bigint: true }), body)
   }

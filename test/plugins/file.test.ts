@@ -7,13 +7,18 @@ import t from 'tap'
 import { FileTarget } from '../../plugins/file/file-target.ts'
 import { systemCalls, type SystemCalls } from '../../plugins/file/system-calls.ts'
 import { InvalidParameter, IoError } from '../../src/base/errors.ts'
+import { native } from '../../src/base/native.ts'
+import { sharedMemory } from '../../src/base/shared-memory.ts'
 import { NotThere, PreconditionFailed } from '../../src/push/target.ts'
 import { collect } from '../../src/repository/collector.ts'
 import { forget } from '../../src/repository/points.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { newRepository, pushDisks, restored, sourceOf } from '../helpers/push-point.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
+import { scratchFolder } from '../helpers/control.ts'
+import { directMissing } from '../helpers/direct.ts'
 import { listed, targetSuite } from '../helpers/target-suite.ts'
+import { missing, run } from '../helpers/tools.ts'
 
 const folder = t.testdir({ suite: {}, linkless: {} })
 const noLinks: SystemCalls = {
@@ -46,6 +51,7 @@ function killedAt(step: number, when: 'before' | 'after'): SystemCalls & { reado
       return file
     }),
     write: guard(systemCalls.write),
+    writeDirect: guard(systemCalls.writeDirect),
     sync: guard(systemCalls.sync),
     link: guard(systemCalls.link),
     rename: guard(systemCalls.rename),
@@ -57,7 +63,7 @@ function killedAt(step: number, when: 'before' | 'after'): SystemCalls & { reado
 
 t.test('a put that ends at any step leaves the old object or the new one, and the next put works', async t => {
   const old = randomBytes(5000, 1)
-  const fresh = randomBytes(7000, 2)
+  const fresh = randomBytes((1 << 20) + 7000, 2) // so large that some of it goes around the page cache
   for (const how of ['create', 'replace', 'compare and swap'] as const) {
     let steps = 0
     for (const when of ['before', 'after'] as const) {
@@ -103,7 +109,7 @@ t.test('a put that ends at any step leaves the old object or the new one, and th
 })
 
 t.test('every step that fails fails the put with a sentence, and the target goes on', async t => {
-  for (const name of ['create', 'write', 'sync', 'mkdir', 'link', 'syncFolder'] as const) {
+  for (const name of ['create', 'writeDirect', 'write', 'sync', 'mkdir', 'link', 'syncFolder'] as const) {
     const path = t.testdir()
     let failures = 1
     const fails = () => {
@@ -114,7 +120,7 @@ t.test('every step that fails fails the put with a sentence, and the target goes
       [name]: async (...args: never[]) => (fails(), (systemCalls[name] as (...a: never[]) => unknown)(...args)),
     }
     await using target = await FileTarget.open(path, calls)
-    await t.rejects(target.put('folder/x', Buffer.alloc(10), { ifAbsent: true }), {
+    await t.rejects(target.put('folder/x', Buffer.alloc(2 << 20), { ifAbsent: true }), {
       name: 'NoSpace',
       message: new RegExp(`^${path}: No space left on device; make room there`),
     })
@@ -124,6 +130,56 @@ t.test('every step that fails fails the put with a sentence, and the target goes
     t.same(readdirSync(`${path}/.tmp`), [], 'nothing is left behind')
   }
 })
+
+/** Of what could go around the page cache, not more than so much does. */
+const some = (most: number): SystemCalls => ({
+  ...systemCalls,
+  writeDirect: (path, body) => systemCalls.writeDirect(path, body.subarray(0, most)),
+})
+
+t.test('a large object is what was put, however much of it went around the page cache', async t => {
+  const path = t.testdir()
+  const MiB = 1 << 20
+  const memory = sharedMemory(4 * MiB)
+  randomBytes(memory.length, 3).copy(memory)
+  for (const [number, calls] of [systemCalls, some(MiB), some(0)].entries()) {
+    await using target = await FileTarget.open(path, calls)
+    for (const [begin, end] of [
+      [0, 4 * MiB],
+      [0, 2 * MiB + 777],
+      [4096, 2 * MiB],
+      [16, 3 * MiB],
+      [1, 2 * MiB + 4097],
+    ] as const) {
+      const body = memory.subarray(begin, end)
+      const { tag } = await target.put(`x/${number}-${begin}`, body)
+      const found = await target.get(`x/${number}-${begin}`)
+      t.ok(found.body.equals(body), `${begin} to ${end}`)
+      t.equal(found.tag, tag)
+    }
+  }
+})
+
+t.test(
+  'a large object is not in the page cache when it has been put',
+  { skip: directMissing || missing('fincore', 'dd') || !native },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const path = await scratchFolder(stack)
+    const cached = async (name: string) =>
+      Number(await run('fincore', ['--bytes', '--noheadings', '--output', 'RES', `${path}/${name}`]))
+    await run('dd', ['if=/dev/zero', `of=${path}/theirs`, 'oflag=direct', 'bs=1M', 'count=4', 'status=none'])
+    if ((await cached('theirs')) > 0) return void t.pass('a file system that keeps all in the page cache anyway')
+    const target = stack.use(await FileTarget.open(path))
+    await target.put(
+      'large',
+      sharedMemory(4 << 20)
+        .fill('x')
+        .subarray(0, -100),
+    )
+    t.ok((await cached('large')) <= 1 << 16, 'but what is behind the last whole page')
+  },
+)
 
 t.test('what a crashed writer left is swept away once it is old, and nothing else is', async t => {
   const path = t.testdir({ '.tmp': { old: 'x', young: 'y' } })
@@ -267,6 +323,7 @@ t.test('a disk that is full takes no backup, gives back what it holds, and has k
       if (used() + body.length > limit) throw Object.assign(new Error('ENOSPC, write'), { code: 'ENOSPC' })
       await systemCalls.write(file, body)
     },
+    writeDirect: () => Promise.resolve(0),
   })
   await newRepository(target)
   const told: string[] = []
