@@ -7,18 +7,22 @@
 // needs none: the kernel picks the winner.
 // Where the disk is full something must be written before anything can be deleted: what was chosen to go. So some space is kept in `.reserve`,
 // which the first urgent put that finds no other gets, and which is set aside anew when a backup finds plenty.
+// Nothing is made before something is put: to look whether there is a repository leaves no folder behind, and where a disk is not mounted
+// nothing comes into its place. `.tmp` says that the folder is the one it was: where a disk goes away under us all its objects are missing,
+// and that must not pass for a store without objects.
 // The tag is the SHA-256 of a small object. A large one has a tag of its inode, size and time, which is as good for what is written once.
 
 import { randomFillSync, randomUUID, hash } from 'node:crypto'
 import { mkdir, open, opendir, readdir, stat, statfs, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
-import { NoSpace, NotFound, NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
+import { NoSpace, NotSupported, OutOfRange, strerror, type Fault } from '../../src/base/errors.ts'
 import { readUpTo } from '../../src/base/positional-io.ts'
 import { systemFault } from '../../src/base/system-fault.ts'
 import {
   checkPut,
   compareKeys,
   Denied,
+  NoPlace,
   NotThere,
   PreconditionFailed,
   type GetOptions,
@@ -50,6 +54,8 @@ export class FileTarget implements Target {
   /** Folders known to be there, and durable. */
   readonly #folders = new Set<string>()
   #canLink = true
+  /** The folder is there, with `.tmp` in it, or was. */
+  #isMade = false
   #hasReserve = false
   readonly #shared = new SharedFiles()
 
@@ -63,14 +69,16 @@ export class FileTarget implements Target {
   static async open(path: string, calls: SystemCalls = systemCalls): Promise<FileTarget> {
     const root = resolve(path)
     try {
-      for (const folder of [root, join(root, TEMPORARY)]) await mkdir(folder).catch(ignore('EEXIST'))
-      if (!(await stat(root)).isDirectory()) throw new NotSupported(`${root}: is not a folder`)
-      await sweep(join(root, TEMPORARY))
-      return new FileTarget(root, calls)
+      const found = await stat(root).catch(ignore('ENOENT'))
+      if (found && !found.isDirectory()) throw new NotSupported(`${root}: is not a folder`)
+      if (!found) await stat(dirname(root))
+      const target = new FileTarget(root, calls)
+      target.#isMade = await sweep(join(root, TEMPORARY))
+      return target
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
       if (code === 'ENOENT')
-        throw new NotFound(
+        throw new NoPlace(
           `${root}: cannot be made, as the folder that it is to be in is not there; is what holds it mounted, and the path right?`,
           { cause: error },
         )
@@ -85,6 +93,7 @@ export class FileTarget implements Target {
       throw new NotSupported(`${this.location}: files cannot be locked against deletion until a date; leave the lock out`)
     options.signal?.throwIfAborted()
     return this.#named(async () => {
+      await this.#make()
       try {
         const tag = await this.#put(key, body, options)
         if (body.length > SMALL && !this.#hasReserve) await this.#setAside()
@@ -128,6 +137,7 @@ export class FileTarget implements Target {
 
   async delete(keys: readonly string[], { signal }: { signal?: AbortSignal | undefined } = {}) {
     const paths = keys.map(key => this.#pathOf(key))
+    if (!this.#isMade) return
     await this.#named(() =>
       this.#lock.hold(async () => {
         const folders = new Set<string>()
@@ -137,12 +147,31 @@ export class FileTarget implements Target {
           folders.add(dirname(path))
         }
         for (const folder of folders) await this.calls.syncFolder(folder).catch(ignore('ENOENT', 'ENOTDIR'))
+        await this.#isStillThere()
       }, signal),
     )
   }
 
   async [Symbol.asyncDispose]() {
     this.#lock[Symbol.dispose]()
+  }
+
+  /** Once: what goes away later is not made again. */
+  async #make() {
+    if (this.#isMade) return
+    for (const folder of [this.location, join(this.location, TEMPORARY)]) {
+      await mkdir(folder).catch(ignore('EEXIST'))
+      await this.calls.syncFolder(dirname(folder))
+    }
+    this.#isMade = true
+  }
+
+  /** To be asked before what is missing is taken for missing. @throws NoPlace */
+  async #isStillThere() {
+    if (!this.#isMade || (await stat(join(this.location, TEMPORARY)).catch(gone))) return
+    throw new NoPlace(
+      `${this.location}: the folder was there, and is not any more; was the disk taken away, or the folder moved?`,
+    )
   }
 
   #pathOf(key: string) {
@@ -273,7 +302,9 @@ export class FileTarget implements Target {
     signal?.throwIfAborted()
     const entries: { key: string; isFolder: boolean }[] = []
     const at = folder === '' ? this.location : this.#pathOf(folder.slice(0, -1))
-    for (const entry of await readdir(at, { withFileTypes: true }).catch(none)) {
+    const found = await readdir(at, { withFileTypes: true }).catch(none)
+    if (found.length === 0) await this.#isStillThere()
+    for (const entry of found) {
       const part = partOf(entry.name)
       if (part === undefined) continue
       const key = folder + part
@@ -287,7 +318,8 @@ export class FileTarget implements Target {
         if (inside && behind) yield* this.#walk(key, prefix, after, signal)
       } else if (key.startsWith(prefix) && (after === undefined || compareKeys(key, after) > 0)) {
         const stats = await stat(this.#pathOf(key)).catch(gone)
-        if (stats) yield { key, size: stats.size, modified: stats.mtime }
+        if (!stats) await this.#isStillThere()
+        else yield { key, size: stats.size, modified: stats.mtime }
       }
     }
   }
@@ -296,6 +328,7 @@ export class FileTarget implements Target {
     try {
       return await work()
     } catch (error) {
+      await this.#isStillThere()
       throw faultOf(this.location, error)
     }
   }
@@ -319,13 +352,16 @@ function roomFor(length: number, into: Uint8Array | undefined): Buffer {
   return Buffer.from(into.buffer, into.byteOffset, length)
 }
 
-/** Removes what crashed writers left. */
+/** Removes what crashed writers left. False where there is no such folder. */
 async function sweep(folder: string) {
-  for await (const { name } of await opendir(folder)) {
+  const opened = await opendir(folder).catch(gone)
+  if (!opened) return false
+  for await (const { name } of opened) {
     const path = join(folder, name)
     const stats = await stat(path).catch(gone)
     if (stats && Date.now() - stats.mtimeMs > STALE_MS) await unlink(path).catch(ignore('ENOENT'))
   }
+  return true
 }
 
 const missing = (error: unknown) => ['ENOENT', 'ENOTDIR', 'EISDIR'].includes((error as NodeJS.ErrnoException).code ?? '')
@@ -333,7 +369,7 @@ const missing = (error: unknown) => ['ENOENT', 'ENOTDIR', 'EISDIR'].includes((er
 /** A handler for promises that takes these errors for done. */
 const ignore =
   (...codes: string[]) =>
-  (error: unknown) => {
+  (error: unknown): undefined => {
     if (!codes.includes((error as NodeJS.ErrnoException).code ?? '')) throw error
   }
 

@@ -11,13 +11,11 @@ const SQLITE_BUSY = 5
 const PATIENCE_MS = 30_000
 
 export class FolderLock implements Disposable {
-  readonly #database: DatabaseSync
+  #database: DatabaseSync | undefined
   /** Those of this process stand in line; between processes, who asks at the right moment gets it. */
   #last: Promise<unknown> = Promise.resolve()
 
-  constructor(private readonly path: string) {
-    this.#database = new DatabaseSync(path, { timeout: 0 })
-  }
+  constructor(private readonly path: string) {}
 
   /** Runs `work` while nobody else holds the lock. */
   hold<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
@@ -26,7 +24,7 @@ export class FolderLock implements Disposable {
       try {
         return await work()
       } finally {
-        this.#database.exec('ROLLBACK')
+        this.#database!.exec('ROLLBACK')
       }
     })
     this.#last = mine.catch(messageOf) // its failure is its caller's; the next one goes on
@@ -34,7 +32,7 @@ export class FolderLock implements Disposable {
   }
 
   [Symbol.dispose]() {
-    this.#database.close()
+    this.#database?.close()
   }
 
   async #take(signal?: AbortSignal) {
@@ -42,6 +40,7 @@ export class FolderLock implements Disposable {
     for (;;) {
       signal?.throwIfAborted()
       try {
+        this.#database ??= new DatabaseSync(this.path, { timeout: 0 })
         this.#database.exec('BEGIN EXCLUSIVE')
         return
       } catch (error) {

@@ -1,16 +1,7 @@
 // What can be wrong with a store or with what the configuration says of it, each with what to do next.
 
-import {
-  BadSettings,
-  Fault,
-  InvalidParameter,
-  IoError,
-  messageOf,
-  NoSpace,
-  NotFound,
-  NotSupported,
-} from '../../src/base/errors.ts'
-import { Denied, Unavailable } from '../../src/push/target.ts'
+import { BadSettings, Fault, InvalidParameter, IoError, messageOf, NoSpace, NotSupported } from '../../src/base/errors.ts'
+import { Denied, NoPlace, Unavailable } from '../../src/push/target.ts'
 import { parseXml, textOf } from './xml.ts'
 
 /** The store does not know the access key, or no longer takes it. */
@@ -21,7 +12,7 @@ export class WrongSecretKey extends Denied {}
 export class WrongSessionToken extends Denied {}
 /** The request was signed for another region. */
 export class WrongRegion extends BadSettings {}
-export class NoBucket extends NotFound {}
+export class NoBucket extends NoPlace {}
 /** Nobody answers at the endpoint. */
 export class Unreachable extends Unavailable {}
 /** Somebody answers, and it is no S3 store. */

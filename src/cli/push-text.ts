@@ -13,7 +13,14 @@ const POLL_MS = 200
 
 type Progressing = NonNullable<SessionInfo['progress']>
 
-class PushFailed extends Fault {}
+class PushFailed extends Fault {
+  constructor(
+    message: string,
+    override readonly exitCode = 1,
+  ) {
+    super(message)
+  }
+}
 
 /** Until it has ended; a user who does not wait any more leaves it to the daemon. */
 export async function waitForPush(daemon: Daemon, { name }: SessionInfo): Promise<SessionInfo> {
@@ -29,10 +36,11 @@ export async function waitForPush(daemon: Daemon, { name }: SessionInfo): Promis
 }
 
 /** @throws PushFailed */
-export function checkPushed({ status, name, reason, repository }: SessionInfo) {
+export function checkPushed({ status, name, reason, repository, 'exit-code': exitCode }: SessionInfo) {
   if (status === 'failed')
     throw new PushFailed(
       `session '${name}': nothing was added to repository '${repository}': ${reason}; what was there is as it was`,
+      exitCode,
     )
 }
 

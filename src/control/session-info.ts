@@ -11,6 +11,8 @@ export const sessionInfo = z.strictObject({
   status: z.enum(['open', 'broken', 'running', 'finished', 'failed']),
   /** Why it is broken or has failed. */
   reason: z.string().optional(),
+  /** Of a push that has failed: what the command line exits with, where there is a code for it. */
+  'exit-code': z.int().optional(),
   /** Where it is pushed to, and, once it is there, the restore point. */
   repository: z.string().optional(),
   point: z.string().optional(),

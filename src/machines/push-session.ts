@@ -3,7 +3,7 @@
 // It ends by itself, or is aborted. Its checkpoint stays when the restore point is committed, and never otherwise: so the last one that
 // stays is always one whose restore point is there.
 
-import { Cancelled, messageOf } from '../base/errors.ts'
+import { Cancelled, faultIn, messageOf } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import { SpeedLimit } from '../base/speed-limit.ts'
 import type { Graph } from '../block/graph.ts'
@@ -101,13 +101,14 @@ export class PushSession {
     const { name, machine, checkpoint, time, consistency, disks, repository } = this.parts
     const { done, total, read, stored, new: fresh } = this.#progress
     const { result } = this
+    const { exitCode = 1 } = faultIn(this.error) ?? {}
     const ms = Math.max(1, (this.#ended?.at ?? performance.now()) - this.#begun)
     return {
       name,
       machine: machine.name,
       mode: this.mode,
       status: !this.#ended || !this.concluded ? ('running' as const) : result ? ('finished' as const) : ('failed' as const),
-      ...(this.concluded && !result && { reason: messageOf(this.error) }),
+      ...(this.concluded && !result && { reason: messageOf(this.error), ...(exitCode !== 1 && { 'exit-code': exitCode }) }),
       ...(this.concluded && result?.unfinished !== undefined && { reason: result.unfinished }),
       repository: repository.name,
       ...(result && { point: pointName(result) }),

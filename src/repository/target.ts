@@ -8,7 +8,7 @@
 // - Keys: 1 to 512 bytes of UTF-8, parts divided by "/", no part empty, "." or "..", no control characters, and no key is the folder
 //   of another. Anything else is for the target to carry: spaces, "%", "+", quotes, any language.
 
-import { Fault, InvalidParameter } from '../base/errors.ts'
+import { Fault, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 
 export interface PutOptions {
@@ -66,6 +66,11 @@ export class NotThere extends Fault {
   constructor(readonly key: string) {
     super(`there is no object '${key}'`)
   }
+}
+
+/** Where the objects are to be there is nothing at all: no such folder, no such bucket. */
+export class NoPlace extends NotFound {
+  override readonly exitCode = 10
 }
 
 /** The object is there, or is not the version that was to be replaced: somebody else was first. */

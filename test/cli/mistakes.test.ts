@@ -42,6 +42,7 @@ t.test('a call that cannot be done says why, what to do, and exits as the refere
   empty: { plugin: file, path: ./other, encryption: { key: "file:${folder}/empty.key" } }
   lost: { plugin: file, path: ./other, encryption: { key: "file:${folder}/none.key" } }
   unset: { plugin: file, path: ./other, encryption: { key: "env:STILLPOINT_NO_SUCH_KEY" } }
+  other: { plugin: file, path: ./other }
   nowhere: { plugin: file, path: ./no/such/folder }
 schedules:
   nightly: { machines: [db], repository: local }
@@ -69,7 +70,7 @@ schedules:
     ['backup start bd --push local', 1, /no machine 'bd'; .*'db'/],
     ['backup start db --push loccal', 1, /there is no repository 'loccal'; the configuration has 'local', 'empty'/],
     ['backup start db --push local --speed fast', 2, /--speed must be a size/],
-    ['backup start db --push empty', 1, /nothing was added to repository 'empty': .*there is nothing in file:.*empty\.key/],
+    ['backup start db --push empty', 2, /nothing was added to repository 'empty': .*there is nothing in file:.*empty\.key/],
     ['backup finish nothing', 1, /no backup session 'nothing'; 'stillpoint backup list' shows/],
     ['checkpoint create db bad/name', 1, /'bad\/name' cannot be the name of a checkpoint: it may have/],
     ['checkpoint delete db none', 1, /has no checkpoint 'none'; 'stillpoint checkpoint list db' shows/],
@@ -90,8 +91,10 @@ schedules:
     ['repo init local', 1, /there is a repository already/],
     ['repo init lost', 2, /repositories\.lost\.encryption\.key: .*none\.key: No such file or directory/],
     ['repo init unset', 2, /the environment has no STILLPOINT_NO_SUCH_KEY; set it for whoever runs this/],
-    ['repo init nowhere', 1, /no\/such\/folder: cannot be made, .*is what holds it mounted, and the path right\?/],
-    ['repo stats nowhere', 1, /no\/such\/folder: cannot be made/],
+    ['repo init nowhere', 10, /no\/such\/folder: cannot be made, .*is what holds it mounted, and the path right\?/],
+    ['repo stats nowhere', 10, /no\/such\/folder: cannot be made/],
+    ['backup start db --push other', 10, /nothing was added to repository 'other': .*there is no repository; make one with/],
+    ['backup start db --push nowhere', 10, /nothing was added to repository 'nowhere': .*is what holds it mounted/],
     ['repo prune local db', 1, /keeps nothing; say what to keep/],
     ['repo prune local db --keep-daily -1', 2, /--keep-daily must be a whole number, not '-1'/],
     ['image create x.qcow2 10GB', 1, /10GB/],

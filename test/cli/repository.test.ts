@@ -291,7 +291,7 @@ t.test(
       ['the secret of another key', refusal(403, 'SignatureDoesNotMatch'), 1, /look at secret-key/],
       ['a token of yesterday', refusal(400, 'ExpiredToken'), 1, /put a new one in its place/],
       ['another region', refusal(400, 'AuthorizationHeaderMalformed', '<Region>eu-north-1</Region>'), 2, /region.*eu-north-1/],
-      ['no bucket', refusal(404, 'NoSuchBucket'), 1, /no bucket 'bucket'; create it/],
+      ['no bucket', refusal(404, 'NoSuchBucket'), 10, /no bucket 'bucket'; create it/],
       ['a clock that the store never takes', refusal(403, 'RequestTimeTooSkewed', '', skewed), 1, /clock/],
       [
         'a web server',
@@ -316,7 +316,7 @@ t.test(
       t.match(await call('repo gc offsite'), { code: 1, err }, 'and nothing is deleted')
     }
     store.objects.set('site-a/repository.json', file)
-    t.match(await call('repo stats ownerless'), { code: 1, err: /cannot be made.*is what holds it mounted/ })
+    t.match(await call('repo stats ownerless'), { code: 10, err: /cannot be made.*is what holds it mounted/ })
     t.match(await call('repo stats no-folder'), { code: 1, err: /is not a folder/ })
     t.match(await call('repo stats nobody'), { code: 1, err: /nobody listens there.*is the endpoint right, the store up/ })
 

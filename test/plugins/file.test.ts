@@ -1,7 +1,18 @@
 // The file target: the conformance suite, crashes at every step, several processes, and what it shows of itself on disk.
 
 import { spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { FileTarget } from '../../plugins/file/file-target.ts'
@@ -263,6 +274,39 @@ t.test('a place that cannot be used says why', async t => {
   mkdirSync(`${path}/folder`)
   await t.rejects(target.get('folder'), NotThere)
   await t.rejects(target.put('folder', Buffer.alloc(1)), IoError)
+})
+
+t.test('to look makes nothing, and a folder that has gone away does not pass for one without objects', async t => {
+  const path = `${t.testdir()}/store`
+  {
+    await using target = await FileTarget.open(path)
+    await t.rejects(target.get('x'), NotThere)
+    t.same(await listed(target, ''), [])
+    await target.delete(['x'])
+    t.notOk(existsSync(path), 'and who looks for a repository leaves none of it behind')
+    await target.put('points/x', Buffer.from('1'))
+  }
+  for (const left of ['nothing', 'an empty folder'] as const) {
+    await using target = await FileTarget.open(path)
+    renameSync(path, `${path}.away`)
+    if (left === 'an empty folder') mkdirSync(path) // what a disk was mounted on
+    const gone = { name: 'NoPlace', exitCode: 10, message: /the folder was there, and is not any more/ }
+    await t.rejects(target.get('points/x'), gone, left)
+    await t.rejects(target.get('points/x', { range: { offset: 0, length: 1 } }), gone, left)
+    await t.rejects(listed(target, 'points/'), gone, left)
+    await t.rejects(target.put('points/y', Buffer.alloc(1), { ifAbsent: true }), gone, left)
+    await t.rejects(target.put('points/x', Buffer.alloc(1)), gone, left)
+    await t.rejects(target.delete(['points/x']), gone, left)
+    if (left === 'an empty folder')
+      t.same(
+        readdirSync(path).filter(name => name !== '.lock'),
+        [],
+        'nothing comes into its place',
+      )
+    rmSync(path, { recursive: true, force: true })
+    renameSync(`${path}.away`, path)
+    t.equal(String((await target.get('points/x')).body), '1', 'and when it is back, so is all that was in it')
+  }
 })
 
 // Several processes, of which one is killed while it holds the lock or writes.
