@@ -11,6 +11,7 @@ import type tls from 'node:tls'
 import { NbdConnectionError, NbdError, NbdOptionError, NbdTimeoutError, NbdUsageError } from './errors.ts'
 import { Negotiation } from './negotiation.ts'
 import type { Session } from './session.ts'
+import { isHangUp } from './tls-failure.ts'
 import { Transport, nameOfAddress } from './transport.ts'
 import type { NbdAddress } from './uri.ts'
 
@@ -70,7 +71,8 @@ async function attempts<T>(
     try {
       return await withTransport(goal, deadline - performance.now(), signal, transport => work(transport, without, trying))
     } catch (error) {
-      if (!(error instanceof NbdConnectionError) || trying.option === undefined || without.has(trying.option)) throw error
+      const closed = error instanceof NbdConnectionError || isHangUp(error)
+      if (!closed || trying.option === undefined || without.has(trying.option)) throw error
       without.add(trying.option)
     }
   }

@@ -82,8 +82,14 @@ export class NbdOptionError extends NbdError {
     /** The server's own words, or ''. */
     readonly serverMessage: string,
   ) {
-    super(`the server refuses ${option} with ${code}${serverMessage && `: ${serverMessage}`}`, { code })
+    const hint = hintOf(option, code)
+    super(`the server refuses ${option} with ${code}${serverMessage && `: ${serverMessage}`}${hint && ` (${hint})`}`, { code })
   }
+}
+
+function hintOf(option: string, code: string) {
+  if (code === 'ERR_TLS_REQD') return 'it wants TLS: write nbds:// or nbds+unix://'
+  return option === 'STARTTLS' ? 'it offers no TLS; without, write nbd:// or nbd+unix://' : ''
 }
 
 /** The peer broke the protocol, or is no NBD server. */
@@ -109,8 +115,8 @@ export class NbdTimeoutError extends NbdError {
 
 /** There is no TLS, or not with this peer. */
 export class NbdTlsError extends NbdError {
-  constructor(message: string, cause?: unknown) {
-    super(message, { code: (cause as NodeJS.ErrnoException | undefined)?.code ?? 'ETLS', fatal: true, cause })
+  constructor(message: string, cause?: unknown, code = (cause as NodeJS.ErrnoException | undefined)?.code ?? 'ETLS') {
+    super(message, { code, fatal: true, cause })
   }
 }
 

@@ -3,10 +3,11 @@
 // The server is verified unless the caller says otherwise in words. A name to verify it by comes from `serverName`, or is the host; a
 // unix socket has none, so there it must be said (CVE-2024-7383 was a client that let it pass).
 
+import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import net from 'node:net'
 import { join } from 'node:path'
-import type tls from 'node:tls'
+import tls from 'node:tls'
 import { NbdTlsError, NbdUriError, NbdUsageError } from './errors.ts'
 import type { NbdAddress, UriTls } from './uri.ts'
 
@@ -29,7 +30,7 @@ export interface TlsOptions {
   readonly connectionOptions?: tls.ConnectionOptions
 }
 
-/** What `tls.connect` needs. Throws NbdUsageError where the server could not be verified. */
+/** What `tls.connect` needs. Throws NbdUsageError where the server could not be verified, and NbdTlsError where it cannot be done. */
 export function connectionOptions(options: TlsOptions, address: NbdAddress): tls.ConnectionOptions {
   const { ca, cert, key, passphrase, psk, serverName, verify = true, anonymous = false } = options
   const host = 'path' in address ? undefined : address.host
@@ -38,6 +39,7 @@ export function connectionOptions(options: TlsOptions, address: NbdAddress): tls
     throw new NbdUsageError(
       "a unix socket has no host name to verify the server's certificate by; give tls.serverName (tls-hostname)",
     )
+  if (psk && !(psk.key?.length > 0)) throw new NbdUsageError(`tls.psk.key of '${psk.identity}' must be a Buffer with the key`)
   const common: tls.ConnectionOptions = {
     minVersion: 'TLSv1.2',
     ...(name !== undefined && (net.isIP(name) ? { host: name } : { host: name, servername: name })),
@@ -60,7 +62,19 @@ export function connectionOptions(options: TlsOptions, address: NbdAddress): tls
           ...(passphrase !== undefined && { passphrase }),
           rejectUnauthorized: verify,
         }
-  return { ...chosen, ...options.connectionOptions }
+  const all = { ...chosen, ...options.connectionOptions }
+  try {
+    return { secureContext: tls.createSecureContext(all), ...all }
+  } catch (error) {
+    throw new NbdTlsError(`TLS cannot begin: ${ownFault(error as NodeJS.ErrnoException)}`, error)
+  }
+}
+
+/** What is wrong with the client's own certificates, keys and settings. */
+function ownFault({ code = '', message }: NodeJS.ErrnoException) {
+  if (code === 'ERR_OSSL_X509_KEY_VALUES_MISMATCH') return "the client's key is not that of its certificate"
+  if (/_PEM_|_ASN1_|_DECODER_/.test(code)) return `a certificate or key of the client is not in PEM form (${code})`
+  return /BAD_DECRYPT|INTERRUPTED/.test(code) ? `the client's key is encrypted, and needs its tls.passphrase (${code})` : message
 }
 
 /** TLS 1.3's own, and those of 1.2 that a pre-shared key can be used with. */
@@ -107,8 +121,19 @@ export async function readCertificates(folder: string): Promise<Pick<TlsOptions,
     }
   }
   const ca = await readOr(join(folder, 'ca-cert.pem'))
+  certificateOf(ca, join(folder, 'ca-cert.pem')) // to Node, what holds none means to trust all that it trusts by default
   const [cert, key] = [await optional('client-cert.pem'), await optional('client-key.pem')]
+  if ((cert === undefined) !== (key === undefined))
+    throw new NbdTlsError(`${folder} has only one of client-cert.pem and client-key.pem; it must have both or neither`)
   return { ca, ...(cert !== undefined && { cert }), ...(key !== undefined && { key }) }
+}
+
+function certificateOf(pem: string, file: string) {
+  try {
+    return new X509Certificate(pem)
+  } catch (error) {
+    throw new NbdTlsError(`${file} is no certificate in PEM form`, error)
+  }
 }
 
 async function readOr(file: string) {

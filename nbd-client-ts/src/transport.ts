@@ -7,8 +7,9 @@
 
 import net from 'node:net'
 import tls from 'node:tls'
-import { NbdConnectionError, type NbdError, NbdTlsError } from './errors.ts'
+import { NbdConnectionError, type NbdError } from './errors.ts'
 import { DEFAULT_PORT } from './protocol.ts'
+import { tlsFailure, tlsHangUp } from './tls-failure.ts'
 import type { NbdAddress } from './uri.ts'
 
 export interface Receiver {
@@ -40,8 +41,14 @@ export class Transport {
   #socket: net.Socket
   #error: NbdError | undefined
   #paused = false
+  #isConnected = false
+  /** How TLS was begun, while nothing has come through it: until then the server may still turn down what it was shown. */
+  #unheard: tls.ConnectionOptions | undefined
 
-  private constructor(socket: net.Socket) {
+  private constructor(
+    socket: net.Socket,
+    private readonly where: string,
+  ) {
     this.#socket = socket
     this.#listen(socket)
   }
@@ -71,11 +78,14 @@ export class Transport {
       keepAliveInitialDelay: keepAlive,
       ...(!willUseTls && { onread }),
     })
-    const transport = new Transport(socket)
+    const transport = new Transport(socket, nameOfAddress(address))
     made.transport = transport
     if (willUseTls) transport.#listenToData(socket)
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    socket.once('connect', resolve)
+    socket.once('connect', () => {
+      transport.#isConnected = true
+      resolve()
+    })
     socket.once('close', () => reject(transport.#error!))
     return { transport, connected: promise }
   }
@@ -113,18 +123,12 @@ export class Transport {
   async startTls(options: tls.ConnectionOptions): Promise<tls.TLSSocket> {
     const plain = this.#socket
     plain.removeAllListeners('data')
+    this.#unheard = options
     const secure = tls.connect({ ...options, socket: plain })
     this.#socket = secure
     const { promise, resolve, reject } = Promise.withResolvers<tls.TLSSocket>()
     secure.once('secureConnect', () => resolve(secure))
-    secure.once('error', (error: Error) => {
-      const failed = new NbdTlsError(`TLS failed: ${error.message}`, error)
-      reject(failed)
-      this.destroy(failed)
-    })
-    secure.once('close', () =>
-      reject(this.#error ?? new NbdTlsError('the server closed the connection during the TLS handshake')),
-    )
+    secure.once('close', () => reject(this.#error!))
     this.#listen(secure)
     this.#listenToData(secure)
     return promise
@@ -151,17 +155,22 @@ export class Transport {
   }
 
   #listen(socket: net.Socket) {
-    socket.on('error', (error: NodeJS.ErrnoException) =>
-      this.destroy(
-        new NbdConnectionError(`the connection was lost: ${error.message}`, { code: error.code ?? 'EIO', cause: error }),
-      ),
-    )
-    socket.on('end', () => this.destroy(new NbdConnectionError('the server closed the connection')))
-    socket.on('close', () => this.destroy(new NbdConnectionError('the connection was closed')))
+    socket.on('error', (error: NodeJS.ErrnoException) => this.destroy(this.#failure(error)))
+    const hungUp = (message: string) => this.destroy(this.#unheard ? tlsHangUp(this.#unheard) : new NbdConnectionError(message))
+    socket.on('end', () => hungUp('the server closed the connection'))
+    socket.on('close', () => hungUp('the connection was closed'))
+  }
+
+  #failure(error: NodeJS.ErrnoException) {
+    if (this.#unheard) return tlsFailure(error, this.#unheard)
+    const { code = 'EIO', message } = error
+    const what = this.#isConnected ? 'the connection was lost' : `no connection to ${this.where}`
+    return new NbdConnectionError(`${what}: ${message || code}`, { code, cause: error })
   }
 
   #listenToData(socket: net.Socket) {
     socket.on('data', (bytes: Buffer) => {
+      this.#unheard = undefined
       if (!this.#error) this.#receiver.received(bytes)
     })
   }

@@ -1,6 +1,6 @@
 // TLS with nbdkit and qemu-nbd, and with peers that would have us do without.
 
-import { readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { NbdClient, type TlsOptions } from '../src/index.ts'
@@ -61,7 +61,11 @@ t.test('certificates: nbdkit is believed when it is who it should be, in TLS 1.2
     name: 'NbdUriError',
     message: /allowLocalFiles/,
   })
-  await rejected(t, NbdClient.connect(server.uri()), { name: 'NbdOptionError', code: 'ERR_TLS_REQD' })
+  await rejected(t, NbdClient.connect(server.uri()), {
+    name: 'NbdOptionError',
+    code: 'ERR_TLS_REQD',
+    message: /write nbds:/,
+  })
 })
 
 t.test('certificates: a server that wants one of ours gets it', { skip: skipQemu }, async t => {
@@ -80,8 +84,81 @@ t.test('certificates: a server that wants one of ours gets it', { skip: skipQemu
   t.ok(await readsAndWrites(uri, { tls: { ca, cert, key, serverName: 'server.test' } }))
   await rejected(t, NbdClient.connect(uri, { tls: { ca, serverName: 'server.test' } }), {
     fatal: true,
-    name: /NbdTlsError|NbdConnectionError/,
+    name: 'NbdTlsError',
+    message: /closed the connection.* may want a certificate of the client, and none was given/,
   })
+})
+
+t.test('what is wrong with certificates is said, and what to do about it', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const [pki, old] = [makePki(stack), makePki(stack, { days: -1 })]
+  const server = await nbdkit(stack, '--tls=require', '--tls-verify-peer', `--tls-certificates=${pki}`, 'memory', '8M')
+  const expired = await nbdkit(stack, '--tls=require', `--tls-certificates=${old}`, 'memory', '8M')
+  /** The client's, of files from here and there. */
+  const mixed = (...files: readonly (readonly [from: string, name: string])[]) => {
+    const dir = folder(stack)
+    for (const [from, name] of [[pki, 'ca-cert.pem'] as const, ...files]) copyFileSync(join(from, name), join(dir, name))
+    return dir
+  }
+  const [cert, key] = ['client-cert.pem', 'client-key.pem'] as const
+  const garbage = mixed()
+  writeFileSync(join(garbage, 'ca-cert.pem'), '')
+  const at =
+    (to: typeof server, dir: string, host = 'server.test') =>
+    () =>
+      NbdClient.connect(secure(to.uri('', `tls-hostname=${host}&tls-certificates=${dir}`)), { allowLocalFiles: true })
+  for (const [call, message] of [
+    [at(server, mixed()), /may want a certificate of the client, and none was given \(client-cert\.pem/],
+    [at(server, mixed([old, cert], [old, key])), /may not accept the client's certificate/],
+    [at(server, pki, 'other.test'), /other\.test.*DNS:server\.test.* give its name by tls-hostname/],
+    [at(server, old), /signed by nobody who is trusted here: give the certificate of its authority, as ca-cert\.pem/],
+    [at(expired, old), /the server's certificate has expired/],
+    [at(server, mixed([pki, cert], [old, key])), /the client's key is not that of its certificate/],
+    [at(server, mixed([pki, cert])), /only one of client-cert\.pem and client-key\.pem/],
+    [at(server, garbage), /ca-cert\.pem is no certificate in PEM form/],
+  ] as const)
+    await rejected(t, call(), { name: 'NbdTlsError', message, fatal: true })
+})
+
+t.test('a server that hangs up when it has seen the certificate did not hang up on an option', { skip }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const pki = makePki(stack)
+  const [ca, cert, key] = ['ca-cert', 'server-cert', 'server-key'].map(name => readFileSync(join(pki, `${name}.pem`))) as [
+    Buffer,
+    Buffer,
+    Buffer,
+  ]
+  const tls = { ca, cert, key, serverName: 'server.test' }
+  let reset = false
+  const uri = await play(
+    stack,
+    async peer => {
+      peer.send(hello())
+      await peer.read(4)
+      await peer.option()
+      peer.send(optionReply(Option.STARTTLS, OptionReply.ACK))
+      const inner = peer.secure({ cert, key })
+      if (!reset) return void inner.socket.once('secure', () => inner.socket.end())
+      for (;;) {
+        const { option, data } = await inner.option()
+        const name = Object.keys(Option).find(name => Option[name as keyof typeof Option] === option) as keyof typeof Option
+        inner.send((structuredAnswers[name] ?? refuse(name, 'ERR_UNSUP'))(data, inner)!)
+        if (option === Option.GO) break
+      }
+      await inner.request()
+      peer.socket.resetAndDestroy()
+    },
+    'tcp',
+  )
+  const message = /closed the connection and did not say why: it may not accept the client's certificate/
+  await rejected(t, NbdClient.connect(secure(uri), { tls }), { name: 'NbdTlsError', message })
+  reset = true
+  const client = await NbdClient.connect(secure(uri), { tls })
+  await t.rejects(
+    client.read(0, 512) as Promise<unknown> as Promise<void>,
+    { name: 'NbdConnectionError' },
+    'later it is about the connection',
+  )
 })
 
 t.test('a pre-shared key: nbdkit and qemu-nbd, by options and by URI', { skip: skip || skipQemu }, async t => {
@@ -102,7 +179,11 @@ t.test('a pre-shared key: nbdkit and qemu-nbd, by options and by URI', { skip: s
     const byUri = secure(server.uri('', `tls-psk-file=${file}`))
     t.ok(await readsAndWrites(byUri.replace('://', '://bob@'), { allowLocalFiles: true }), 'as bob')
     const wrong = { tls: { psk: { identity: 'alice', key: Buffer.alloc(16) } } }
-    await rejected(t, NbdClient.connect(uri, wrong), { fatal: true, name: /NbdTlsError|NbdConnectionError/ })
+    await rejected(t, NbdClient.connect(uri, wrong), {
+      fatal: true,
+      name: 'NbdTlsError',
+      message: /may not know the user 'alice', have another key for it/,
+    })
     await rejected(t, NbdClient.connect(byUri.replace('://', '://carol@'), { allowLocalFiles: true }), {
       name: 'NbdTlsError',
       message: /no line 'carol:/,
@@ -126,6 +207,10 @@ t.test('a server whose certificate is shown in place of the key is refused', { s
   const psk = { identity: 'alice', key: Buffer.from(KEY, 'hex') }
   const ca = readFileSync(join(pki, 'ca-cert.pem'))
   await rejected(t, NbdClient.connect(secure(server.uri()), { tls: { psk, connectionOptions: { ca } } }), { name: 'NbdTlsError' })
+  await rejected(t, NbdClient.connect(secure(server.uri()), { tls: { psk } }), {
+    name: 'NbdTlsError',
+    message: /shows a certificate, and did not use the pre-shared key/,
+  })
 })
 
 const wanted: TlsOptions = { serverName: 'server.test', ca: '' }
@@ -144,7 +229,7 @@ t.test('nbds never goes on in the clear', async t => {
     await rejected(t, NbdClient.connect(secure(uri), { tls: wanted }), {
       name: 'NbdOptionError',
       code: reply,
-      message: /STARTTLS.*no TLS here/,
+      message: /STARTTLS.*no TLS here.*write nbd:/,
     })
     t.same(seen, [], 'nothing else was asked')
   }

@@ -4,8 +4,8 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { folder, run } from './servers.ts'
 
-/** A folder with ca-cert.pem, server-*.pem for `name` and 127.0.0.1, and client-*.pem for `client`. */
-export function makePki(stack: AsyncDisposableStack, name = 'server.test', client = 'alice') {
+/** A folder with ca-cert.pem, server-*.pem for `name` and 127.0.0.1, and client-*.pem for `client`; good for so many days. */
+export function makePki(stack: AsyncDisposableStack, { name = 'server.test', client = 'alice', days = 2 } = {}) {
   const dir = folder(stack)
   const at = (file: string) => join(dir, file)
   const key = (file: string) => run('openssl', 'ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', at(file))
@@ -54,7 +54,7 @@ export function makePki(stack: AsyncDisposableStack, name = 'server.test', clien
       at('ca-key.pem'),
       '-CAcreateserial',
       '-days',
-      '2',
+      String(days),
       '-extfile',
       at(`work/${role}.ext`),
     ]
