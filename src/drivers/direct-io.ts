@@ -9,6 +9,7 @@
 import type { Stats } from 'node:fs'
 import { constants, open, type FileHandle } from 'node:fs/promises'
 import { InvalidParameter, NotSupported } from '../base/errors.ts'
+import { native } from '../base/native.ts'
 import { readSome, writeSome } from '../base/positional-io.ts'
 import { Sides } from '../base/sides.ts'
 import { Slabs } from '../base/slabs.ts'
@@ -19,6 +20,8 @@ const PAGE = 4096
 /** What needs more than that goes through the page cache. */
 const MOST_GRANULE = 64 << 10
 const SLAB = 512 << 10
+/** Of memory that begins with a page, and need not be copied. */
+const MOST_AT_ONCE = 1 << 20
 
 /** Each at most as much as it is asked to; tests have others. */
 export interface DirectCalls {
@@ -66,9 +69,9 @@ export class DirectIo {
 
   /** Fills `into`, or as much of its beginning as can be had so: says how many bytes. The rest is for the page cache, which knows why. */
   async read(offset: number, into: Buffer): Promise<number> {
-    return this.#inPieces(offset, into, async (piece, slab, at) => {
-      const count = await this.calls.readSome(this.handle.fd, slab.subarray(0, piece.length), 0, at, this.besideFd)
-      slab.copy(piece, 0, 0, count)
+    return this.#inPieces(offset, into, async (piece, pages, at) => {
+      const count = await this.calls.readSome(this.handle.fd, pages, 0, at, this.besideFd)
+      if (pages !== piece) pages.copy(piece, 0, 0, count)
       return count
     })
   }
@@ -76,9 +79,9 @@ export class DirectIo {
   /** Writes as much of the beginning of `data` as can be written so. */
   async write(offset: number, data: Buffer): Promise<number> {
     return this.#sides.on('direct', () =>
-      this.#inPieces(offset, data, (piece, slab, at) => {
-        piece.copy(slab)
-        return this.calls.writeSome(this.handle.fd, slab.subarray(0, piece.length), 0, at, this.besideFd)
+      this.#inPieces(offset, data, (piece, pages, at) => {
+        if (pages !== piece) piece.copy(pages)
+        return this.calls.writeSome(this.handle.fd, pages, 0, at, this.besideFd)
       }),
     )
   }
@@ -92,14 +95,15 @@ export class DirectIo {
     return this.handle.close()
   }
 
-  async #inPieces(offset: number, bytes: Buffer, go: (piece: Buffer, slab: Buffer, at: number) => Promise<number>) {
+  /** `pages`: the piece itself, or memory as long, where the piece does not begin with a page. */
+  async #inPieces(offset: number, bytes: Buffer, go: (piece: Buffer, pages: Buffer, at: number) => Promise<number>) {
+    const isAligned = native !== undefined && native.addressOf(bytes) % PAGE === 0
     let done = 0
     while (done < bytes.length) {
-      const piece = bytes.subarray(done, done + SLAB)
+      const piece = bytes.subarray(done, done + (isAligned ? MOST_AT_ONCE : SLAB))
       const at = offset + done
-      const count = await this.#slabs
-        .use(slab => go(piece, slab, at))
-        .catch((error: unknown) => this.#refused(error, at, piece.length))
+      const going = isAligned ? go(piece, piece, at) : this.#slabs.use(slab => go(piece, slab.subarray(0, piece.length), at))
+      const count = await going.catch((error: unknown) => this.#refused(error, at, piece.length))
       done += count
       if (count < piece.length) break // the end of the file, or of the space
     }

@@ -2,7 +2,10 @@
 // thread gets a tray whole, so that many chunks cost one message, and nothing is copied between the store's reply and what is written.
 //
 //     input, `inputBytesFor` a chunk's longest     output, `outputBytesFor` it: the plain bytes, one part behind the other
+//
+// The output begins with a page, so that a disk can take its chunks around the page cache as they lie there.
 
+import { alignUp } from '../base/ranges.ts'
 import { HEADER, ID, TAG, type BlobType } from './blob.ts'
 import { Damaged } from './faults.ts'
 import type { Place } from './seal-job.ts'
@@ -38,9 +41,10 @@ const OUTPUT = 2 << 20
 const SPARE = 256 << 10
 /** The smallest chunks are 64 KiB. */
 const BLOBS = 32
+const PAGE = 4096
 
-export const outputBytesFor = (maxPlain: number) => Math.max(OUTPUT, maxPlain)
-export const inputBytesFor = (maxPlain: number) => outputBytesFor(maxPlain) + BLOBS * (HEADER + TAG) + SPARE
+export const outputBytesFor = (maxPlain: number) => alignUp(Math.max(OUTPUT, maxPlain), PAGE)
+export const inputBytesFor = (maxPlain: number) => alignUp(outputBytesFor(maxPlain) + BLOBS * (HEADER + TAG) + SPARE, PAGE)
 
 export const trayBytesFor = (maxPlain: number) => inputBytesFor(maxPlain) + outputBytesFor(maxPlain)
 

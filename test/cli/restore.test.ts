@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import {
   constants,
   existsSync,
+  mkdirSync,
   openSync,
   closeSync,
   readdirSync,
@@ -18,6 +19,8 @@ import t from 'tap'
 import { openTarget } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
+import { scratchFolder as onDisk } from '../helpers/control.ts'
+import { directMissing } from '../helpers/direct.ts'
 import { scratchFolder } from '../helpers/qemu.ts'
 import { newRepository, pushDisks, sourceOf } from '../helpers/push-point.ts'
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
@@ -118,6 +121,23 @@ t.test('all disks of a restore point go to a folder, one to a file; raw, qcow2, 
     readdirSync(folder).filter(name => name.endsWith('.partial')),
     [],
   )
+})
+
+t.test('a new file is written around the page cache, or through it where its file system cannot do without', async t => {
+  await using own = new AsyncDisposableStack()
+  const disk = await onDisk(own)
+  const [around, inMemory] = [`${disk}/root.raw`, `${disk}/ramfs`]
+  const cached = async () => Number((await run('fincore', ['--bytes', '--noheadings', '--output', 'RES', around])).trim())
+  t.equal((await restore(`${first} root ${around}`)).code, 0)
+  if (!directMissing && !missing('fincore')) t.ok((await cached()) < older.root.length / 2)
+  t.ok(readFileSync(around).equals(older.root))
+
+  mkdirSync(inMemory)
+  const mounted = await attempt('mount', ['-t', 'ramfs', 'none', inMemory])
+  if (mounted.code !== 0) return t.pass('only root may mount what has nothing but the page cache')
+  own.defer(() => run('umount', [inMemory]).then(() => undefined))
+  t.equal((await restore(`${first} root ${inMemory}/root.raw`)).code, 0)
+  t.ok(readFileSync(`${inMemory}/root.raw`).equals(older.root))
 })
 
 t.test('in place only what differs is written: to raw, to qcow2', { skip }, async t => {

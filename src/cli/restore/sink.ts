@@ -6,7 +6,7 @@
 import { constants, type Stats } from 'node:fs'
 import { open, realpath, rm, stat } from 'node:fs/promises'
 import { renameDurably } from '../../base/atomic-file.ts'
-import { Busy, InvalidParameter, NotFound } from '../../base/errors.ts'
+import { Busy, InvalidParameter, NotFound, NotSupported } from '../../base/errors.ts'
 import { systemFault } from '../../base/system-fault.ts'
 import { isZero } from '../../base/zeroes.ts'
 import type { BlockIo } from '../../block/driver.ts'
@@ -98,7 +98,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
         await import('../image/create.ts')
       ).makeImage(images, { path: partial, format, options: [], size: Math.ceil(size / 512) * 512 })
     else await fileCreation.create({ filename: partial, size, preallocation: 'off' }, {}, {}, () => undefined)
-    const node = await images.openWritable({ name: partial, format })
+    const node = format === 'raw' ? await openAround(images, partial) : await images.openWritable({ name: partial, format })
     const io = images.writer(node)
     return {
       io,
@@ -113,6 +113,19 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
   } catch (error) {
     await drop()
     throw error
+  }
+}
+
+/**
+ * Around the page cache where its file system can: all of a disk does not fit there for long anyway, and to have memory for it there was
+ * seen to take longer than all the rest of a restore.
+ */
+async function openAround(images: Images, name: string) {
+  try {
+    return await images.openWritable({ name, format: 'raw' }, { cache: { direct: true } })
+  } catch (error) {
+    if (!(error instanceof NotSupported)) throw error
+    return images.openWritable({ name, format: 'raw' })
   }
 }
 
