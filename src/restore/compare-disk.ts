@@ -1,17 +1,17 @@
 // Compares a disk of a restore point with something that can be read: what that holds is hashed, and the ids say whether it is the same.
-// Nothing of the restore point is fetched but its tree.
+// Nothing of the restore point is fetched but its tree, and where neither has anything nothing is read: what is thin may be large.
 
 import type { Range } from '../base/ranges.ts'
 import type { BlockIo } from '../block/driver.ts'
 import type { DiskManifest } from '../repository/manifest.ts'
 import type { RepositoryReader } from '../repository/reader.ts'
 import { Sealer } from '../repository/sealer.ts'
-import { idOf } from '../repository/walk.ts'
+import { walkChunks } from '../repository/walk.ts'
 
 export interface CompareOptions {
   readonly reader: RepositoryReader
   readonly disk: DiskManifest
-  readonly other: Pick<BlockIo, 'size' | 'read'>
+  readonly other: Pick<BlockIo, 'size' | 'read' | 'extents'>
   readonly sealer?: Sealer
 }
 
@@ -58,19 +58,45 @@ export async function* compareDisk(options: CompareOptions): AsyncGenerator<Comp
     state.done = range.offset + range.length
   }
   try {
-    const chunks = Math.ceil(state.total / chunkSize)
-    for (let chunk = 0; chunk < chunks; chunk++) {
+    for await (const { chunk, id } of chunksToCompare(options, state.total)) {
       reader.signal.throwIfAborted()
       if (queue.length >= sealer.slots) await takeOne()
       const offset = chunk * chunkSize
-      const answer = differs(offset, offset < size ? await idOf(reader.nodes, disk, chunk) : undefined)
+      const answer = differs(offset, id)
       answer.catch(() => 'it is told when its turn comes')
       queue.push({ range: { offset, length: Math.min(chunkSize, state.total - offset) }, answer })
       yield state
     }
     while (queue.length > 0) await takeOne()
+    state.done = state.total
     return state
   } finally {
     await Promise.allSettled(queue.map(({ answer }) => answer))
   }
+}
+
+/** In order: those that the disk had, and where it had a hole those in which the other has something. */
+async function* chunksToCompare(
+  { reader, disk, other }: CompareOptions,
+  total: number,
+): AsyncGenerator<{ readonly chunk: number; readonly id: Buffer | undefined }> {
+  const { chunkSize } = disk
+  const inHole = async function* (from: number, to: number) {
+    let next = from
+    const offset = from * chunkSize
+    const length = Math.min(to * chunkSize, other.size) - offset
+    if (length <= 0) return
+    for await (const extent of other.extents({ offset, length })) {
+      if (extent.zero) continue
+      next = Math.max(next, Math.floor(extent.offset / chunkSize))
+      for (; next * chunkSize < extent.offset + extent.length; next++) yield { chunk: next, id: undefined }
+    }
+  }
+  let next = 0
+  for await (const one of walkChunks(reader.nodes, disk)) {
+    yield* inHole(next, one.chunk)
+    yield one
+    next = one.chunk + 1
+  }
+  yield* inHole(next, Math.ceil(total / chunkSize))
 }

@@ -22,6 +22,7 @@ import {
 import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
 import { PushMemory, type PushShare } from '../../src/push/push-memory.ts'
 import { push, type PushDisk } from '../../src/push/push.ts'
+import { compareDisk } from '../../src/restore/compare-disk.ts'
 import { restore } from '../../src/restore/restore.ts'
 
 const CHUNK = 65536
@@ -280,7 +281,7 @@ t.test('a tree of more than two levels grows and shrinks with its disk', async t
   // 65536 chunks of 64 KiB are 4 GiB: mostly holes, which cost nothing.
   const repository = await newRepository(new MemoryTarget())
   const GiB = 2 ** 30
-  const chunksOf = async (key: string) => {
+  const lookAt = async (key: string, other: ReturnType<typeof sparse>) => {
     await using reader = await RepositoryReader.begin(repository, [key], { beatMs: 0 })
     const disk = reader.points[0]!.manifest.disks[0]!
     const seen: number[] = []
@@ -291,7 +292,8 @@ t.test('a tree of more than two levels grows and shrinks with its disk', async t
       flush: async () => {},
     }
     await done(restore({ reader, disk, sink, sealer }))
-    return seen.sort((a, b) => a - b)
+    const { differs } = await done(compareDisk({ reader, disk, other, sealer }))
+    return { marks: seen.sort((a, b) => a - b), differs }
   }
   let marks = [5, 3 * GiB]
   for (const [size, added] of [
@@ -313,11 +315,12 @@ t.test('a tree of more than two levels grows and shrinks with its disk', async t
       const { key, manifest } = await pushDisks(repository, [{ name: 'root', source, changes, checkpoint }])
       t.ok(performance.now() - start < 5000, `${size} bytes in ${Math.round(performance.now() - start)} ms`)
       if (changes) t.equal(manifest.disks[0]!.read.mode, 'bitmap')
-      t.same(
-        await chunksOf(key),
-        [...marks].sort((a, b) => a - b),
-        `${size} ${how}`,
-      )
+      const marked = [...marks].sort((a, b) => a - b)
+      t.same(await lookAt(key, source), { marks: marked, differs: [] }, `${size} ${how}`)
+      t.ok(performance.now() - start < 5000, 'holes cost nothing where it is looked at, either')
+      const more = sparse(size + CHUNK, [...marks, added + CHUNK])
+      const differs = [{ offset: added + CHUNK - (added % CHUNK), length: CHUNK }]
+      t.same((await lookAt(key, more)).differs, differs, 'and what is there alone is found')
     }
   }
 })
