@@ -16,6 +16,7 @@ import type { Point, Repository } from '../repository/repository.ts'
 import { Sealer } from '../repository/sealer.ts'
 import { idOf } from '../repository/walk.ts'
 import { changedSince, pointDisk } from '../restore/point-disk.ts'
+import { SharedCache } from '../restore/shared-cache.ts'
 import { clean } from './format.ts'
 import { shortPoint } from './open-repository.ts'
 
@@ -39,8 +40,6 @@ interface Served extends AsyncDisposable {
 /** Bytes of requests in flight, of all clients, and of chunks that are kept: with all the rest about 256 MiB. */
 const MEMORY = 16 << 20
 const CACHE = 32 << 20
-/** Of each disk at least, so that something can be fetched ahead. */
-const LEAST_CACHE = 8 << 20
 const SINCE = 'qemu:dirty-bitmap:since'
 const DIRTY = 1
 
@@ -57,9 +56,10 @@ export async function servePoint(
   // What the first client would wait for. A root that is damaged is told to who reads, as all that is damaged.
   const [ready] = await Promise.allSettled([sealer.ready(), ...disks.map(disk => idOf(reader.nodes, disk, 0))])
   if (ready.status === 'rejected') throw ready.reason
+  const cache = new SharedCache(CACHE)
   opened.use(
     await listen(manifest, disks, unix, {
-      driverOf: async disk => pointDisk({ reader, disk, sealer, cacheBytes: Math.max(LEAST_CACHE, CACHE / disks.length) }),
+      driverOf: async disk => pointDisk({ reader, disk, sealer, cache }),
       contextsOf: disk => sinceContexts(reader, disk, olders),
     }),
   )

@@ -61,7 +61,7 @@ export class ChunkCache {
   /** `most` chunks are kept. */
   constructor(
     private readonly chunkSize: number,
-    private readonly most: number,
+    private most: number,
   ) {}
 
   /** The chunk, if it is there or on its way. */
@@ -99,11 +99,23 @@ export class ChunkCache {
     this.#kept.set(number, chunk)
     this.ended(number, chunk) // who looks for it when it is kept no longer is not to find it
     chunk.arrived()
-    if (this.#kept.size <= this.most) return
+    this.#forget()
+  }
+
+  /** So many from now on. */
+  keep(most: number) {
+    this.most = most
+    this.#forget()
+    // Nobody knows how much of it would be used again.
+    this.#spare.length = 0
+  }
+
+  #forget() {
     for (const [oldest, gone] of this.#kept) {
+      if (this.#kept.size <= this.most) return
       this.#kept.delete(oldest)
       gone.kept = false
-      return this.#reuse(gone)
+      this.#reuse(gone)
     }
   }
 

@@ -14,6 +14,7 @@ import type { RepositoryReader } from '../repository/reader.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { idOf } from '../repository/walk.ts'
 import { ChunkCache, type Chunk } from './chunk-cache.ts'
+import type { SharedCache } from './shared-cache.ts'
 import { Streams, type Stream } from './streams.ts'
 
 /** Bytes of chunks that are kept for who reads them again, where nothing else is said. */
@@ -33,6 +34,8 @@ export interface PointDiskOptions {
   readonly sealer: Sealer
   /** What is kept at least, however little: the last chunk. */
   readonly cacheBytes?: number | undefined
+  /** In place of that: what it shares with others. */
+  readonly cache?: SharedCache | undefined
   /** Closed with it. */
   readonly needs?: AsyncDisposable
 }
@@ -53,14 +56,22 @@ export class PointDisk implements BlockNode {
   readonly #budget = new Budget(ALL_FETCHES)
   readonly #streams = new Streams()
   /** Chunks. */
-  readonly #ahead: number
-  readonly #step: number
+  #ahead = 0
+  #step = 1
+  readonly #share: Disposable | undefined
 
   constructor(private readonly options: PointDiskOptions) {
-    const { disk, cacheBytes = POINT_CACHE } = options
-    const { chunkSize } = disk
-    this.#chunks = new ChunkCache(chunkSize, Math.max(1, Math.floor(cacheBytes / chunkSize)))
-    this.#ahead = Math.floor(Math.min(AHEAD, cacheBytes * AHEAD_PART) / chunkSize)
+    const { disk, cache, cacheBytes = POINT_CACHE } = options
+    this.#chunks = new ChunkCache(disk.chunkSize, 1)
+    this.#share = cache?.add(this)
+    if (!cache) this.keep(cacheBytes)
+  }
+
+  /** As much is kept from now on. */
+  keep(bytes: number) {
+    const { chunkSize } = this.options.disk
+    this.#chunks.keep(Math.max(1, Math.floor(bytes / chunkSize)))
+    this.#ahead = Math.floor(Math.min(AHEAD, bytes * AHEAD_PART) / chunkSize)
     this.#step = Math.max(1, Math.min(this.#ahead, Math.floor(STEP / chunkSize)))
   }
 
@@ -142,6 +153,7 @@ export class PointDisk implements BlockNode {
 
   async [Symbol.asyncDispose]() {
     await Promise.all(this.#fetching)
+    this.#share?.[Symbol.dispose]()
     await this.options.needs?.[Symbol.asyncDispose]()
   }
 

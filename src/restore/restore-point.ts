@@ -10,12 +10,17 @@ import { openRepository, type Place } from '../push/open-place.ts'
 import { RepositoryReader } from '../repository/reader.ts'
 import { SharedSealers } from '../repository/shared-sealers.ts'
 import { openPointDisk, POINT_CACHE } from './point-disk.ts'
+import { SharedCache } from './shared-cache.ts'
 
 const options = z.strictObject({
   repository: z.string().describe('Of the configuration'),
   point: z.string().describe('The restore point, MACHINE/TIME-ID'),
   disk: z.string().describe('Its name in the restore point'),
-  'cache-size': z.int().min(0).default(POINT_CACHE).describe('Bytes of what was read that are kept in memory'),
+  'cache-size': z
+    .int()
+    .min(0)
+    .optional()
+    .describe('Bytes of what was read that are kept in memory. Default: 64 MiB, which all such nodes share'),
 })
 
 export type RestorePointOptions = z.infer<typeof options>
@@ -23,6 +28,7 @@ export type RestorePointOptions = z.infer<typeof options>
 /** `openPlace` opens a repository's store by the repository's name. */
 export function restorePoint(openPlace: (repository: string) => Promise<Place>): BlockDriver<RestorePointOptions> {
   const sealers = new SharedSealers()
+  const cache = new SharedCache(POINT_CACHE)
   return {
     name: 'restore-point',
     options,
@@ -40,7 +46,13 @@ export function restorePoint(openPlace: (repository: string) => Promise<Place>):
         )
       const { sealer } = parts.use(sealers.use(disk.chunkSize))
       await sealer.ready()
-      return openPointDisk({ reader, disk, sealer, cacheBytes, needs: parts.move() })
+      return openPointDisk({
+        reader,
+        disk,
+        sealer,
+        ...(cacheBytes === undefined ? { cache } : { cacheBytes }),
+        needs: parts.move(),
+      })
     },
   }
 }

@@ -4,8 +4,11 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, renameSync, statSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
+import { openTarget } from '../../src/push/target.ts'
+import { newRepository, pushDisks, sourceOf } from '../helpers/push-point.ts'
 import { generator } from '../helpers/random-bytes.ts'
 import { CHUNK, servedRepository } from '../helpers/served-repository.ts'
+import { silent } from '../helpers/s3.ts'
 import { stillpoint } from '../helpers/stillpoint.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
 
@@ -168,6 +171,41 @@ t.test('what is damaged is an error of the reads that need it, and of no others'
   await client[Symbol.asyncDispose]()
   t.same(await server.stop(), [0, null])
   t.match(await stillpoint(['serve', 'local', `${first}/swap`, '--config', config]), { code: 1, stderr: /has no disk 'swap'/ })
+})
+
+t.test('of all disks together 32 MiB of what was read in part are kept in memory', async t => {
+  const CHUNKS = 384
+  const disks = ['a', 'b'].map(name => {
+    const bytes = Buffer.alloc(CHUNKS * CHUNK)
+    for (let chunk = 0; chunk < CHUNKS; chunk++) bytes.write(`${name}${chunk}`, chunk * CHUNK)
+    return { name, source: sourceOf(bytes) }
+  })
+  const path = `${t.testdir()}/big`
+  await using target = await openTarget({ plugin: 'file', path }, { log: silent })
+  const { key } = await pushDisks(await newRepository(target), disks)
+  writeFileSync(`${path}.yaml`, JSON.stringify({ repositories: { big: { plugin: 'file', path } } }))
+  const server = await serve.from('big', key.slice('points/'.length), '--config', `${path}.yaml`)
+  await using clients = new AsyncDisposableStack()
+  const connected: NbdClient[] = []
+  for (const { uri } of server.disks) connected.push(clients.use(await NbdClient.connect(uri)))
+  const readable = async () => {
+    let count = 0
+    for (const [at, client] of connected.entries())
+      for (let chunk = CHUNKS - 1; chunk >= 0; chunk--) {
+        const read = await client.read(chunk * CHUNK, 16).catch((error: unknown) => error)
+        if (!Buffer.isBuffer(read)) continue
+        const said = `${disks[at]!.name}${chunk}`
+        if (!read.toString().startsWith(said)) t.fail(`${said} has other bytes`)
+        count++
+      }
+    return count
+  }
+  t.equal(await readable(), 2 * CHUNKS)
+  renameSync(`${path}/packs`, `${path}/away`)
+  const kept = await readable()
+  t.ok(kept > 100 && kept <= 512, `${kept} chunks are kept`)
+  await clients.disposeAsync()
+  t.same(await server.stop(), [0, null])
 })
 
 t.test('the heap of a program that serves a restore point does not grow for garbage, and that of others does', async t => {

@@ -51,7 +51,7 @@ export async function servedRepository(stack: AsyncDisposableStack) {
 
   /** A repository, or an archive. */
   async function from(...args: string[]) {
-    const child = spawn(process.execPath, [MAIN, 'serve', ...args, '--config', config, '--json'])
+    const child = spawn(process.execPath, [MAIN, 'serve', '--config', config, ...args, '--json'])
     const exit = once(child, 'exit')
     let said = ''
     let failed = ''
