@@ -288,8 +288,8 @@ export class MirrorWork implements JobWork {
     await this.#following?.ended
     const [filter, hold, target, bitmaps] = [this.#filter, this.#hold, this.#target, [this.#bitmap, this.#copied]]
     this.#filter = this.#hold = this.#target = this.#bitmap = this.#copied = undefined
-    // Not drained: a write that is under way in the filter ends there.
-    const back = filter && [...filter.parents].flatMap(edge => (edge === hold ? [] : [[edge, source] as const]))
+    // Not drained: a write that is under way in the filter ends there, as it may once nobody uses the filter, not even the job.
+    const back = filter && [...filter.parents].map(edge => [edge, source] as const)
     if (back && this.#inserted && !this.#pivoted) graph.planMoves(new Map(back), { asked: this.#between.letGo }).commit()
     for (const bitmap of bitmaps) if (bitmap) source.bitmaps.release(bitmap)
     // From the last to the first, and where one fails, as an image may when it is closed, the others all the same.
@@ -298,6 +298,7 @@ export class MirrorWork implements JobWork {
     rest.defer(() => this.plan.afterwards?.(this.#pivoted))
     for (const held of this.#held.splice(0)) rest.use(held)
     if (target) rest.defer(() => graph.detach(target))
+    if (filter) rest.defer(() => graph.closeUnused(filter))
     if (hold) rest.defer(() => graph.detach(hold))
     rest.defer(() => this.#between.detach())
   }

@@ -3,9 +3,8 @@
 
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { IoError, NoSpace } from '../../src/base/errors.ts'
-import { Turns } from '../../src/base/turns.ts'
 import { DirtyBitmap } from '../../src/bitmaps/dirty-bitmap.ts'
 import { anyRequest } from '../../src/block/aligned-io.ts'
 import type { BlockIo } from '../../src/block/driver.ts'
@@ -14,55 +13,11 @@ import { ALL, Permission } from '../../src/block/permissions.ts'
 import { DirtyCopy } from '../../src/jobs/dirty-copy.ts'
 import { JobGroup } from '../../src/jobs/job-group.ts'
 import type { Job } from '../../src/jobs/job.ts'
-import { Jobs } from '../../src/jobs/jobs.ts'
 import { MirrorAction } from '../../src/jobs/mirror.ts'
-import type { MirrorOptions } from '../../src/jobs/mirror-options.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
-import { diskContent, randomBytes } from '../helpers/random-bytes.ts'
-import { testGraph } from '../helpers/test-graph.ts'
-
-const GRANULE = 4096
-const SIZE = 40 * GRANULE + 512
-
-async function room(stack: AsyncDisposableStack) {
-  const { graph, memory } = testGraph()
-  stack.use(graph)
-  const events: { event: string; data: Record<string, unknown> }[] = []
-  const emit = (event: string, data: object) => void events.push({ event, data: data as Record<string, unknown> })
-  const turns = new Turns()
-  const jobs = new Jobs(emit, turns)
-  for (const name of ['disk', 'target']) await graph.add({ driver: 'memory', 'node-name': name, size: SIZE })
-  const [disk, target] = [graph.get('disk'), graph.get('target')]
-  memory('disk').bytes.set(diskContent(SIZE, 7))
-  memory('target').bytes.set(randomBytes(SIZE, 8))
-  const guest = graph.attach(disk, { description: 'a guest', perm: Permission.consistentRead | Permission.write, shared: ALL })
-  const start = async (options: Partial<MirrorOptions> = {}, group?: JobGroup, holdMs = 20_000) => {
-    const all = { jobId: 'j', source: disk, target, sync: 'full', granularity: GRANULE, autoDismiss: false, ...options } as const
-    await transact([new MirrorAction({ graph, jobs, emit, scratch: { timeoutSeconds: 0 }, holdMs }, all, group)], commits =>
-      graph.drained([all.source], commits),
-    )
-    return jobs.get(all.jobId)
-  }
-  const names = () => [...graph.nodes].map(({ name }) => name)
-  return { graph, memory, jobs, events, disk, target, guest, start, turns, names }
-}
-
-type Room = Awaited<ReturnType<typeof room>>
-
-const inRoom = (name: string, test: (t: Test, room: Room) => Promise<void>) =>
-  void t.test(name, async t => {
-    await using stack = new AsyncDisposableStack()
-    await test(t, await room(stack))
-  })
-
-const until = async (condition: () => boolean) => {
-  for (let count = 0; !condition(); count++) {
-    if (count > 2000) throw new Error('it did not come to that')
-    await sleep(5)
-  }
-}
-const ready = (job: Job) => until(() => job.isReady || job.isOver)
+import { GRANULE, SIZE, inRoom, ready, room, type Room, until } from '../helpers/mirror-room.ts'
+import { randomBytes } from '../helpers/random-bytes.ts'
 
 type Write = { at: number; length: number; kind: 'write' | 'zero'; seed: number }
 const writes = fc.array(
@@ -207,6 +162,34 @@ inRoom('with write-blocking a guest waits for the target, and is let go when the
   await job.over
   t.ok(memory('disk').bytes.subarray(0, 5).equals(randomBytes(5, 2)))
 })
+
+inRoom(
+  'with write-blocking a guest that waits for another’s write is served all the same when the job fails',
+  async (t, room) => {
+    const { start, guest, disk, memory, names } = room
+    const nodes = names()
+    const [looked, hung] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    memory('disk').pause = async kind => {
+      if (kind === 'write') await hung.promise
+      else if (kind === 'extents') await looked.promise
+    }
+    const job = await start({ copyMode: 'write-blocking', sync: 'top' })
+    const both = Promise.all([guest.write(0, randomBytes(5, 2)), guest.write(5, randomBytes(5, 3))]) // the same granule
+    await sleep(20)
+    looked.reject(new IoError('nobody knows what it holds'))
+    await until(() => guest.node === disk)
+    hung.resolve()
+    await both
+    await job.over
+    t.match(job.error, { message: /nobody knows/ })
+    t.ok(
+      memory('disk')
+        .bytes.subarray(0, 10)
+        .equals(Buffer.concat([randomBytes(5, 2), randomBytes(5, 3)])),
+    )
+    t.strictSame(names(), nodes, 'nothing is left of it')
+  },
+)
 
 const hangs = {
   'takes no write': ({ memory }: Room, hung: Promise<void>) => {
