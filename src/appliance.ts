@@ -105,7 +105,13 @@ export class Appliance implements AsyncDisposable {
     const state = settings.state === undefined ? undefined : parts.use(await StateFolder.open(settings.state))
     const logs = state && new PatientLogs(new ActivityFolder(join(state.path, 'activity')))
     const restorePoints = restorePoint(async name => openPlace(name, settingsOf(name, configuration.current.repositories), log))
-    const graph = parts.use(new Graph([...drivers, restorePoints, ...filters], { logs, patienceMs: CLOSE_PATIENCE_MS }))
+    const graph = parts.use(
+      new Graph([...drivers, restorePoints, ...filters], {
+        logs,
+        patienceMs: CLOSE_PATIENCE_MS,
+        inTurn: work => turns.take(work, 'the end of what a disk that hung has held up'),
+      }),
+    )
     const scratch = new Scratch(graph, settings.scratch.path, settings.scratch.limit, settings.scratch.timeoutMs / 1000)
     const exports = new Exports()
     graph.watch((name, event) => {

@@ -435,9 +435,8 @@ export class GraphNode {
   }
 
   async finished() {
-    const earlier = [...this.#earlier]
-    this.#earlier.clear()
-    await Promise.all(earlier)
+    // Known until then: who gave up waiting leaves it to whoever closes the node.
+    await Promise.all([...this.#earlier].map(work => work.finally(() => this.#earlier.delete(work))))
   }
 
   /** Only when no edge leads here any more. Waits for requests that are under way. */

@@ -6,6 +6,7 @@
 //
 // Whoever takes a node away may do so in a turn, for which others wait, so he waits for a disk that hangs only so long (`patienceMs`). The node
 // has lost its name then, and is nobody's; it and what is below it stay open until its last request has ended, and are closed in order after it.
+// What others see of that, such as a filter that has to stay until then, changes in a turn as well (`inTurn`).
 
 import { Busy, InvalidParameter, IoError, messageOf, NotFound, ReadOnly } from '../base/errors.ts'
 import { within } from '../base/time.ts'
@@ -34,6 +35,8 @@ interface GraphOptions {
   readonly logs?: LogFolder | undefined
   /** For so long somebody waits until what he takes away is closed; for ever, unless it is said. */
   readonly patienceMs?: number | undefined
+  /** Does what is left over when nobody waits for it any more; at once, unless it is said. */
+  readonly inTurn?: ((work: () => Promise<void>) => Promise<void>) | undefined
   /** Beside those of the graph, for who need not have them in memory: asked for with a name that is not among the graph's own. */
   readonly otherDrivers?: (() => Promise<readonly AnyDriver[]>) | undefined
 }
@@ -58,15 +61,18 @@ export class Graph implements AsyncDisposable {
   readonly #roots = new Set<Edge>()
   readonly #watchers = new Set<NodeWatcher>()
   readonly #opener: NodeOpener
-  readonly #patienceMs: number | undefined
+  /** For so long whoever takes something away waits until it is closed; undefined: for ever. */
+  readonly patienceMs: number | undefined
+  readonly #inTurn: (work: () => Promise<void>) => Promise<void>
   /** Those that nobody waits for any more. Each tells its own failure. */
   readonly #closing = new Set<Promise<void>>()
 
   constructor(
     readonly drivers: readonly AnyDriver[],
-    { logs, otherDrivers, patienceMs }: GraphOptions = {},
+    { logs, otherDrivers, patienceMs, inTurn = work => work() }: GraphOptions = {},
   ) {
-    this.#patienceMs = patienceMs
+    this.patienceMs = patienceMs
+    this.#inTurn = inTurn
     this.#opener = new NodeOpener(
       drivers,
       otherDrivers,
@@ -117,10 +123,19 @@ export class Graph implements AsyncDisposable {
 
   /**
    * Closes a node that nobody uses, and what is below it for its sake only (blockdev-del).
-   * @throws Busy where that is not done in time: it has no name any more then, and is closed when its last request has ended.
-   * `forever`: waits however long it takes, for who cannot go on before
+   * @throws Busy where that is not done in time: it has no name any more then, and is closed when its last request has ended
    */
-  async delete(name: string, { forever = false } = {}) {
+  async delete(name: string) {
+    const late = await this.#closeOrphan(this.#deletable(name))
+    if (late) throw late
+  }
+
+  /** The same, and what may be done only when it is closed: on a disk that hangs both are left to when that answers. */
+  async deleteThen(name: string, rest: () => Promise<void>) {
+    await this.#closeOrphan(this.#deletable(name), rest)
+  }
+
+  #deletable(name: string): GraphNode {
     const node = this.#nodes.get(name)
     if (!node) throw new NotFound(`Failed to find node with node-name='${name}'`)
     const roots = [...node.parents].filter(edge => this.#roots.has(edge))
@@ -131,9 +146,7 @@ export class Graph implements AsyncDisposable {
     if (!node.owned) throw new InvalidParameter(`Node ${name} is not owned by the monitor`)
     if (node.parents.size > 0) throw new InvalidParameter(`Block device ${name} is in use`)
     node.owned = false
-    if (forever) return this.#close(node)
-    const late = await this.#closeOrphan(node)
-    if (late) throw late
+    return node
   }
 
   /** It is nobody's any more, and goes with the last who uses it: now, or when a disk that hangs answers. */
@@ -260,8 +273,14 @@ export class Graph implements AsyncDisposable {
   }
 
   async finishReopen(nodes: readonly GraphNode[], left: readonly GraphNode[]) {
-    for (const node of nodes) await node.finished()
-    for (const node of new Set(left)) await this.#closeOrphan(node)
+    const closed = Promise.all(nodes.map(node => node.finished())).then(nothing)
+    const late = (seconds: number) =>
+      new Busy(
+        `${nodes.map(({ name }) => `'${name}'`).join(', ')} is open in another way, but not closed as it was before: reads of it have not ended within ${seconds} s, and it will be closed then; look at the disk below`,
+      )
+    await this.#inTime(nodes[0]!, closed, late, async () => {
+      for (const node of new Set(left)) await this.#closeOrphan(node)
+    })
   }
 
   /** What was made writable for a job is read-only again, unless somebody else has begun to write to it meanwhile: then it stays his. */
@@ -341,24 +360,32 @@ export class Graph implements AsyncDisposable {
   }
 
   /** What is to be told where it is not closed in time: it is nobody's failure, and goes on by itself. */
-  async #closeOrphan(node: GraphNode): Promise<Busy | undefined> {
-    const closing = this.#close(node)
-    if (this.#patienceMs === undefined) {
-      await closing
-      return undefined
-    }
-    const late = new Busy(
-      `node '${node.name}' is taken away, but not closed: what is under way in it has not ended within ${this.#patienceMs / 1000} s, and it will be closed then; look at the disk below`,
-    )
+  #closeOrphan(node: GraphNode, rest?: () => Promise<void>): Promise<Busy | undefined> {
+    const late = (seconds: number) =>
+      new Busy(
+        `node '${node.name}' is taken away, but not closed: what is under way in it has not ended within ${seconds} s, and it will be closed then; look at the disk below`,
+      )
+    return this.#inTime(node, this.#close(node), late, rest)
+  }
+
+  /** Waits so long, and does the rest. Undefined where all is done; otherwise both go on by themselves, and `late` was told. */
+  async #inTime(
+    node: GraphNode,
+    closing: Promise<void>,
+    lateAfter: (seconds: number) => Busy,
+    rest?: () => Promise<void>,
+  ): Promise<Busy | undefined> {
+    const late = this.patienceMs === undefined ? undefined : lateAfter(this.patienceMs / 1000)
     try {
-      await within(this.#patienceMs, closing, () => late)
-      return undefined
+      await (late ? within(this.patienceMs!, closing, () => late) : closing)
     } catch (error) {
       if (error !== late) throw error
+      this.#tell(node, late!)
+      this.#closeLater(node, rest ? closing.then(() => this.#inTurn(rest)) : closing)
+      return late
     }
-    this.#tell(node, late)
-    this.#closeLater(node, closing)
-    return late
+    await rest?.()
+    return undefined
   }
 
   #closeLater(node: GraphNode, closing: Promise<void>) {
@@ -388,6 +415,8 @@ export class Graph implements AsyncDisposable {
     }
   }
 }
+
+const nothing = () => {}
 
 /** A view of it is kept: a backup job leaves the rest of it to others, and it is the filter that uses it (QEMU's block/backup.c). */
 const isFrozen = ({ parents }: GraphNode) =>

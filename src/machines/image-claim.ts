@@ -13,8 +13,11 @@ import { within } from '../base/time.ts'
 const BYTE = 400
 const PATIENCE_MS = 10_000
 
-/** Held until it is disposed of, however this process ends. @throws Busy where another daemon has it */
-export async function claimImage(image: string, log: Log): Promise<AsyncDisposable | undefined> {
+/**
+ * Held until it is disposed of, however this process ends. That is waited for so long where the disk hangs; it ends by itself then.
+ * @throws Busy where another daemon has it
+ */
+export async function claimImage(image: string, log: Log, closePatienceMs = PATIENCE_MS): Promise<AsyncDisposable | undefined> {
   if (!native) return undefined
   const opening = open(image, 'r')
   const file = await within(PATIENCE_MS, opening, () => {
@@ -27,14 +30,25 @@ export async function claimImage(image: string, log: Log): Promise<AsyncDisposab
   }).catch((error: unknown) => {
     throw systemFault(`Could not open '${image}'`, error)
   })
+  const claim = (): AsyncDisposable => ({
+    async [Symbol.asyncDispose]() {
+      const late = new Busy(`${image} has not been closed within ${closePatienceMs / 1000} s`)
+      try {
+        await within(closePatienceMs, file.close(), () => late)
+      } catch (error) {
+        if (error !== late) throw error
+        log.warn('an image is let go of late: look at the disk that it is on', { image, err: late })
+      }
+    },
+  })
   try {
     // Of two that come at once at least one sees the other.
     native.lockByte(file.fd, BYTE, 'share')
-    if (!native.isByteLocked(file.fd, BYTE)) return file
+    if (!native.isByteLocked(file.fd, BYTE)) return claim()
   } catch (error) {
     // As QEMU's: where the file system has no locks nobody is kept out.
     log.warn('an image cannot be locked against other daemons', { image, err: error })
-    return file
+    return claim()
   }
   await file.close()
   throw new Busy(

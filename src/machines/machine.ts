@@ -110,7 +110,7 @@ export class Machine implements AsyncDisposable {
     try {
       const { driver, filename } = node.children.get('file')?.node ?? {}
       if (!configured.readOnly && driver?.name === 'file' && filename !== undefined)
-        parts.use(await claimImage(filename, this.log))
+        parts.use(await claimImage(filename, this.log, graph.patienceMs))
     } catch (error) {
       await parts.disposeAsync()
       throw error
@@ -129,6 +129,12 @@ export class Machine implements AsyncDisposable {
 
   /** @throws Busy where more than the machine and its export use it */
   checkUnused({ name, node }: Disk) {
+    // A job may have put its filter between; so may the view of a session that has ended, which is still read.
+    node.checkNoJob()
+    if ([...node.parents].some(({ parent }) => parent.node?.driver.name === 'copy-before-write'))
+      throw new Busy(
+        `a frozen view of disk '${this.name}/${name}' is kept for somebody who still reads it; look at the disk below, then try again`,
+      )
     if (node.parents.size > OWN_EDGES)
       throw new Busy(
         `disk '${this.name}/${name}' is used by more than its export; query-block-exports and query-jobs say by what`,

@@ -176,9 +176,9 @@ export class Machines implements AsyncDisposable {
 
   /** Until it is exported again. */
   async #suspend(id: string) {
-    const exported = this.#exported.get(id)
+    const suspended = await this.#exported.get(id)?.suspend()
     this.#exported.delete(id)
-    return await exported?.suspend()
+    return suspended
   }
 
   /** Once the disks can be reached: guests that an earlier daemon has left frozen are thawed. */

@@ -1,5 +1,6 @@
 // A pull session: the frozen views of a machine's disks at one instant, exported until their reader finishes or aborts it.
 
+import { messageOf } from '../base/errors.ts'
 import type { NodeExport } from '../nbd-server/node-exports.ts'
 import type { Freeze } from '../transactions/freeze.ts'
 import type { CollectChanges } from './collect-changes.ts'
@@ -65,13 +66,20 @@ export class PullSession implements AsyncDisposable {
     }
   }
 
-  /** Clients that still read are cut off; the guests' writes are not kept any more. */
+  /** Clients that still read are cut off; the guests' writes are not kept any more. All disks at once, as one that hangs takes its time. */
   async [Symbol.asyncDispose]() {
+    const { disks, socket } = this.parts
     await using parts = new AsyncDisposableStack()
-    for (const { freeze, export: exported } of this.parts.disks) {
-      parts.use(freeze)
-      parts.defer(() => exported.remove('hard'))
-    }
-    if (this.parts.socket) parts.use(this.parts.socket.server)
+    parts.defer(() => each(disks, ({ freeze }) => freeze[Symbol.asyncDispose]()))
+    parts.defer(() => each(disks, one => one.export.remove('hard')))
+    if (socket) parts.use(socket.server)
   }
+}
+
+/** All are done, or have failed, when it returns. */
+async function each<T>(all: readonly T[], work: (one: T) => Promise<void>) {
+  const outcomes = await Promise.allSettled(all.map(work))
+  const errors = outcomes.flatMap(outcome => (outcome.status === 'rejected' ? [outcome.reason as unknown] : []))
+  if (errors.length > 0)
+    throw errors.length === 1 ? errors[0] : new AggregateError(errors, errors.map(messageOf).join('; and then: '))
 }

@@ -6,6 +6,7 @@
 
 import { MAX_STRING } from 'nbd-client-ts/protocol'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
+import { within } from '../base/time.ts'
 import type { Export } from './export.ts'
 
 /** A connection that uses an export. */
@@ -100,14 +101,22 @@ export class Exports implements Iterable<Export> {
   /**
    * Removes one that is about to be there again. Guests whose clients connect again (QEMU's reconnect-delay) notice nothing: what they ask for
    * meanwhile is not refused, and their connections end when this is disposed of, so that they find the new one at once.
+   * @throws Busy where requests do not end in time: it is there as before, and clients connect again to the same
    */
-  async suspend(id: string): Promise<Disposable> {
+  async suspend(id: string, patienceMs: number): Promise<Disposable> {
     const entry = this.#removable(id, 'hard')
     const ready = Promise.withResolvers<void>()
     entry.unused = Promise.withResolvers()
     this.#names.delete(entry.export.name)
     for (const user of entry.users) user.part(ready.promise)
-    if (entry.users.size > 0) await entry.unused.promise
+    try {
+      if (entry.users.size > 0) await within(patienceMs, entry.unused.promise, () => late(id, patienceMs))
+    } catch (error) {
+      delete entry.unused
+      this.#names.set(entry.export.name, entry)
+      ready.resolve()
+      throw error
+    }
     this.#entries.delete(id)
     return { [Symbol.dispose]: ready.resolve }
   }
@@ -151,3 +160,6 @@ export class Exports implements Iterable<Export> {
     for (const { export: one } of this.#names.values()) yield one
   }
 }
+
+const late = (id: string, patienceMs: number) =>
+  new Busy(`requests on export '${id}' did not end within ${patienceMs / 1000} s; look at the disk below, then try again`)

@@ -1,9 +1,10 @@
 // The exports of nodes by id, over all servers: each with the permissions that its clients need, the bitmaps that they may read, and its end.
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
+import { within } from '../base/time.ts'
 import type { Turns } from '../base/turns.ts'
 import { checkAllows } from '../bitmaps/check-allows.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
@@ -34,6 +35,8 @@ export interface NodeExportsContext {
   readonly emit: Emit
   readonly turns: Turns
   readonly log: Log
+  /** For so long whoever removes an export with others (`remove`, `suspend`) waits for requests under way. Default 30 s. */
+  readonly patienceMs?: number | undefined
 }
 
 /** One that is about to be there. */
@@ -49,8 +52,10 @@ export interface PreparedRemoval {
   abort(): void
 }
 
-/** What is removed while clients have requests under way is waited for no longer than this. */
+/** What a user removes while clients have requests under way is waited for no longer than this. */
 const PATIENCE_MS = 1000
+/** What goes or stays with a machine or a session, as for writes to end. */
+const LONG_PATIENCE_MS = 30_000
 
 export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
   readonly #byId = new Map<string, NodeExport>()
@@ -129,7 +134,8 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       await this.context.graph.detach(edge)
       this.context.emit('BLOCK_EXPORT_DELETED', { id })
     }
-    const added = new NodeExport(options, edge, exports, release)
+    const { patienceMs = LONG_PATIENCE_MS, log } = this.context
+    const added = new NodeExport(options, edge, exports, release, { patienceMs, log })
     this.#byId.set(id, added)
     return added
   }
@@ -181,6 +187,7 @@ export class NodeExport {
     private readonly exports: Exports,
     /** For whoever has shut it down: lets go of the node and the bitmaps. */
     readonly release: () => Promise<void>,
+    private readonly waiting: { readonly patienceMs: number; readonly log: Log },
   ) {}
 
   get id() {
@@ -218,15 +225,25 @@ export class NodeExport {
     return this.exports.remove(this.id, mode)
   }
 
-  /** Removes one that is about to be there again; once it is, this is disposed of, and its clients connect again. */
+  /** Removes one that is about to be there again; once it is, this is disposed of, and its clients connect again. @throws Busy, as `Exports` */
   async suspend(): Promise<Disposable> {
-    const suspended = await this.exports.suspend(this.id)
+    const suspended = await this.exports.suspend(this.id, this.waiting.patienceMs)
     await this.release()
     return suspended
   }
 
+  /** Requests that a disk which hangs does not answer in time keep the node open, not the export: they end there, and are answered then. */
   async remove(mode?: RemoveMode) {
-    await this.shutDown(mode)
+    const { patienceMs, log } = this.waiting
+    const late = new Busy(
+      `requests on export '${this.id}' did not end within ${patienceMs / 1000} s, and are answered when the disk below does`,
+    )
+    try {
+      await within(patienceMs, this.shutDown(mode), () => late)
+    } catch (error) {
+      if (error !== late) throw error
+      log.warn('an export was removed with requests under way', { export: this.id, err: late })
+    }
     await this.release()
   }
 }

@@ -127,14 +127,17 @@ export class Freeze implements Action, AsyncDisposable {
     this.#insertable = undefined
     const [view, filter, target] = [this.#view, this.#filter, this.#target]
     this.#view = this.#filter = this.#target = undefined
-    // What still reads it does so by the filter, which must not be taken out before.
-    if (view) await this.graph.delete(view.name, { forever: true })
-    // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
-    // What is below it now may be the filter of another view, which was put in later.
-    if (filter && this.#inserted) this.graph.planReplace(filter, filter.children.get('file')!.node).commit()
+    const inserted = this.#inserted
     this.#inserted = false
-    // On a disk that hangs the target stays until then, too: what the filter still copies goes there.
-    if (filter) await this.graph.disown(filter)
-    if (target) await this.graph.disown(target)
+    const rest = async () => {
+      // Not drained: a write that is under way in the filter ends there, and the filter is closed when it has.
+      // What is below it now may be the filter of another view, which was put in later.
+      if (filter && inserted) this.graph.planReplace(filter, filter.children.get('file')!.node).commit()
+      // On a disk that hangs the target stays until then, too: what the filter still copies goes there.
+      if (filter) await this.graph.disown(filter)
+      if (target) await this.graph.disown(target)
+    }
+    // What still reads it does so by the filter, which must not be taken out before.
+    await (view ? this.graph.deleteThen(view.name, rest) : rest())
   }
 }

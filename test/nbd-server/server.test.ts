@@ -99,7 +99,7 @@ t.test('of an export that comes back clients hear nothing until it is there, and
   await peer.send(request({ type: Command.READ, cookie: 1n, length: 10 }))
   await until(() => node.requests.length === 1)
   let isSuspended = false
-  const suspending = exports.suspend('disk').then(suspended => {
+  const suspending = exports.suspend('disk', 30_000).then(suspended => {
     isSuspended = true
     return suspended
   })
