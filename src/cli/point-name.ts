@@ -2,7 +2,9 @@
 
 import { InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Repository } from '../repository/repository.ts'
+import { isOfTheFuture } from '../repository/retention.ts'
 import { pointKey, shortPoint } from './open-repository.ts'
+import { note } from './output.ts'
 
 export const pointArgument = {
   '<point>':
@@ -32,7 +34,12 @@ export async function findPointKey(repository: Repository, name: string): Promis
 async function latest(repository: Repository, keys: readonly string[], name: string) {
   for (const key of keys.toReversed()) {
     const point = await repository.findPoint(key)
-    if (point?.manifest.complete) return key
+    if (!point?.manifest.complete) continue
+    if (isOfTheFuture(new Date(point.manifest.time)))
+      note(
+        `${shortPoint(key)} is the latest by its time, which is yet to come: if a clock was wrong when it was made, look at "stillpoint point list", and name the one that you mean`,
+      )
+    return key
   }
   throw new NotFound(`there is no restore point '${name}': ${repository.target.location} has no complete one of this machine`)
 }

@@ -3,6 +3,8 @@
 // The rules are taken in the order last, hourly, daily, weekly, monthly, yearly, within. Each goes through the restore points from the
 // newest to the oldest and keeps the newest of each period, until it has kept as many as it says. A period that has a restore point
 // which an earlier rule keeps is covered, and not counted. Periods are those of the local time zone; weeks are ISO 8601's.
+// One that is of the future, because a clock was wrong then or is now, is kept and counts for no rule: taken for the newest it would have
+// everything that is pushed until then forgotten.
 
 import { InvalidParameter } from '../base/errors.ts'
 
@@ -33,6 +35,12 @@ export interface Decision {
   readonly reason: string
 }
 
+/** Clocks of hosts that share a repository differ. */
+const SKEW_MS = 60_000
+
+/** By this clock it is yet to come. */
+export const isOfTheFuture = (time: Date, now = new Date()) => time.getTime() > now.getTime() + SKEW_MS
+
 const two = (number: number) => String(number).padStart(2, '0')
 const month = (time: Date) => `${time.getFullYear()}-${two(time.getMonth() + 1)}`
 const day = (time: Date) => `${month(time)}-${two(time.getDate())}`
@@ -53,13 +61,14 @@ export function retain(points: readonly RetainedPoint[], policy: RetentionPolicy
   check(policy)
   const sorted = [...points].sort((a, b) => b.time.getTime() - a.time.getTime() || (a.key < b.key ? 1 : -1))
   const reasons = new Map<RetainedPoint, string>()
-  const newest = sorted.find(({ complete }) => complete)
+  for (const point of sorted) if (isOfTheFuture(point.time, now)) reasons.set(point, 'of the future: a clock was wrong')
+  const complete = sorted.filter(point => point.complete && !reasons.has(point))
+  const [newest] = complete
   for (const point of sorted) {
-    if (point.complete) continue
+    if (point.complete || reasons.has(point)) continue
     // It covers no period. While nothing complete has come after it, it is what there is.
     if (!newest || point.time > newest.time) reasons.set(point, 'incomplete, and nothing newer is complete')
   }
-  const complete = sorted.filter(({ complete }) => complete)
   for (const point of complete.slice(0, policy.last ?? 0)) reasons.set(point, 'last')
   for (const [rule, period] of periods) {
     const covered = new Set(complete.filter(point => reasons.has(point)).map(({ time }) => period(time)))

@@ -331,5 +331,13 @@ t.test(
     t.ok(readFileSync(`${folder}/root.raw`).equals(bytes))
     t.match(await call('repo gc offsite'), { code: 1, err: /may not write.*docs\/s3\.md has the policy/ })
     t.equal(store.objects.size, before, 'nothing was written')
+
+    store.script = () => undefined
+    t.match(await call('point show offsite vm/latest'), { code: 0, err: '' })
+    await pushDisks(await offsite(), [{ name: 'root', source: sourceOf(bytes) }], { time: new Date(Date.now() + 86_400_000) })
+    t.match(await call('point show offsite vm/latest'), {
+      code: 0,
+      err: /by its time, which is yet to come: if a clock was wrong/,
+    })
   },
 )

@@ -86,6 +86,20 @@ t.test(
   },
 )
 
+t.test('a restore point of the future stays, and what comes after it is not forgotten for it', async t => {
+  const points = [at('2026-04-02T00:00'), at('2026-03-31T11:00'), at('2026-03-31T10:00'), at('2026-03-30T10:00')]
+  t.same(kept(points, { last: 1, daily: 1 }), {
+    '2026-04-02T00:00': 'of the future: a clock was wrong',
+    '2026-03-31T11:00': 'last',
+    '2026-03-30T10:00': 'daily',
+  })
+  t.same(kept([{ ...at('2026-04-02T00:00'), complete: false }, at('2026-01-02T00:00')], { withinMs: DAY }), {
+    '2026-04-02T00:00': 'of the future: a clock was wrong',
+    '2026-01-02T00:00': 'the newest complete one',
+  })
+  t.same(Object.keys(kept([at('2026-03-31T12:01'), at('2026-03-31T11:59')], { last: 1 })), ['2026-03-31T12:01'], 'clocks differ')
+})
+
 const monday = (time: Date) => new Date(time.getFullYear(), time.getMonth(), time.getDate() - ((time.getDay() + 6) % 7)).getTime()
 
 t.test('random policies keep what a model says that takes each rule at its word', async () => {
