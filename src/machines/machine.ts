@@ -129,8 +129,7 @@ export class Machine implements AsyncDisposable {
 
   /** @throws Busy where more than the machine and its export use it */
   checkUnused({ name, node }: Disk) {
-    // A job may have put its filter between; so may the view of a session that has ended, which is still read.
-    node.checkNoJob()
+    // Of a session that has ended: who has one that has not is told so before.
     if ([...node.parents].some(({ parent }) => parent.node?.driver.name === 'copy-before-write'))
       throw new Busy(
         `a frozen view of disk '${this.name}/${name}' is kept for somebody who still reads it; look at the disk below, then try again`,

@@ -4,7 +4,7 @@
 // others. They may still change what no step reserves. So at the commit all steps are undone and prepared again, in one go that nothing
 // comes between: either everything is as each step needs it, and all of them happen at one instant, or nothing does.
 
-import { InvalidParameter, messageOf } from '../base/errors.ts'
+import { Fault, InvalidParameter, messageOf } from '../base/errors.ts'
 import type { Action } from '../block/action.ts'
 import { JobGroup } from '../jobs/job-group.ts'
 import { transact, type Drained } from './transact.ts'
@@ -69,12 +69,25 @@ export class OpenTransaction {
     await this.rollBack()
     const failed = this.#states.find(({ status }) => status === 'failed')
     if (failed) throw new InvalidParameter(`nothing has happened, because ${failed.type} failed: ${failed.error}`)
+    if (steps.length === 0) return
     const group = this.grouped ? new JobGroup() : undefined
     const disks = steps.flatMap(step => step.disks)
-    await transact(
-      steps.map(step => step.make(group)),
-      commits => drained(disks, commits),
-    )
+    let happened = false
+    const note: Action = {
+      prepare: async () => {},
+      commit() {
+        happened = true
+      },
+      abort: async () => {},
+    }
+    try {
+      await transact([...steps.map(step => step.make(group)), note], commits => drained(disks, commits))
+    } catch (error) {
+      // Others have changed something since, and what a step says of it, that a node is not found, say, tells nobody what became of the rest.
+      if (!happened && error instanceof Fault)
+        error.message = `${error.message}; nothing has happened, and the transaction is over`
+      throw error
+    }
   }
 
   /** Undoes what was prepared, in reverse. It may be asked for again. */

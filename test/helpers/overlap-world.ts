@@ -54,7 +54,7 @@ const refusals: readonly Refusal[] = [
   },
   { says: /^block copy still active/, when: world => world.isMirrored },
   { says: /is read by a backup/, when: world => world.hasView },
-  { says: /Need a root block node$/, when: world => world.hasView },
+  { says: /Need a root block node/, when: world => world.hasView },
   { says: /does not have an active block job/, when: always },
   // A step's node went behind an overlay since, or is to by another step.
   { says: /node is used as backing hd of/, when: world => world.transaction !== undefined },

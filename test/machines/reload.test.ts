@@ -6,6 +6,7 @@ import { statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { NbdClient } from 'nbd-client-ts'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { Appliance } from '../../src/appliance.ts'
 import { createLog } from '../../src/base/log.ts'
@@ -106,6 +107,37 @@ t.test('a disk that a session works on stays until it has ended', async t => {
   await execute('block-export-del', { id: 'mine' })
   t.same(await execute('config-reload'), { changes: ['closed disk db/root', 'closed disk web/web'], problems: [] })
   t.equal((await execute<{ 'config-problem'?: string }>('query-daemon'))['config-problem'], undefined)
+})
+
+t.test('a disk on which a job of QMP works stays, and what a transaction has prepared on one that goes is undone', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { appliance, write, disks, execute, folder } = await start(stack, { db: ['root', 'data'], web: ['web'] })
+  const target = async (name: string) => {
+    writeFileSync(join(folder, name), Buffer.alloc(MIB))
+    await execute('blockdev-add', { driver: 'file', 'node-name': name, filename: join(folder, name) })
+    return { 'job-id': name, target: name, sync: 'full' }
+  }
+  await execute('blockdev-mirror', { device: 'db.root', ...(await target('mirror')) })
+  await execute('blockdev-backup', { device: 'db.data', ...(await target('backup')), sync: 'none' })
+  const client = stack.use(await QmpClient.connect(join(folder, 'control.sock')))
+  await client.execute('transaction-begin')
+  await client.execute('block-dirty-bitmap-add', { node: 'web.web', name: 'new', persistent: true })
+  write({})
+  const { changes, problems } = await appliance.reload()
+  t.same(changes, ['closed disk web/web'])
+  t.match(problems, [
+    /^not closed disk db\/root: block copy still active: disk 'db\/root' already in active block job$/,
+    /^not closed disk db\/data: disk 'db\/data' already has a block job, a backup; .* job-cancel/,
+  ])
+  t.same(await disks(), ['db/root', 'db/data'])
+  await t.rejects(client.execute('transaction-commit'), /^Cannot find device='web.web' .*; nothing has happened/)
+  for (const device of ['mirror', 'backup']) await execute('block-job-cancel', { device })
+  while ((await execute<unknown[]>('query-jobs')).length > 0) await sleep(5)
+  await client.execute('transaction-begin')
+  await client.execute('blockdev-backup', { device: 'db.root', ...(await target('prepared')) })
+  t.match((await appliance.reload()).problems, [/db\/root/])
+  await client.execute('transaction-rollback')
+  t.same((await appliance.reload()).problems, [])
 })
 
 t.test('a configuration that is not good changes nothing, and says so until it is mended', async t => {
