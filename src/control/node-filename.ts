@@ -28,6 +28,7 @@ const WEAK = new Set([
   'bottom',
   'prealloc-align',
   'prealloc-size',
+  'latency-ns',
 ])
 
 /** By which it is found again. */

@@ -68,6 +68,8 @@ class NullNode implements BlockNode {
     yield { ...range, allocated: true, zero: this.#zero }
   }
 
+  info = async () => ({ allocated: 0 })
+
   async resize(): Promise<never> {
     throw new NotSupported('Image format driver does not support resize')
   }

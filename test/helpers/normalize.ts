@@ -9,10 +9,12 @@ export interface NormalizeOptions {
 }
 
 /**
- * Never compared: how much room an image takes (each allocates in its own order), what QEMU 7.2 does not have yet (`active`, `actively-synced`), and what
+ * Never compared: how much room an image takes (each allocates in its own order) unless it keeps nothing, what QEMU 7.2 does not have yet (`active`, `actively-synced`), and what
  * our errors say beside QEMU's for programs (`data` of an error).
  */
 const NEVER = new Set(['actual-size', 'active', 'actively-synced', 'timestamp'])
+
+const keepsNothing = (value: object) => 'format' in value && value.format === 'null-co'
 
 export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions): unknown {
   const ignored = new Set([...NEVER, ...ignoring])
@@ -21,7 +23,7 @@ export function normalize(value: unknown, { folder, ignoring }: NormalizeOptions
     if (Array.isArray(value)) return list(value.map(walk))
     if (typeof value !== 'object' || value === null) return value
     const members = Object.entries(value)
-      .filter(([name, member]) => member !== undefined && !ignored.has(name))
+      .filter(([name, member]) => member !== undefined && (!ignored.has(name) || (name === 'actual-size' && keepsNothing(value))))
       .toSorted(([one], [other]) => (one < other ? -1 : 1))
       .map(([name, member]) => [name, walk(member)] as const)
       .filter(([name, member]) => !(name === 'dirty-bitmaps' && Array.isArray(member) && member.length === 0))

@@ -28,7 +28,7 @@ export const nodes: readonly Scenario[] = [
       qmp('blockdev-add', { driver: 'raw', 'node-name': 'window', file: 'disk', offset: 65536, size: 1048576 }),
       open('image', 'c.qcow2', { backing: 'other' }),
       qmp('blockdev-add', { driver: 'raw', 'node-name': 'over', file: 'image' }),
-      add({ driver: 'null-co', 'node-name': 'null', 'read-only': true }),
+      add({ driver: 'null-co', 'node-name': 'null', 'read-only': true, size: 1048576, 'latency-ns': 1 }),
       qmp('query-named-block-nodes'),
       qmp('query-named-block-nodes', { flat: true }),
       qmp('blockdev-del', { 'node-name': 'null' }),
