@@ -32,6 +32,10 @@ export interface Work {
   held?: Buffer | undefined
   /** Of a copy that waits: what it holds if it is aborted. */
   readonly file?: string | undefined
+  /** Those that succeed together with it, or not at all. */
+  group?: readonly Work[] | undefined
+  /** It waits for a word before it ends. */
+  readonly finalized?: boolean | undefined
   paused: boolean
   /** Ended by whom it was begun. */
   aborted: boolean
@@ -73,7 +77,8 @@ export class OverlapWorld extends HistoryWorld {
   readonly work = new Map<string, Work>()
   sessions: Session[] = []
   pushes: Push[] = []
-  transaction: { readonly client: QmpClient; readonly steps: string[]; readonly backups: Work[] } | undefined
+  transaction:
+    { readonly client: QmpClient; readonly steps: string[]; readonly backups: Work[]; readonly grouped: boolean } | undefined
   readonly #ended = new Map<string, { readonly error?: string; readonly cancelled: boolean }>()
   #number = 0
 
@@ -199,17 +204,26 @@ export class OverlapWorld extends HistoryWorld {
 
   /** As fast as it goes, until it is over, or ready and waits. */
   async hurry(work: Work) {
-    if (work.paused) await this.ask('block-job-resume', { device: work.id })
-    work.paused = false
-    await this.ask('block-job-set-speed', { device: work.id, speed: 0 })
+    for (const each of work.group ?? [work]) {
+      if (await this.isOver(each)) continue
+      if (each.paused) await this.ask('block-job-resume', { device: each.id })
+      each.paused = false
+      await this.ask('block-job-set-speed', { device: each.id, speed: 0 })
+    }
     const until = Date.now() + 20_000
     while (!(await this.isOver(work))) {
       if (await this.isReady(work)) return
       if (Date.now() > until)
         throw new Error(`${work.kind} ${work.id} does not end: ${JSON.stringify(await this.execute('query-jobs'))}`)
       await this.write()
+      if (work.finalized === false && (await this.isPending(work))) await this.ask('job-finalize', { id: work.id })
       await sleep(5)
     }
+  }
+
+  async isPending({ id: wanted }: Work) {
+    const jobs = await this.execute<{ id: string; status: string }[]>('query-jobs')
+    return jobs.some(({ id, status }) => id === wanted && status === 'pending')
   }
 
   /** Until nothing works on the disk any more. */

@@ -19,6 +19,8 @@ type Act = (world: OverlapWorld) => Promise<unknown>
 
 const quiet = { writes: false }
 
+const GROUPED = { properties: { 'completion-mode': 'grouped' } }
+
 const speedOf = (world: OverlapWorld) => world.pick([32 * KiB, 128 * KiB, 1024 * KiB, 0])
 
 /** A job on a machine's disk, begun by one of its own commands. */
@@ -78,13 +80,29 @@ const beginnings: Readonly<Record<string, (world: OverlapWorld, disk: string) =>
     world.work.set(disk, { id, kind: 'mirror', disk, own: true, target, paused: false, aborted: false })
     return undefined
   },
+  async ownActiveCommit(world, disk) {
+    const chain = await world.chainOf(disk)
+    if (chain.length < 2) return
+    const id = world.name('active')
+    const args = { 'job-id': id, device: await world.nodeOf(disk), base: world.pick(chain.slice(1)), speed: speedOf(world) }
+    if (await world.ask('block-commit', args))
+      world.work.set(disk, { id, kind: 'active commit', disk, own: true, paused: false, aborted: false })
+  },
   async stream(world, disk) {
     const chain = await world.chainOf(disk)
     if (chain.length < 2) return
     const id = world.name('stream')
     const base = chain.length > 2 && world.next() % 2 === 0 ? chain.at(-1) : undefined
-    if (await world.ask('block-stream', { 'job-id': id, device: await world.nodeOf(disk), base, speed: speedOf(world) }))
-      world.work.set(disk, { id, kind: 'stream', disk, own: true, paused: false, aborted: false })
+    const finalized = world.next() % 2 === 0
+    const args = {
+      'job-id': id,
+      device: await world.nodeOf(disk),
+      base,
+      speed: speedOf(world),
+      'auto-finalize': finalized,
+    }
+    if (await world.ask('block-stream', args))
+      world.work.set(disk, { id, kind: 'stream', disk, own: true, finalized, paused: false, aborted: false })
   },
   async blockCommit(world, disk) {
     const chain = await world.chainOf(disk)
@@ -102,7 +120,7 @@ async function end(world: OverlapWorld, work: Work, how: 'pivot' | 'abort' | 'ru
   if (world.work.get(work.disk) !== work) return
   const ready = wasHurried
   if (how === 'abort' || (work.kind === 'mirror' && how === 'run')) {
-    work.aborted = true
+    for (const each of work.group ?? [work]) each.aborted = true
     const content = world.content.get(work.disk)!
     if (work.own) await world.ask('block-job-cancel', { device: work.id }, quiet)
     else await world.ask('disk-abort', { machine: 'db', disk: work.disk }, quiet)
@@ -111,7 +129,8 @@ async function end(world: OverlapWorld, work: Work, how: 'pivot' | 'abort' | 'ru
     if (ready && work.kind === 'copy' && work.file)
       await world.compareFile(work.file, work.file.endsWith('.img') ? 'raw' : 'qcow2', content, work.id)
   } else {
-    if (work.own) await world.ask('block-job-complete', { device: work.id })
+    if (work.own && world.next() % 2 === 0) await world.ask('job-complete', { id: work.id })
+    else if (work.own) await world.ask('block-job-complete', { device: work.id })
     else await world.ask('disk-pivot', { machine: 'db', disk: work.disk })
     await world.over(work)
   }
@@ -130,9 +149,11 @@ async function finish(world: OverlapWorld, abort = false) {
   await world.ask('backup-finish', { name: session.name })
 }
 
+/** A transaction that is open goes with the daemon, or just before. */
 async function restart(world: OverlapWorld, signal: NodeJS.Signals) {
-  await world.hangUp()
+  if (world.next() % 2 === 0) await world.hangUp()
   await world.end(signal)
+  await world.hangUp()
   await world.checkImages(new Map())
   world.forget()
   await world.start()
@@ -165,8 +186,9 @@ async function endTransaction(world: OverlapWorld, by: QmpClient) {
   const committed = world.next() % 3 > 0 && (await world.ask('transaction-commit', {}, { ...quiet, by }))
   if (!committed && (await world.ask('query-transaction', {}, { ...quiet, by }).then(isOpen)))
     await world.ask('transaction-rollback', {}, { ...quiet, by })
+  const group = world.transaction!.grouped ? backups : undefined
   for (const work of backups) {
-    if (committed) world.work.set(work.disk, { ...work, held: Buffer.from(world.content.get(work.disk)!) })
+    if (committed) world.work.set(work.disk, Object.assign(work, { group, held: Buffer.from(world.content.get(work.disk)!) }))
     else await world.execute('blockdev-del', { 'node-name': work.target!.node })
   }
   await world.hangUp()
@@ -260,13 +282,31 @@ const acts: Readonly<Record<string, Act>> = {
     const by = world.transaction?.client
     if (!by) {
       const client = await world.client()
-      world.transaction = { client, steps: [], backups: [] }
-      await world.ask('transaction-begin', {}, { by: client })
+      const grouped = world.next() % 2 === 0
+      world.transaction = { client, steps: [], backups: [], grouped }
+      await world.ask('transaction-begin', grouped ? GROUPED : {}, { by: client })
+      await step(world, client)
       return
     }
     if (world.transaction!.steps.length < 3) await step(world, by)
-    if (world.next() % 3 > 0) return
-    await endTransaction(world, by)
+    if (world.next() % 2 === 0) await endTransaction(world, by)
+  },
+  async groupOfBackups(world) {
+    if (world.disks.some(disk => world.work.has(disk))) return
+    const works: Work[] = []
+    const actions: object[] = []
+    for (const disk of world.disks) {
+      const target = await world.target('raw')
+      const id = world.name('grouped')
+      const data = { 'job-id': id, device: await world.nodeOf(disk), target: target.node, sync: 'full', speed: speedOf(world) }
+      actions.push({ type: 'blockdev-backup', data })
+      works.push({ id, kind: 'backup', disk, own: true, target, group: works, paused: false, aborted: false })
+    }
+    const begun = await world.ask('transaction', { actions, ...GROUPED }, quiet)
+    for (const work of works) {
+      if (begun) world.work.set(work.disk, Object.assign(work, { held: Buffer.from(world.content.get(work.disk)!) }))
+      else await world.execute('blockdev-del', { 'node-name': work.target!.node })
+    }
   },
   restart: world => restart(world, 'SIGTERM'),
   kill: world => restart(world, 'SIGKILL'),
@@ -288,13 +328,15 @@ const often = [
   'push',
   'checkpoint',
   'transaction',
+  'transaction',
+  'groupOfBackups',
   'finishPull',
 ] as const
 
 /** All that is under way comes to its end, and is right. */
 async function settle(world: OverlapWorld) {
   if (world.transaction) await endTransaction(world, world.transaction.client)
-  for (const work of world.work.values()) await end(world, work, work.kind === 'copy' ? 'abort' : 'run')
+  for (const work of world.work.values()) await end(world, work, work.kind === 'copy' ? 'abort' : world.pick(['run', 'pivot']))
   while (world.sessions.length > 0) await finish(world)
   while (world.pushes.length > 0) {
     await world.write()
@@ -317,13 +359,19 @@ async function deepen(world: OverlapWorld) {
   for (let count = world.next() % 4; count > 0; count--) await acts['job']!(world)
 }
 
+/** What has begun comes to its end now and then, also where acts are few. */
+function whatFollows(world: OverlapWorld) {
+  if (world.transaction && world.next() % 3 === 0) return 'transaction'
+  return world.work.size > 0 && world.next() % 4 === 0 ? 'endJob' : undefined
+}
+
 async function overlaps(seed: number) {
   await using stack = new AsyncDisposableStack()
   const world = stack.use(await OverlapWorld.create(await scratchFolder(stack), seed))
   try {
     await deepen(world)
     for (let step = 1; step <= STEPS; step++) {
-      const name = world.pick([...often, ...Object.keys(acts)])
+      const name = whatFollows(world) ?? world.pick([...often, ...Object.keys(acts)])
       world.done.push(`${step}. ${name}`)
       await acts[name]!(world)
       await world.look()
