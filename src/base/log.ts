@@ -5,7 +5,7 @@
 
 import { fstatSync } from 'node:fs'
 import { pino, type DestinationStream, type Level } from 'pino'
-import { Fault, messageOf } from './errors.ts'
+import { faultIn, messageOf } from './errors.ts'
 
 export type LogLevel = Level | 'silent'
 
@@ -82,7 +82,7 @@ function wrap(logger: pino.Logger): Log {
 
 /** A Fault's sentence is enough; anything else is a bug, and is told with where it came from. */
 const serializeError = (error: unknown) =>
-  error instanceof Error && !(error instanceof Fault) ? (error.stack ?? error.message) : messageOf(error)
+  error instanceof Error && !faultIn(error) ? (error.stack ?? error.message) : messageOf(error)
 
 interface LogRecord {
   readonly level: string

@@ -171,6 +171,7 @@ export class PushSession {
 
   /** Whatever failed because it was stopped: the reason is why it was. */
   #reasonOf(error: unknown) {
-    return this.#stop.signal.aborted ? (this.#stop.signal.reason as unknown) : error
+    const reason = this.#stop.signal.aborted ? (this.#stop.signal.reason as unknown) : error
+    return faultIn(reason) ?? reason
   }
 }

@@ -180,7 +180,7 @@ export class Pushes implements AsyncDisposable {
     )
     if (!result) {
       log.error('a push has failed; the last restore point, and its checkpoint, are as they were', { ...told, err: error })
-      return emit('BACKUP_ABORTED', { ...told, reason: (error as Error).message })
+      return emit('BACKUP_ABORTED', { ...told, reason: messageOf(error) })
     }
     for (const { disk, checkpoint: since, why } of result.broken)
       log.error('a bitmap did not tell the truth, and the disk was compared instead', { ...told, disk, checkpoint: since, why })

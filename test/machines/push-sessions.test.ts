@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { rename, rm, writeFile } from 'node:fs/promises'
+import { readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
@@ -290,6 +290,18 @@ t.test('whatever ends a push early, the last good restore point stays what the n
   await rm(`${plugins}/repo`, { recursive: true, force: true })
   await rename(`${plugins}/away`, `${plugins}/repo`)
   await stays('the store is away')
+
+  await writeFile(hold, '')
+  const left = await begin(execute)
+  while ((await readdir(`${plugins}/repo/sessions`)).length === 0) await sleep(10)
+  await rename(`${plugins}/repo`, `${plugins}/away`)
+  await rm(hold)
+  // Twice: as it ends it cannot take away its session, either.
+  const gone = /^[^;]*the folder was there, and is not any more; was the disk taken away, or the folder moved\?$/
+  t.match(await ended(execute, left.name), { status: 'failed', reason: gone, 'exit-code': 10 })
+  t.match(events.at(-1), { event: 'BACKUP_ABORTED', data: { session: left.name, reason: gone } })
+  await rename(`${plugins}/away`, `${plugins}/repo`)
+  await stays('the store goes away meanwhile')
 
   await write(40 * CHUNK, Buffer.alloc(3 * CHUNK))
   const next = await pushed(execute)
