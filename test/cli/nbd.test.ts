@@ -305,7 +305,21 @@ h.shutdown()
 t.test('in the background with -s, what is written is seen, and lost at the end', { skip: skipQemu }, async t => {
   const image = raw('below.raw')
   const before = new Set(readdirSync('/var/tmp'))
-  const args = ['--fork', '--pid-file', path('fork.pid'), '-t', '-e', '2', '-f', 'raw', '-s', '-k', path('fork.sock'), image]
+  const args = [
+    '--fork',
+    '--pid-file',
+    path('fork.pid'),
+    '-t',
+    '-e',
+    '2',
+    '-f',
+    'raw',
+    '-s',
+    '--discard=on',
+    '-k',
+    path('fork.sock'),
+    image,
+  ]
   await run(PROGRAM[0]!, [...PROGRAM.slice(1), ...args], { cwd: '/' })
   const uri = `nbd+unix:///?socket=${path('fork.sock')}`
   await run('qemu-io', ['-f', 'raw', '-c', 'write -P 9 0 64k', '-c', 'discard 64k 64k', uri])

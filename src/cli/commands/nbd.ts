@@ -33,7 +33,7 @@ export interface NbdOptions {
   readonly snapshot?: boolean
   readonly nocache?: boolean
   readonly cache: 'writeback' | 'writethrough' | 'unsafe' | 'none' | 'directsync'
-  readonly discard?: 'ignore' | 'unmap'
+  readonly discard?: 'ignore' | 'off' | 'unmap' | 'on'
   readonly detectZeroes?: 'off' | 'on' | 'unmap'
   readonly imageOpts?: boolean
   readonly fork?: boolean
@@ -109,7 +109,12 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
       .default('writeback'),
     new Option('-n, --nocache', 'as --cache=none').implies({ cache: 'none' }),
     new Option('--aio <mode>', 'accepted: there is one way').choices(['threads', 'native', 'io_uring']),
-    new Option('--discard <mode>', 'what becomes of discards (default: unmap)').choices(['ignore', 'unmap']),
+    new Option('--discard <mode>', 'what becomes of discards; off is ignore, on is unmap (default: unmap)').choices([
+      'ignore',
+      'off',
+      'unmap',
+      'on',
+    ]),
     new Option('--detect-zeroes <mode>', 'make zeroes that are written holes').choices(['off', 'on', 'unmap']),
     new Option('--object <object>', 'tls-creds-x509,id=ID,dir=DIR,endpoint=server or another of object-add').argParser(list),
     new Option('--tls-creds <id>', 'the object with the certificates or keys: clients must use TLS'),

@@ -162,7 +162,7 @@ async function openDisk(images: Images, file: string, index: number, options: Nb
   const { cache, readOnly = false, snapshot = false, discard = 'unmap', detectZeroes = 'off' } = options
   const generic = {
     'read-only': readOnly || snapshot,
-    discard,
+    discard: { ignore: 'ignore', off: 'ignore', unmap: 'unmap', on: 'unmap' }[discard],
     'detect-zeroes': detectZeroes,
     cache: { direct: cache === 'none' || cache === 'directsync', 'no-flush': cache === 'unsafe' },
   }
