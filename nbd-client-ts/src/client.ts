@@ -7,7 +7,7 @@ import { type CopyOptions, copy } from './copy.ts'
 import { NbdReplyError, NbdUsageError } from './errors.ts'
 import { type NbdExtent, extents } from './extents.ts'
 import { FlushLedger } from './flush-ledger.ts'
-import { Limits } from './limits.ts'
+import { Limits, assumedBlockSizes } from './limits.ts'
 import { type ConnectOptions, type NbdTarget, goalOf, poolOptionsOf } from './options.ts'
 import { Pool, type PoolEvents } from './pool.ts'
 import { Command, CommandFlag, type TransmissionFlag } from './protocol.ts'
@@ -41,6 +41,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
 
   /** Connects, negotiates and enters the export. Rejects with an NbdError, or with the signal's reason. */
   static async connect(target: NbdTarget, options: ConnectOptions = {}): Promise<NbdClient> {
+    const assumed = assumedBlockSizes(options.assumeBlockSizes)
     const goal = await goalOf(target, options)
     const made: { client?: NbdClient } = {}
     const ledger = new FlushLedger()
@@ -54,7 +55,7 @@ export class NbdClient extends EventEmitter<ClientEvents> implements AsyncDispos
       dead: error => made.client?.emit('close', error),
     }
     const pool = await Pool.open(goal, poolOptionsOf(options), events, options.signal)
-    made.client = new NbdClient(pool, ledger, new Limits(pool.session.export, options.assumeBlockSizes))
+    made.client = new NbdClient(pool, ledger, new Limits(pool.session.export, assumed))
     return made.client
   }
 

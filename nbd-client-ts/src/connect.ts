@@ -43,9 +43,11 @@ export function openNegotiation(goal: Goal, signal?: AbortSignal): Promise<Negot
   return attempts(goal, signal, async (transport, without, trying) => {
     const negotiation = await Negotiation.begin(transport)
     if (!negotiation.isFixedNewstyle) throw new NbdUsageError('the server is too old for any option', 'ENOTSUP')
-    if (goal.tls) await negotiation.startTls(goal.tls)
-    await agreeOnReplies(negotiation, without, trying)
-    return negotiation
+    return orLeave(negotiation, async () => {
+      if (goal.tls) await negotiation.startTls(goal.tls)
+      await agreeOnReplies(negotiation, without, trying)
+      return negotiation
+    })
   })
 }
 
@@ -86,11 +88,11 @@ async function withTransport<T>(
   work: (transport: Transport) => Promise<T>,
 ): Promise<T> {
   signal?.throwIfAborted()
+  const where = nameOfAddress(goal.address)
   const { transport, connected } = Transport.connect(goal.address, {
     willUseTls: goal.tls !== undefined,
     keepAlive: goal.keepAlive,
   })
-  const where = nameOfAddress(goal.address)
   const timer = setTimeout(
     () => transport.destroy(new NbdTimeoutError(`${where}: no NBD export within ${goal.connectTimeout} ms`)),
     Math.max(timeoutMs, 0),
@@ -117,13 +119,19 @@ async function enter(goal: Goal, transport: Transport, without: Without, trying:
     if (goal.tls) throw new NbdOptionError('STARTTLS', 'ERR_UNSUP', 'it is too old for any option')
     return { transport, session: await negotiation.exportName(goal.exportName) }
   }
-  try {
+  return orLeave(negotiation, async () => {
     if (goal.tls) await negotiation.startTls(goal.tls)
     await agreeOnReplies(negotiation, without, trying)
     if (goal.contexts.length > 0 && negotiation.mode !== 'simple') await agreeOnContexts(negotiation, goal)
     return { transport, session: await go(negotiation, goal.exportName, without, trying) }
+  })
+}
+
+/** A server that refused an option still listens, and wants to be left in order. */
+async function orLeave<T>(negotiation: Negotiation, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
   } catch (error) {
-    // A server that refused an option still listens, and wants to be left in order.
     if (error instanceof NbdOptionError) await negotiation.abort()
     throw error
   }

@@ -3,7 +3,7 @@
 import type { NbdClient } from './client.ts'
 import { NbdUsageError } from './errors.ts'
 import { Allocation, BASE_ALLOCATION } from './protocol.ts'
-import { type Range, alignDown, alignUp, forEach, pieces } from './ranges.ts'
+import { type Range, alignDown, alignUp, forEach, pieces, whole } from './ranges.ts'
 
 export interface CopyOptions {
   /** Which part, in bytes. Default: all. */
@@ -28,11 +28,22 @@ interface Part extends Range {
 }
 
 export async function copy(source: NbdClient, target: NbdClient, options: CopyOptions = {}): Promise<void> {
-  const { offset = 0, length = source.size - offset, sparse = true, targetIsZero = false, flush = true, signal } = options
+  const {
+    offset = 0,
+    length = Math.max(source.size - offset, 0),
+    sparse = true,
+    targetIsZero = false,
+    flush = true,
+    signal,
+  } = options
+  const requests = whole('requests', options.requests ?? 16, 1)
+  for (const [name, value] of Object.entries({ offset, length })) whole(name, value, 0)
+  if (offset + length > source.size)
+    throw new NbdUsageError(`the source has ${source.size} bytes, and the copy would need ${offset + length}`)
   if (offset + length > target.size)
     throw new NbdUsageError(`the target has ${target.size} bytes, and the copy would need ${offset + length}`)
   const unit = Math.max(source.blockSizes.minimum, target.blockSizes.minimum)
-  const requestSize = alignUp(options.requestSize ?? 1 << 20, unit)
+  const requestSize = alignUp(whole('requestSize', options.requestSize ?? 1 << 20, 1), unit)
   const buffers: Buffer[] = []
   const total = length
   let done = 0
@@ -43,7 +54,7 @@ export async function copy(source: NbdClient, target: NbdClient, options: CopyOp
       else for (const piece of pieces(part, requestSize)) yield { ...piece, zero: false }
     }
   }
-  await forEach(work(), options.requests ?? 16, async ({ offset, length, zero }) => {
+  await forEach(work(), requests, async ({ offset, length, zero }) => {
     signal?.throwIfAborted()
     if (!zero) {
       const buffer = buffers.pop() ?? Buffer.allocUnsafeSlow(requestSize)

@@ -73,15 +73,16 @@ function textOf(data: Buffer) {
 const isPowerOfTwo = (value: number) => value > 0 && Number.isInteger(Math.log2(value))
 
 /** As the protocol's section on block size constraints has them. */
+export const areBlockSizes = ({ minimum, preferred, maximum }: BlockSizes): boolean =>
+  isPowerOfTwo(minimum) &&
+  minimum <= 65_536 &&
+  isPowerOfTwo(preferred) &&
+  preferred >= minimum &&
+  maximum >= preferred &&
+  (maximum === 0xffff_ffff || maximum % minimum === 0)
+
 function checkBlockSizes({ minimum, preferred, maximum }: BlockSizes): BlockSizes {
-  const sane =
-    isPowerOfTwo(minimum) &&
-    minimum <= 65_536 &&
-    isPowerOfTwo(preferred) &&
-    preferred >= minimum &&
-    maximum >= preferred &&
-    (maximum === 0xffff_ffff || maximum % minimum === 0)
-  if (!sane)
+  if (!areBlockSizes({ minimum, preferred, maximum }))
     throw new NbdProtocolError(`block sizes that cannot be: minimum ${minimum}, preferred ${preferred}, maximum ${maximum}`)
   return { minimum, preferred, maximum }
 }

@@ -1,6 +1,7 @@
 // What may be asked of an export, checked before anything is sent: its range, its block sizes, and what it offers.
 
 import { NbdUsageError } from './errors.ts'
+import { areBlockSizes } from './export-info.ts'
 import { PORTABLE_PAYLOAD, TransmissionFlag } from './protocol.ts'
 import { alignDown, type Range } from './ranges.ts'
 import type { BlockSizes, ExportInfo } from './session.ts'
@@ -8,15 +9,24 @@ import type { BlockSizes, ExportInfo } from './session.ts'
 /** Where the server says nothing: what the protocol advises "a client desiring maximum interoperability". */
 const PORTABLE: BlockSizes = { minimum: 512, preferred: 4096, maximum: PORTABLE_PAYLOAD }
 
+/** What is taken for the server's where it says nothing. Throws where that cannot be. */
+export function assumedBlockSizes(assumed: Partial<BlockSizes> = {}): BlockSizes {
+  const { minimum, maximum } = { ...PORTABLE, ...assumed }
+  const { preferred = Math.max(minimum, Math.min(PORTABLE.preferred, maximum)) } = assumed
+  if (!areBlockSizes({ minimum, preferred, maximum }))
+    throw new NbdUsageError(`assumeBlockSizes that cannot be: minimum ${minimum}, preferred ${preferred}, maximum ${maximum}`)
+  return { minimum, preferred, maximum }
+}
+
 export class Limits {
   readonly blockSizes: BlockSizes
   readonly size: number
 
   constructor(
     private readonly info: ExportInfo,
-    assumed: Partial<BlockSizes> = {},
+    assumed: BlockSizes,
   ) {
-    const { minimum, preferred, maximum } = info.blockSizes ?? { ...PORTABLE, ...assumed }
+    const { minimum, preferred, maximum } = info.blockSizes ?? assumed
     this.size = info.size
     this.blockSizes = { minimum, preferred, maximum: alignDown(Math.min(maximum, PORTABLE_PAYLOAD), minimum) || minimum }
   }

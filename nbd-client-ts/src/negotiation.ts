@@ -4,7 +4,7 @@
 // One option at a time: the next is sent after the final reply to the one before. STARTTLS drops everything agreed on before it.
 
 import type tls from 'node:tls'
-import { NbdConnectionError, NbdOptionError, NbdProtocolError, NbdUsageError, peerText } from './errors.ts'
+import { NbdConnectionError, type NbdError, NbdOptionError, NbdProtocolError, NbdUsageError, peerText } from './errors.ts'
 import { HandshakeReader } from './handshake-reader.ts'
 import {
   EXPORT_NAME_ZEROES,
@@ -172,6 +172,12 @@ export class Negotiation {
     await this.transport.end(ABORT_MS)
   }
 
+  /** Leaves at once, for this reason. */
+  destroy(error: NbdError): void {
+    this.#over = true
+    this.transport.destroy(error)
+  }
+
   [Symbol.asyncDispose](): Promise<void> {
     return this.abort()
   }
@@ -222,6 +228,8 @@ export class Negotiation {
   async #option(option: number, data?: Buffer, on: (type: number, data: Buffer) => boolean = () => false): Promise<void> {
     const name = nameOf(Option, option)
     this.#send(option, data)
+    /** What cannot be used, though it keeps the protocol: said once the final reply is read, for another option may follow. */
+    let unusable: NbdUsageError | undefined
     for (let bytes = 0; bytes < MOST_BYTES;) {
       const { magic, option: echoed, type, length } = optionReplyHeader.decode(await this.reader.read(optionReplyHeader.size))
       if (magic !== OPTION_REPLY_MAGIC) throw new NbdProtocolError(`a reply to ${name} begins with 0x${magic.toString(16)}`)
@@ -230,11 +238,18 @@ export class Negotiation {
       const reply = nameOf(OptionReply, type)
       if (type === OptionReply.ACK) {
         if (length !== 0) throw new NbdProtocolError(`a reply ACK to ${name} with ${length} bytes of data`)
+        if (unusable) throw unusable
         return
       }
       if (length > LONGEST_REPLY) throw new NbdProtocolError(`a reply ${reply} to ${name} with ${length} bytes of data`)
       bytes += optionReplyHeader.size + length
-      if (!on(type, await this.reader.read(length))) throw new NbdProtocolError(`a reply ${reply} to ${name}`)
+      const body = await this.reader.read(length)
+      try {
+        if (!on(type, body)) throw new NbdProtocolError(`a reply ${reply} to ${name}`)
+      } catch (error) {
+        if (!(error instanceof NbdUsageError)) throw error
+        unusable ??= error
+      }
     }
     throw new NbdProtocolError(`more than ${MOST_BYTES} bytes of replies to ${name}`)
   }
@@ -256,6 +271,7 @@ export class Negotiation {
 const ABORT_MS = 1000
 
 function nameBytes(name: string) {
+  if (!name.isWellFormed()) throw new NbdUsageError('a name must be Unicode, and this has half a character in it')
   const bytes = Buffer.from(name)
   if (bytes.length > MAX_STRING)
     throw new NbdUsageError(`a name of ${bytes.length} bytes is longer than the ${MAX_STRING} the protocol allows`)

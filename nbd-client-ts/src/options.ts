@@ -2,8 +2,9 @@
 
 import { NbdUriError, NbdUsageError } from './errors.ts'
 import type { BlockSizes } from './session.ts'
+import { whole } from './ranges.ts'
 import { connectionOptions, tlsOfUri, type TlsOptions } from './tls.ts'
-import { parseNbdUri, type NbdAddress } from './uri.ts'
+import { checkAddress, parseNbdUri, type NbdAddress } from './uri.ts'
 import type { Goal } from './connect.ts'
 import type { PoolOptions, ReconnectOptions } from './pool.ts'
 
@@ -47,6 +48,7 @@ export type NbdTarget = string | NbdAddress
 
 export async function goalOf(target: NbdTarget, options: ConnectOptions): Promise<Goal> {
   const uri = typeof target === 'string' ? parseNbdUri(target) : { address: target, exportName: '', tls: undefined }
+  checkAddress(uri.address)
   const fromUri = uri.tls ? await tlsOfUri(uri.tls, options.allowLocalFiles ?? false) : undefined
   const tls = fromUri || options.tls ? { ...fromUri, ...options.tls } : undefined
   if (typeof target === 'string' && !uri.tls && options.tls)
@@ -58,8 +60,8 @@ export async function goalOf(target: NbdTarget, options: ConnectOptions): Promis
     contexts: options.contexts ?? [],
     structuredReplies: options.structuredReplies ?? 'auto',
     extendedHeaders: options.extendedHeaders ?? 'auto',
-    connectTimeout: whole('connectTimeout', options.connectTimeout ?? 10_000, 1),
-    keepAlive: whole('keepAlive', options.keepAlive ?? 30_000, 0),
+    connectTimeout: ms('connectTimeout', options.connectTimeout ?? 10_000, 1),
+    keepAlive: ms('keepAlive', options.keepAlive ?? 30_000, 0),
   }
 }
 
@@ -67,19 +69,21 @@ export const poolOptionsOf = (options: ConnectOptions): PoolOptions => ({
   connections: whole('connections', options.connections ?? 1, 1),
   maxInFlight: whole('maxInFlight', options.maxInFlight ?? 64, 1),
   maxInFlightBytes: whole('maxInFlightBytes', options.maxInFlightBytes ?? 64 << 20, 1),
-  requestTimeout: whole('requestTimeout', options.requestTimeout ?? 60_000, 0),
+  requestTimeout: ms('requestTimeout', options.requestTimeout ?? 60_000, 0),
   reconnect: options.reconnect && reconnectOptionsOf(options.reconnect),
 })
 
 const reconnectOptionsOf = ({ hold = 30_000, pause = 100, longestPause = 10_000, replayWrites = false }: ReconnectOptions) => ({
-  hold: whole('reconnect.hold', hold, 0),
-  pause: whole('reconnect.pause', pause, 1),
-  longestPause: whole('reconnect.longestPause', longestPause, 1),
+  hold: ms('reconnect.hold', hold, 0),
+  pause: ms('reconnect.pause', pause, 1),
+  longestPause: ms('reconnect.longestPause', longestPause, 1),
   replayWrites,
 })
 
-function whole(name: string, value: number, least: number) {
-  if (!Number.isSafeInteger(value) || value < least)
-    throw new NbdUsageError(`${name} is ${value}, and must be a whole number from ${least} on`)
-  return value
+/** What a timer takes, in ms; to what is more it means 1. */
+const LONGEST_MS = 2 ** 31 - 1
+
+function ms(name: string, value: number, least: number) {
+  if (value > LONGEST_MS) throw new NbdUsageError(`${name} is ${value}, and must be at most ${LONGEST_MS} ms (24 days)`)
+  return whole(name, value, least)
 }

@@ -71,6 +71,8 @@ export class Pool {
   #down: NbdError | undefined
   #hold: NodeJS.Timeout | undefined
   #restoring = false
+  /** Why the last attempt failed. */
+  #refused: NbdError | undefined
   /** The last attempt found another export than the first. */
   #different: NbdError | undefined
 
@@ -124,6 +126,7 @@ export class Pool {
     clearTimeout(this.#hold)
     this.#hold = undefined
     this.#down = undefined
+    this.#refused = undefined
     this.#pump()
   }
 
@@ -157,7 +160,8 @@ export class Pool {
     if (!this.#restoring) this.#restore(reconnect)
   }
 
-  #giveUpWaiting(cause: NbdError) {
+  #giveUpWaiting(lost: NbdError) {
+    const cause = this.#refused ?? lost
     this.#down = new NbdConnectionError(`the connection is lost, and could not be made anew so far: ${cause.message}`, { cause })
     for (const request of this.#waiting.splice(0)) request.reject(this.#down)
   }
@@ -173,6 +177,7 @@ export class Pool {
         } catch (error) {
           if (error === this.#different) return this.#die(this.#different!)
           // It will be told when there is none in time; meanwhile the server may just be starting.
+          if (error instanceof NbdError) this.#refused = error
           await sleep(ms * (0.5 + Math.random() / 2), undefined, { signal: this.#over.signal })
           ms = Math.min(ms * 2, longestPause)
         }

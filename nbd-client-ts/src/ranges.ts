@@ -1,5 +1,7 @@
 // Arithmetic on ranges, and work on the pieces of one.
 
+import { NbdUsageError } from './errors.ts'
+
 export interface Range {
   readonly offset: number
   readonly length: number
@@ -39,4 +41,11 @@ export async function forEach<T>(
   if (!failed) return
   await iterator.return?.()
   throw failed.error
+}
+
+/** The value, where it is such a number; throws NbdUsageError where not. */
+export function whole(name: string, value: number, least: number): number {
+  if (!Number.isSafeInteger(value) || value < least)
+    throw new NbdUsageError(`${name} is ${value}, and must be a whole number from ${least} on`)
+  return value
 }

@@ -43,6 +43,10 @@ export function differenceOf(a: Session, b: Session): string | undefined {
   if (a.export.flags !== b.export.flags)
     return `the export's flags are 0x${b.export.flags.toString(16)} on it, and were 0x${a.export.flags.toString(16)}`
   if (a.mode !== b.mode) return `it has ${b.mode} replies, and the first has ${a.mode} ones`
+  const [before, after] = [a, b].map(
+    ({ export: { blockSizes } }) => blockSizes && `${blockSizes.minimum} to ${blockSizes.maximum}`,
+  )
+  if (before !== after) return `it takes blocks of ${after ?? 'no said size'}, and the first ${before ?? 'did not say'}`
   const [mine, theirs] = [a, b].map(({ contexts }) => [...contexts.values()].sort().join(', '))
   return mine === theirs ? undefined : `it has the contexts '${theirs}', and the first has '${mine}'`
 }

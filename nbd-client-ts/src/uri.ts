@@ -1,5 +1,6 @@
 // NBD URIs, as the NBD project's doc/uri.md has them, with libnbd's two parameters that name local files.
 
+import { isIPv6 } from 'node:net'
 import { NbdUriError } from './errors.ts'
 import { DEFAULT_PORT, MAX_STRING } from './protocol.ts'
 
@@ -67,6 +68,28 @@ export function parseNbdUri(uri: string): NbdUri {
   }
 }
 
+/** The longest path of a socket that the system takes, in bytes. */
+const MAX_PATH = 107
+
+/** Throws where nothing can be connected to: what `net.connect` would refuse in its own words, or take for something else. */
+export function checkAddress(address: NbdAddress): void {
+  const { path, host, port = DEFAULT_PORT } = (address ?? {}) as { path?: unknown; host?: unknown; port?: unknown }
+  const name = path ?? host
+  if (typeof name !== 'string' || name === '')
+    throw new NbdUriError(
+      'an NBD server is named by a URI, by { host, port } or by { path } of its socket, and none may be empty',
+    )
+  if (name.includes('\0', path === undefined ? 0 : 1))
+    throw new NbdUriError(`the ${path === undefined ? 'host' : 'path'} has a NUL in it`)
+  if (path !== undefined) {
+    if (Buffer.byteLength(name) > MAX_PATH)
+      throw new NbdUriError(
+        `the path of the socket is longer than ${MAX_PATH} bytes; a symbolic link to its folder makes it shorter`,
+      )
+  } else if (!Number.isInteger(port) || (port as number) < 1 || (port as number) > 65_535)
+    throw new NbdUriError(`port ${String(port)} is not between 1 and 65535`)
+}
+
 /** The URI that `parseNbdUri` makes this of. */
 export function formatNbdUri({ address, exportName, tls }: NbdUri): string {
   const unix = 'path' in address
@@ -110,6 +133,7 @@ function parseQuery(query: string) {
     const key = decode(equals < 0 ? pair : pair.slice(0, equals), 'a parameter')
     if (key.startsWith('x-')) continue // somebody's experiment, and not ours
     const known = PARAMETERS.find(name => name === key)
+    if (key === 'tls-username') throw new NbdUriError("a URI has no 'tls-username'; write nbds://USER@host, nbds+unix://USER@/")
     if (!known) throw new NbdUriError(`'${key}' is no parameter of an NBD URI; there are ${PARAMETERS.join(', ')}`)
     if (parameters[known] !== undefined) throw new NbdUriError(`'${key}' is there twice`)
     parameters[known] = equals < 0 ? '' : decode(pair.slice(equals + 1), `'${key}'`)
@@ -129,6 +153,7 @@ function tcpAddress(host: string, port: string | undefined, { socket }: Paramete
   const number = port ? Number(port) : DEFAULT_PORT
   if (number < 1 || number > 65535) throw new NbdUriError(`port ${port} is not between 1 and 65535`)
   const name = decode(host.startsWith('[') ? host.slice(1, -1) : host, 'the host')
+  if (host.startsWith('[') && !isIPv6(name)) throw new NbdUriError(`'${host}' is no IPv6 address`)
   return { host: name || 'localhost', port: number }
 }
 
@@ -139,6 +164,8 @@ function tlsOf(parameters: Parameters, userinfo: string | undefined): UriTls {
   const verify = parameters['tls-verify-peer']
   if (verify !== undefined && verify !== '0' && verify !== '1')
     throw new NbdUriError(`tls-verify-peer is '${verify}', and must be 0 or 1`)
+  const empty = (['tls-hostname', 'tls-certificates', 'tls-psk-file'] as const).find(key => parameters[key] === '')
+  if (empty) throw new NbdUriError(`'${empty}' is empty`)
   const user = userinfo === undefined ? undefined : decode(userinfo, 'the user')
   return {
     ...(type !== undefined && { type }),

@@ -105,6 +105,26 @@ t.test('a read error ends a copy, with the error (CVE-2022-0485 was a tool that 
   await t.rejects(source.copyTo(tooSmall), { name: 'NbdUsageError', message: /4194304 bytes/ })
 })
 
+t.test('a copy that makes no sense is refused, and not taken for done', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const server = await nbdkit(stack, 'memory', '1M')
+  await using source = await NbdClient.connect(server.uri())
+  await using target = await NbdClient.connect(server.uri())
+  for (const options of [
+    { requests: 0 },
+    { requests: NaN },
+    { requests: 1.5 },
+    { requestSize: 0 },
+    { requestSize: -1 },
+    { length: -1 },
+    { length: NaN },
+    { offset: NaN },
+    { offset: 2 * MiB },
+    { offset: 512, length: MiB },
+  ])
+    await t.rejects(source.copyTo(target, options), { name: 'NbdUsageError' }, JSON.stringify(options))
+})
+
 t.test('an abort ends a copy', { skip: noNbdkit }, async t => {
   await using stack = new AsyncDisposableStack()
   const from = await nbdkit(stack, '--filter=delay', 'memory', '64M', 'delay-read=20ms')

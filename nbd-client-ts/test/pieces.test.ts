@@ -2,7 +2,7 @@
 
 import fc from './property.ts'
 import t from 'tap'
-import { formatNbdUri, parseNbdUri } from '../src/index.ts'
+import { NbdClient, formatNbdUri, parseNbdUri } from '../src/index.ts'
 import { Coverage } from '../src/coverage.ts'
 import { Intake } from '../src/intake.ts'
 
@@ -150,8 +150,13 @@ t.test('URIs that cannot be used say why', async t => {
     ['nbd://h:65536/', /port 65536/],
     ['nbd://h:x/', /names no host/],
     ['nbd://::1/', /names no host/],
+    ['nbd://[]/', /no IPv6 address/],
+    ['nbd://[example.com]/', /no IPv6 address/],
     [`nbd://h/${'a'.repeat(4097)}`, /longer than 4096/],
     ['nbd://h/?sokcet=x', /'sokcet' is no parameter/],
+    ['nbds://h/?tls-username=alice', /write nbds:\/\/USER@host/],
+    ['nbds://h/?tls-hostname=', /'tls-hostname' is empty/],
+    ['nbds://h/?tls-psk-file=', /'tls-psk-file' is empty/],
     ['nbds://h/?tls-verify-peer=yes', /must be 0 or 1/],
     ['nbds://h/?tls-type=ssl', /anon, x509 or psk/],
     ['nbds://h/?tls-type=psk&tls-type=psk', /is there twice/],
@@ -160,13 +165,43 @@ t.test('URIs that cannot be used say why', async t => {
     t.throws(() => parseNbdUri(uri), { name: 'NbdUriError', message: why }, uri)
 })
 
+t.test('what nobody can connect to is refused before anybody tries', async t => {
+  for (const [target, message] of [
+    [{ path: '' }, /none may be empty/], // which would be the port of localhost
+    [{ host: '' }, /none may be empty/],
+    [{}, /none may be empty/],
+    [undefined, /none may be empty/],
+    [{ path: '/x'.repeat(60) }, /longer than 107 bytes/],
+    [{ path: '/tmp/a\0b' }, /NUL/],
+    [{ host: 'a\0b' }, /NUL/],
+    ['nbd://a%00b/', /NUL/],
+    [{ host: 'localhost', port: 65_536 }, /port 65536 is not between/],
+    [{ host: 'localhost', port: 0.5 }, /port 0\.5 is not between/],
+  ] as const)
+    await t.rejects(NbdClient.connect(target as never), { name: 'NbdUriError', message }, JSON.stringify(target))
+  const target = 'nbd+unix:///?socket=/nowhere/at-all'
+  for (const options of [
+    { connectTimeout: 2 ** 31 }, // which is 1 ms to a timer
+    { requestTimeout: 2 ** 31 },
+    { assumeBlockSizes: { minimum: 0 } },
+    { assumeBlockSizes: { minimum: 1 << 21 } },
+    { assumeBlockSizes: { minimum: 65_536, maximum: 4096 } },
+  ])
+    await t.rejects(NbdClient.connect(target, options), { name: 'NbdUsageError' }, JSON.stringify(options))
+  const message = /^no connection to \/nowhere\/at-all: connect ENOENT/
+  await t.rejects(NbdClient.connect(target, { assumeBlockSizes: { minimum: 65_536 } }), { code: 'ENOENT', message })
+})
+
 t.test('whatever an export is called, its URI comes back', async () => {
   const text = fc.string({ unit: 'grapheme', maxLength: 20 }).filter(name => !name.includes('\0') && name.isWellFormed())
   const address = fc.oneof(
     fc.record({ host: fc.domain(), port: fc.integer({ min: 1, max: 65_535 }) }),
     fc.record({ path: text.filter(path => path !== '') }),
   )
-  const tls = fc.record({ user: text, hostname: fc.domain(), verifyPeer: fc.boolean(), pskFile: text }, { requiredKeys: [] })
+  const tls = fc.record(
+    { user: text, hostname: fc.domain(), verifyPeer: fc.boolean(), pskFile: text.filter(path => path !== '') },
+    { requiredKeys: [] },
+  )
   fc.assert(
     fc.property(address, text, fc.option(tls, { nil: undefined }), (address, exportName, tls) => {
       const uri = { address, exportName, ...(tls && { tls }) }

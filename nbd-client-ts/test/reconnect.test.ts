@@ -12,6 +12,7 @@ import {
   ALL_FLAGS,
   type AnyRequest,
   type Peer,
+  blockSizes,
   bytes,
   chunk,
   errorOf,
@@ -19,6 +20,7 @@ import {
   handshake,
   info,
   play,
+  refuse,
   serve,
   structuredAnswers,
 } from './helpers/peer.ts'
@@ -191,19 +193,41 @@ t.test('a request that kills the server every time fails in the end', async t =>
 })
 
 t.test('an export that has become another is not gone on with', async t => {
+  const sizes = blockSizes(512, 4096, 65_536)
+  for (const [first, later, message] of [
+    [[info(ALL_FLAGS, MiB)], [info(ALL_FLAGS, 2 * MiB)], /size is 2097152 on it, and was 1048576/],
+    [[info(ALL_FLAGS)], [info(ALL_FLAGS | TransmissionFlag.READ_ONLY)], /flags are 0x.* on it, and were 0x/],
+    // Requests were cut to those of the first.
+    [[info(), sizes], [info(), blockSizes(4096, 4096, 65_536)], /blocks of 4096 to 65536, and the first 512 to 65536/],
+    [[info(), sizes], [info(), blockSizes(512, 4096, 32_768)], /blocks of 512 to 32768/],
+    [[info(), blockSizes(1, 4096, MiB)], [info()], /blocks of no said size, and the first 1 to 1048576/],
+  ] as const) {
+    await using stack = new AsyncDisposableStack()
+    const uri = await play(stack, (peer, number) =>
+      serveUnless(peer, () => number === 0, { ...structuredAnswers, GO: () => goAnswer(...(number === 0 ? first : later)) }),
+    )
+    const client = await NbdClient.connect(uri, { reconnect: again })
+    const closed = once(client, 'close')
+    const wanted = { name: 'NbdUsageError', message }
+    await t.rejects(failed(client.read(0, 512)), wanted)
+    t.match(await closed, [wanted])
+    await t.rejects(failed(client.read(0, 512)), wanted)
+  }
+})
+
+t.test('who waited in vain is told why the server could not be had, and not only why it was lost', async t => {
   await using stack = new AsyncDisposableStack()
   const uri = await play(stack, (peer, number) =>
-    serveUnless(peer, () => number === 0, {
-      ...structuredAnswers,
-      GO: () => goAnswer(info(ALL_FLAGS, number === 0 ? MiB : 2 * MiB)),
-    }),
+    serveUnless(
+      peer,
+      () => true,
+      number === 0 ? structuredAnswers : { ...structuredAnswers, GO: refuse('GO', 'ERR_UNKNOWN', 'moved') },
+    ),
   )
-  const client = await NbdClient.connect(uri, { reconnect: again })
-  const closed = once(client, 'close')
-  const wanted = { name: 'NbdUsageError', message: /size is 2097152 on it, and was 1048576/ }
-  await t.rejects(failed(client.read(0, 512)), wanted)
-  t.match(await closed, [wanted])
-  await t.rejects(failed(client.read(0, 512)), wanted)
+  const client = await NbdClient.connect(uri, { reconnect: { hold: 300, pause: 5, longestPause: 20 } })
+  const message = /could not be made anew so far: the server refuses GO with ERR_UNKNOWN: moved/
+  await t.rejects(failed(client.read(0, 512)), { name: 'NbdConnectionError', message, cause: { code: 'ERR_UNKNOWN' } })
+  await client.close()
 })
 
 t.test('an abort and a close end the waiting', async t => {
