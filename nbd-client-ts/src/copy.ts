@@ -42,6 +42,10 @@ export async function copy(source: NbdClient, target: NbdClient, options: CopyOp
     throw new NbdUsageError(`the source has ${source.size} bytes, and the copy would need ${offset + length}`)
   if (offset + length > target.size)
     throw new NbdUsageError(`the target has ${target.size} bytes, and the copy would need ${offset + length}`)
+  const { minimum } = target.blockSizes
+  const end = offset + length
+  if (length > 0 && (offset % minimum !== 0 || (end % minimum !== 0 && end !== target.size)))
+    throw new NbdUsageError(`a copy of ${length} bytes at ${offset}: the target takes multiples of ${minimum} bytes only`)
   const unit = Math.max(source.blockSizes.minimum, target.blockSizes.minimum)
   const requestSize = alignUp(whole('requestSize', options.requestSize ?? 1 << 20, 1), unit)
   const buffers: Buffer[] = []

@@ -26,10 +26,8 @@ export class HandshakeReader implements Receiver {
   async read(length: number): Promise<Buffer> {
     const target = Buffer.alloc(length)
     this.#target = target
-    this.#filled = 0
-    const surplus = this.#surplus
-    this.#surplus = Buffer.alloc(0)
-    this.#take(surplus)
+    this.#filled = this.#surplus.copy(target)
+    this.#surplus = this.#surplus.subarray(this.#filled)
     if (this.#filled < length) {
       if (this.#error) throw this.#error
       this.#waiting = Promise.withResolvers()
@@ -73,6 +71,7 @@ export class HandshakeReader implements Receiver {
   #take(bytes: Buffer) {
     const there = this.#target ? bytes.copy(this.#target, this.#filled) : 0
     this.#filled += there
+    // Not often: while there is some the socket is paused, and each `read` takes from it without copying the rest.
     if (there < bytes.length) this.#surplus = Buffer.concat([this.#surplus, bytes.subarray(there)])
   }
 }

@@ -218,6 +218,7 @@ export class Negotiation {
       if (type !== OptionReply.META_CONTEXT) return false
       if (data.length < 5 || data.length > 4 + MAX_STRING)
         throw new NbdProtocolError(`a reply META_CONTEXT of ${data.length} bytes`)
+      if (data.includes(0, 4)) throw new NbdProtocolError('a reply META_CONTEXT with a NUL in its name')
       contexts.push({ id: data.readUInt32BE(), name: data.toString('utf8', 4) })
       return true
     })

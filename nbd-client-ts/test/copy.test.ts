@@ -5,6 +5,20 @@ import { readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { NbdClient, NbdNegotiation } from '../src/index.ts'
+import { Option, OptionReply } from '../src/protocol.ts'
+import {
+  ALL_FLAGS,
+  type Peer,
+  SIZE,
+  bytes,
+  handshake,
+  info,
+  optionReply,
+  play,
+  structuredAnswers,
+  u32,
+  u64,
+} from './helpers/peer.ts'
 import { folder, missing, nbdkit, qemuNbd, run } from './helpers/servers.ts'
 
 const noNbdkit = missing('nbdkit')
@@ -125,6 +139,25 @@ t.test('a copy that makes no sense is refused, and not taken for done', { skip: 
     await t.rejects(source.copyTo(target, options), { name: 'NbdUsageError' }, JSON.stringify(options))
 })
 
+t.test('a copy that ends where the target cannot be cut is refused before it begins', { skip: noNbdkit }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const dir = folder(stack)
+  writeFileSync(join(dir, 'from'), Buffer.alloc(MiB + 512, 'd'))
+  writeFileSync(join(dir, 'to'), Buffer.alloc(2 * MiB, 'o'))
+  const from = await nbdkit(stack, 'file', join(dir, 'from'))
+  const blocks = ['blocksize-minimum=4096', 'blocksize-preferred=4096', 'blocksize-maximum=32768', 'blocksize-error-policy=error']
+  const to = await nbdkit(stack, '--filter=blocksize-policy', 'file', join(dir, 'to'), ...blocks)
+  await using source = await NbdClient.connect(from.uri())
+  await using target = await NbdClient.connect(to.uri())
+  const message = /1049088 bytes at 0: the target takes multiples of 4096 bytes/
+  await t.rejects(source.copyTo(target), { name: 'NbdUsageError', message })
+  await t.rejects(source.copyTo(target, { offset: 512, length: 4096 }), { name: 'NbdUsageError', message: /4096 bytes at 512/ })
+  t.ok(readFileSync(join(dir, 'to')).every(byte => byte === 0x6f))
+  await source.copyTo(target, { length: MiB })
+  const copied = readFileSync(join(dir, 'to'))
+  t.ok(copied.subarray(0, MiB).every(byte => byte === 0x64) && copied.subarray(MiB).every(byte => byte === 0x6f))
+})
+
 t.test('an abort ends a copy', { skip: noNbdkit }, async t => {
   await using stack = new AsyncDisposableStack()
   const from = await nbdkit(stack, '--filter=delay', 'memory', '64M', 'delay-read=20ms')
@@ -160,4 +193,82 @@ t.test('one can look around: exports, what they are, and their contexts', { skip
   t.same((await negotiation.list()).length, 1, 'and go on after a refusal')
   await negotiation.close()
   await negotiation.close()
+})
+
+const done = (option: number) => optionReply(option, OptionReply.ACK)
+const exportsOf = (...names: string[]) =>
+  bytes(
+    ...names.map(name => optionReply(Option.LIST, OptionReply.SERVER, bytes(u32(Buffer.byteLength(name)), name))),
+    done(Option.LIST),
+  )
+const infoOf = (size = BigInt(SIZE)) =>
+  bytes(optionReply(Option.INFO, OptionReply.INFO, info(ALL_FLAGS, size)), done(Option.INFO))
+
+t.test('who looks around asks one thing at a time, however many are asked at once', async t => {
+  await using stack = new AsyncDisposableStack()
+  let open = 0
+  const slowly = (reply: Buffer) => (_data: Buffer, peer: Peer) => {
+    if (++open > 1) throw new Error('a second option before the answer to the first')
+    setTimeout(() => (open--, peer.send(reply)), 20)
+    return undefined
+  }
+  const uri = await play(stack, async peer => {
+    await handshake(peer, { ...structuredAnswers, LIST: slowly(exportsOf('a', 'b')), INFO: slowly(infoOf()) })
+  })
+  await using server = await NbdNegotiation.open(uri)
+  const [list, one, again] = await Promise.all([server.list(), server.info('a'), server.list()])
+  t.match([list.length, one.size, again.length], [2, SIZE, 2])
+})
+
+t.test('a list as long as one likes costs what it is long, and one that does not end ends', async t => {
+  await using stack = new AsyncDisposableStack()
+  const one = optionReply(Option.LIST, OptionReply.SERVER, bytes(u32(1), 'x'))
+  const many = Buffer.alloc(one.length * 100_000, one)
+  let endless = false
+  const uri = await play(stack, async peer => {
+    const LIST = () => (endless ? bytes(many, many, many, many, many, many, many, many) : bytes(many, done(Option.LIST)))
+    await handshake(peer, { ...structuredAnswers, LIST })
+  })
+  const first = await NbdNegotiation.open(uri)
+  const before = process.cpuUsage()
+  t.equal((await first.list()).length, 100_000)
+  const { user, system } = process.cpuUsage(before)
+  t.ok(user + system < 3e6, `${(user + system) / 1000} ms of the processor`)
+  await first.close()
+  endless = true
+  await using server = await NbdNegotiation.open(uri)
+  await t.rejects(server.list(), { name: 'NbdProtocolError', message: /more than 16777216 bytes of replies to LIST/ })
+})
+
+t.test('who looks around does not wait for ever, and does not go on where the protocol was broken', async t => {
+  for (const [LIST, wanted] of [
+    [() => undefined, { name: 'NbdTimeoutError', message: /no answer to LIST within 150 ms/ }],
+    [() => exportsOf('a').subarray(0, 22), { name: 'NbdTimeoutError' }],
+    [() => bytes(u64(1), u32(Option.LIST), u32(1), u32(0)), { name: 'NbdProtocolError', message: /begins with 0x1/ }],
+    [
+      () => bytes(optionReply(Option.LIST, OptionReply.SERVER, u32(5)), exportsOf('a')),
+      { name: 'NbdProtocolError', message: /SERVER of 4 bytes with a name of 5/ },
+    ],
+  ] as const) {
+    await using stack = new AsyncDisposableStack()
+    const uri = await play(stack, async peer => {
+      await handshake(peer, { ...structuredAnswers, LIST, INFO: () => infoOf() })
+    })
+    await using server = await NbdNegotiation.open(uri, { connectTimeout: 150 })
+    const [list, info] = await Promise.allSettled([server.list(), server.info('a')])
+    t.match([list, info], [{ reason: wanted }, { reason: wanted }])
+  }
+})
+
+t.test('an export that is too large for us is said, and the next one looked at', async t => {
+  await using stack = new AsyncDisposableStack()
+  let size = 1n << 60n
+  const uri = await play(stack, async peer => {
+    await handshake(peer, { ...structuredAnswers, LIST: () => exportsOf('a'), INFO: () => infoOf(size) })
+  })
+  await using server = await NbdNegotiation.open(uri)
+  await t.rejects(server.info('a'), { name: 'NbdUsageError', code: 'EOVERFLOW', message: /1152921504606846976/ })
+  t.same(await server.list(), [{ name: 'a', description: '' }])
+  size = 512n
+  t.match(await server.info('a'), { size: 512 })
 })

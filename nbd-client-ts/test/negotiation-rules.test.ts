@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { NbdClient, NbdNegotiation } from '../src/index.ts'
+import { NbdClient } from '../src/index.ts'
 import { Command, HandshakeFlag, InfoType, NBD_MAGIC, OLDSTYLE_MAGIC, Option, OptionReply } from '../src/protocol.ts'
 import {
   ALL_FLAGS,
@@ -234,6 +234,14 @@ const rules: Rule[] = [
     wanted: protocol(/META_CONTEXT of 4 bytes/),
   },
   {
+    rule: 'gives a context with a NUL in its name',
+    contexts: ['x:'],
+    answers: {
+      LIST_META_CONTEXT: () => optionReply(Option.LIST_META_CONTEXT, OptionReply.META_CONTEXT, bytes(u32(1), 'x:\0y')),
+    },
+    wanted: protocol(/META_CONTEXT with a NUL/),
+  },
+  {
     rule: 'knows no such export when asked for contexts',
     contexts: [BASE],
     answers: { SET_META_CONTEXT: refuse('SET_META_CONTEXT', 'ERR_UNKNOWN') },
@@ -456,60 +464,4 @@ t.test('the soft way out is taken: DISC when all is answered, and nothing behind
   t.same(seen, [Command.READ, Command.DISC])
   t.equal(await over.promise, 0)
   await t.rejects(client.read(0, 512), { name: 'NbdConnectionError', code: 'ECONNABORTED' })
-})
-
-const exportsOf = (...names: string[]) =>
-  bytes(
-    ...names.map(name => optionReply(Option.LIST, OptionReply.SERVER, bytes(u32(Buffer.byteLength(name)), name))),
-    ack(Option.LIST),
-  )
-const infoOf = (size = BigInt(SIZE)) => bytes(optionReply(Option.INFO, OptionReply.INFO, info(ALL_FLAGS, size)), ack(Option.INFO))
-
-t.test('who looks around asks one thing at a time, however many are asked at once', async t => {
-  await using stack = new AsyncDisposableStack()
-  let open = 0
-  const slowly = (reply: Buffer) => (_data: Buffer, peer: Peer) => {
-    if (++open > 1) throw new Error('a second option before the answer to the first')
-    setTimeout(() => (open--, peer.send(reply)), 20)
-    return undefined
-  }
-  const uri = await play(stack, async peer => {
-    await handshake(peer, { ...structuredAnswers, LIST: slowly(exportsOf('a', 'b')), INFO: slowly(infoOf()) })
-  })
-  await using server = await NbdNegotiation.open(uri)
-  const [list, one, again] = await Promise.all([server.list(), server.info('a'), server.list()])
-  t.match([list.length, one.size, again.length], [2, SIZE, 2])
-})
-
-t.test('who looks around does not wait for ever, and does not go on where the protocol was broken', async t => {
-  for (const [LIST, wanted] of [
-    [() => undefined, { name: 'NbdTimeoutError', message: /no answer to LIST within 150 ms/ }],
-    [() => exportsOf('a').subarray(0, 22), late],
-    [() => rawReply(Option.LIST, 1, 0, 1n), protocol(/begins with 0x1/)],
-    [
-      () => bytes(optionReply(Option.LIST, OptionReply.SERVER, u32(5)), exportsOf('a')),
-      protocol(/SERVER of 4 bytes with a name of 5/),
-    ],
-  ] as const) {
-    await using stack = new AsyncDisposableStack()
-    const uri = await play(stack, async peer => {
-      await handshake(peer, { ...structuredAnswers, LIST, INFO: () => infoOf() })
-    })
-    await using server = await NbdNegotiation.open(uri, { connectTimeout: 150 })
-    const [list, info] = await Promise.allSettled([server.list(), server.info('a')])
-    t.match([list, info], [{ reason: wanted }, { reason: wanted }])
-  }
-})
-
-t.test('an export that is too large for us is said, and the next one looked at', async t => {
-  await using stack = new AsyncDisposableStack()
-  let size = 1n << 60n
-  const uri = await play(stack, async peer => {
-    await handshake(peer, { ...structuredAnswers, LIST: () => exportsOf('a'), INFO: () => infoOf(size) })
-  })
-  await using server = await NbdNegotiation.open(uri)
-  await t.rejects(server.info('a'), { name: 'NbdUsageError', code: 'EOVERFLOW', message: /1152921504606846976/ })
-  t.same(await server.list(), [{ name: 'a', description: '' }])
-  size = 512n
-  t.match(await server.info('a'), { size: 512 })
 })
