@@ -16,7 +16,7 @@ import { Connection } from './connection.ts'
 import { NbdConnectionError, NbdError, NbdUsageError } from './errors.ts'
 import { Command } from './protocol.ts'
 import type { Request } from './request.ts'
-import { differenceOf, has, type Session } from './session.ts'
+import { differenceOf, has, type ReplyMode, type Session } from './session.ts'
 
 export interface PoolOptions {
   readonly connections: number
@@ -88,7 +88,7 @@ export class Pool {
 
   static async open(goal: Goal, options: PoolOptions, events: PoolEvents, signal?: AbortSignal): Promise<Pool> {
     const first = await connect(goal, signal)
-    const pool = new Pool(goal, options, first.session, events)
+    const pool = new Pool(asBefore(goal, first.session.mode), options, first.session, events)
     pool.#add(first)
     for (let more = 1; more < pool.#wanted; more++) pool.#open()
     return pool
@@ -268,3 +268,10 @@ const CHANGES: ReadonlySet<number> = new Set([Command.WRITE, Command.WRITE_ZEROE
 
 /** A small request costs about as much as it takes to move so many bytes. */
 const load = ({ weight, count }: Connection) => weight + count * 8192
+
+/** A server that comes back newer is spoken to as before: with other replies the export would be another. */
+const asBefore = (goal: Goal, mode: ReplyMode): Goal => ({
+  ...goal,
+  extendedHeaders: mode === 'extended' ? goal.extendedHeaders : 'never',
+  structuredReplies: mode === 'simple' ? 'never' : goal.structuredReplies,
+})

@@ -92,6 +92,27 @@ t.test('a read that failed in places says where, and is an error though data cam
   t.match(await caught(client.flush()), { code: 'ENOSPC', serverMessage: '' })
 })
 
+t.test('errors and texts that are beyond the protocol are cut to it, and the next reply is found', async t => {
+  for (const mode of ['simple', 'structured', 'extended'] as const) {
+    await using stack = new AsyncDisposableStack()
+    const text = Buffer.alloc(65_535, 'e')
+    const client = await meet(stack, mode, (request, count) => {
+      if (count > 0) return serve(request, mode)
+      if (mode === 'simple') return simple(request.cookie, 4242)
+      const payload = bytes(errorOf(4242, text), u64(4096))
+      return mode === 'structured' ? chunk(request.cookie, ERROR_OFFSET, payload) : extendedChunk(request, ERROR_OFFSET, payload)
+    })
+    const error = await caught(read(client))
+    t.match(error, {
+      name: 'NbdReplyError',
+      code: 'EINVAL',
+      errno: 4242,
+      serverMessage: mode === 'simple' ? '' : 'e'.repeat(4096),
+    })
+    t.equal((await client.read(0, 512)).length, 512, mode)
+  }
+})
+
 t.test('extents may be short, long, alike, or end beyond the export', async t => {
   await using stack = new AsyncDisposableStack()
   const client = await meet(stack, 'structured', ({ cookie, offset, length }) =>

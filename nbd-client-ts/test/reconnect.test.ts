@@ -16,12 +16,14 @@ import {
   bytes,
   chunk,
   errorOf,
+  extendedAnswers,
   goAnswer,
   handshake,
   info,
   play,
   refuse,
   serve,
+  simpleAnswers,
   structuredAnswers,
 } from './helpers/peer.ts'
 import { folder, missing, nbdkit } from './helpers/servers.ts'
@@ -212,6 +214,25 @@ t.test('an export that has become another is not gone on with', async t => {
     await t.rejects(failed(client.read(0, 512)), wanted)
     t.match(await closed, [wanted])
     await t.rejects(failed(client.read(0, 512)), wanted)
+  }
+})
+
+t.test('a server that comes back newer is spoken to as before', async t => {
+  for (const [first, replies] of [
+    [simpleAnswers, 'simple'],
+    [structuredAnswers, 'structured'],
+  ] as const) {
+    await using stack = new AsyncDisposableStack()
+    const uri = await play(stack, async (peer, number) => {
+      if (!(await handshake(peer, number === 0 ? first : extendedAnswers))) return
+      for (let request; (request = await peer.request()).type !== Command.DISC;) {
+        if (number === 0) return void peer.socket.destroy()
+        peer.send(serve(request, replies)!)
+      }
+    })
+    const client = await NbdClient.connect(uri, { reconnect: again })
+    t.equal((await client.read(0, 512)).length, 512, replies)
+    await client.close()
   }
 })
 

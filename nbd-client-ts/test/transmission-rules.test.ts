@@ -9,6 +9,7 @@ import {
   type Answers,
   type AnyRequest,
   SIZE,
+  asExtended,
   blockSizes,
   bytes,
   chunk,
@@ -39,6 +40,8 @@ interface Rule {
   readonly answers?: Answers
   readonly reply: (request: AnyRequest) => Buffer
   readonly wanted: RegExp
+  /** What is wanted where the same comes with extended headers, if it is something else; false: it would be no fault there. */
+  readonly extended?: RegExp | false
 }
 
 const { NONE, OFFSET_DATA, OFFSET_HOLE, BLOCK_STATUS, BLOCK_STATUS_EXT, ERROR, ERROR_OFFSET } = ReplyType
@@ -85,6 +88,7 @@ const rules: Rule[] = [
   {
     rule: 'sends extended replies that were not agreed on',
     reply: request => extendedChunk(request, OFFSET_DATA, data(4096, Z(1000))),
+    extended: false,
     wanted: /0x6e8a278c.*structured replies/,
   },
   {
@@ -103,17 +107,20 @@ const rules: Rule[] = [
   {
     rule: 'answers a structured read with a simple reply',
     reply: ({ cookie, length }) => simple(cookie, 0, Z(length)),
+    extended: /0x67446698.*extended replies/,
     wanted: /a simple reply to READ of 1000 bytes at 4096/,
   },
   {
     rule: 'answers a structured read with a simple error',
     reply: ({ cookie }) => simple(cookie, 5),
+    extended: /0x67446698.*extended replies/,
     wanted: /a simple reply to READ/,
   },
   {
     rule: 'answers block status with a simple yes',
     call: map,
     reply: ({ cookie }) => simple(cookie),
+    extended: /0x67446698.*extended replies/,
     wanted: /no block status of 'base:allocation'/,
   },
   {
@@ -284,12 +291,14 @@ const rules: Rule[] = [
     rule: 'sends block status without extents',
     call: map,
     reply: ({ cookie }) => chunk(cookie, BLOCK_STATUS, status(7)),
+    extended: /BLOCK_STATUS_EXT of 8 bytes/,
     wanted: /BLOCK_STATUS of 4 bytes/,
   },
   {
     rule: 'sends half an extent',
     call: map,
     reply: ({ cookie }) => chunk(cookie, BLOCK_STATUS, bytes(status(7, [4096, 0]), u32(4096))),
+    extended: /BLOCK_STATUS_EXT of 28 bytes/,
     wanted: /BLOCK_STATUS of 16 bytes/,
   },
   {
@@ -309,12 +318,14 @@ const rules: Rule[] = [
     rule: 'announces 4 GiB of extents',
     call: map,
     reply: ({ cookie }) => header(cookie, BLOCK_STATUS, 0xffff_fffc),
+    extended: /BLOCK_STATUS_EXT of 4294967292 bytes/,
     wanted: /BLOCK_STATUS of 4294967292 bytes/,
   },
   {
     rule: 'sends extended block status where structured replies were agreed on',
     call: map,
     reply: ({ cookie }) => chunk(cookie, BLOCK_STATUS_EXT, statusExt(7, [4096, 0])),
+    extended: false,
     wanted: /BLOCK_STATUS_EXT where structured/,
   },
   {
@@ -365,7 +376,22 @@ const rules: Rule[] = [
   },
 ]
 
-for (const { rule, mode = 'structured', call = read, contexts, answers, reply, wanted } of rules) {
+const inEachMode = rules.flatMap((one): Rule[] => {
+  if (one.mode || one.extended === false) return [one]
+  const { rule, reply, wanted, extended = wanted } = one
+  return [
+    one,
+    {
+      ...one,
+      mode: 'extended',
+      rule: `${rule}, with extended headers`,
+      reply: request => asExtended(reply(request), request),
+      wanted: extended,
+    },
+  ]
+})
+
+for (const { rule, mode = 'structured', call = read, contexts, answers, reply, wanted } of inEachMode) {
   t.test(`a peer that ${rule} is left`, async t => {
     await using stack = new AsyncDisposableStack()
     const client = await meet(stack, mode, (request, count) => (count < 2 ? undefined : reply(request)), {

@@ -182,6 +182,29 @@ export const extendedChunk = (
     payload,
   )
 
+/** The structured chunks of a reply as a server with extended headers sends them; what is none stays as it is. */
+export function asExtended(reply: Buffer, { offset }: Pick<AnyRequest, 'offset'>): Buffer {
+  const chunks: Buffer[] = []
+  let at = 0
+  while (reply.length - at >= structuredReply.size && reply.readUInt32BE(at) === STRUCTURED_REPLY_MAGIC) {
+    const { flags, type, cookie, length } = structuredReply.decode(reply.subarray(at, at + structuredReply.size))
+    const payload = reply.subarray(at + structuredReply.size, at + structuredReply.size + length)
+    at += structuredReply.size + payload.length
+    const isStatus = type === ReplyType.BLOCK_STATUS
+    const same = isStatus && payload.length > 0 ? wide(payload) : payload
+    const chunk = extendedChunk({ cookie, offset }, isStatus ? ReplyType.BLOCK_STATUS_EXT : type, same, flags)
+    chunks.push(payload.length === length ? chunk : chunk.fill(u64(length), 24, 32))
+  }
+  return bytes(...chunks, reply.subarray(at))
+}
+
+/** Extents of 64 bits of those of 32; half of one stays half of one. */
+function wide(payload: Buffer) {
+  const numbers = Array.from({ length: payload.length / 4 - 1 }, (_, index) => payload.readUInt32BE(4 + 4 * index))
+  const half = numbers.length % 2 === 1 ? [u32(numbers.pop()!)] : []
+  return bytes(payload.subarray(0, 4), u32(numbers.length / 2), ...numbers.map(u64), ...half)
+}
+
 export const data = (offset: number, content: Buffer | string) => bytes(u64(offset), content)
 export const hole = (offset: number, length: number) => bytes(u64(offset), u32(length))
 export const errorOf = (error: number, message: Buffer | string = '') =>
