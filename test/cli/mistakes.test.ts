@@ -82,7 +82,11 @@ schedules:
     ['qmp query-nothing', 1, /query-nothing has not been found/],
     ['qmp block-dirty-bitmap-add node=db.root', 2, /no JSON: .*; they look like '\{"node": "db\.root"\}'/],
     ['restore local db/latest rooot x.raw', 1, /has no disk 'rooot'; it has 'root', 'data'/],
-    ['restore local db/latest root no/such/x.raw', 1, /Could not create '.*no\/such\/x\.raw\.partial': No such file/],
+    [
+      'restore local db/latest root no/such/x.raw',
+      1,
+      /Could not create '.*no\/such\/x\.raw\.partial': No such file or directory; make the folder '.*no\/such' first/,
+    ],
     ['restore local db/latest root root.raw', 11, /is there already; choose another name, --in-place .*, or --force/],
     ['restore local web/latest --to .', 1, /no restore point 'web\/latest': .* has no complete one of this machine/],
     ['restore local db/2020 root x.raw', 1, /no restore point 'db\/2020' in .*; "stillpoint point list" shows/],

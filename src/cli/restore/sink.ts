@@ -5,6 +5,7 @@
 
 import { constants, type Stats } from 'node:fs'
 import { open, realpath, rm, stat } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { renameDurably } from '../../base/atomic-file.ts'
 import { Busy, InvalidParameter, NotFound, NotSupported } from '../../base/errors.ts'
 import { systemFault } from '../../base/system-fault.ts'
@@ -86,7 +87,9 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
       await made.chmod(before.mode & 0o777)
     }
   } catch (error) {
-    throw systemFault(`Could not create '${partial}'`, error)
+    const fault = systemFault(`Could not create '${partial}'`, error)
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw fault
+    throw new NotFound(`${fault.message}; make the folder '${dirname(path)}' first`, { cause: error })
   }
   const drop = async () => {
     await rm(partial, { force: true })
