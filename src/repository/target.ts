@@ -71,6 +71,8 @@ export class NotThere extends Fault {
 /** Where the objects are to be there is nothing at all: no such folder, no such bucket. */
 export class NoPlace extends NotFound {
   override readonly exitCode = 10
+  /** Whoever reads a disk from it did nothing wrong, and may try again. */
+  override readonly nbdError = 'EIO'
 }
 
 /** The object is there, or is not the version that was to be replaced: somebody else was first. */

@@ -290,7 +290,7 @@ t.test('to look makes nothing, and a folder that has gone away does not pass for
     await using target = await FileTarget.open(path)
     renameSync(path, `${path}.away`)
     if (left === 'an empty folder') mkdirSync(path) // what a disk was mounted on
-    const gone = { name: 'NoPlace', exitCode: 10, message: /the folder was there, and is not any more/ }
+    const gone = { name: 'NoPlace', exitCode: 10, nbdError: 'EIO', message: /the folder was there, and is not any more/ }
     await t.rejects(target.get('points/x'), gone, left)
     await t.rejects(target.get('points/x', { range: { offset: 0, length: 1 } }), gone, left)
     await t.rejects(listed(target, 'points/'), gone, left)
