@@ -25,7 +25,7 @@ import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { DirtyCopy, type CopyFailure } from './dirty-copy.ts'
-import { endure, tell } from './error-policy.ts'
+import { endure, flushed, tell } from './error-policy.ts'
 import { extentsToCopy } from './extents-to-copy.ts'
 import { IntermediateNodes, NOTHING } from './intermediate-nodes.ts'
 import type { Job, JobType, JobWork, Progress } from './job.ts'
@@ -191,7 +191,7 @@ export class MirrorWork implements JobWork {
       if (this.#failure) throw this.#failure.error
       if (copy.remaining === 0) this.#synced = this.#top!.isBlocking
       if (!job.isReady) {
-        await this.#flush(job)
+        yield* flushed(job, { io: this.#target!, emit: this.context.emit, policy: this.#policy('write'), signal })
         yield copy.progress
         job.becomeReady()
         if (this.plan.options.atReady) this.#end(this.plan.options.atReady)
@@ -379,17 +379,6 @@ export class MirrorWork implements JobWork {
       await this.#target!.zero(whole, { unmap: true })
     } catch {
       bitmap.mark(from, end - from) // copying it will fail too, and have it dealt with as the user wants
-    }
-  }
-
-  async #flush(job: Job) {
-    for (;;) {
-      try {
-        return await this.#target!.flush()
-      } catch (error) {
-        await endure(job, this.context.emit, 'write', this.#policy('write'), error)
-        if (this.#job!.isPaused) return // when it is resumed the last flush comes in time
-      }
     }
   }
 

@@ -324,6 +324,17 @@ for (const copyMode of ['background', 'write-blocking'] as const) {
   }
 }
 
+inRoom('a target that cannot be flushed is tried again where errors are ignored, until the job is cancelled', async (t, room) => {
+  const { start, memory, events, guest, disk } = room
+  memory('target').pause = kind => (kind === 'flush' ? Promise.reject(new IoError('it is not flushed')) : Promise.resolve())
+  const job = await start({ onTargetError: 'ignore' })
+  await until(() => events.filter(({ event }) => event === 'BLOCK_JOB_ERROR').length > 1)
+  t.equal(job.status, 'running')
+  await job.cancel()
+  await until(() => job.isOver)
+  t.equal(guest.node, disk)
+})
+
 inRoom('a source that cannot be read fails the job, with the operation', async (t, { start, memory, events, guest, disk }) => {
   memory('disk').pause = async (kind, { offset }) => {
     if (kind === 'read' && offset > 20 * GRANULE) throw new IoError('unreadable')
