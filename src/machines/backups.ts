@@ -193,27 +193,38 @@ export class Backups implements AsyncDisposable {
     const session = this.get(name)
     if (session instanceof PushSession) return this.pushes.abort(session)
     const { checkpoints, checkpoint } = session.parts
+    // Also where a disk that hangs keeps its view: nobody is to begin an increment from it.
+    await using undo = new AsyncDisposableStack()
+    undo.defer(async () => {
+      if (checkpoint !== undefined && checkpoints.list.some(({ name }) => name === checkpoint))
+        await checkpoints.delete(checkpoint)
+    })
     await this.#end(session, 'BACKUP_ABORTED', { result: 'failed', reason })
-    if (checkpoint !== undefined && checkpoints.list.some(({ name }) => name === checkpoint)) await checkpoints.delete(checkpoint)
   }
 
   /** The daemon stops: nobody can read on. */
   async [Symbol.asyncDispose]() {
-    await this.pushes[Symbol.asyncDispose]()
-    for (const session of this.#sessions.values()) await this.abort(session.name, 'the daemon stopped')
+    // One that fails keeps none of the others.
+    await using all = new AsyncDisposableStack()
+    for (const { name } of this.#sessions.values()) all.defer(() => this.abort(name, 'the daemon stopped'))
+    all.use(this.pushes)
   }
 
   async #end(session: PullSession, event: string, outcome: Outcome) {
     clearTimeout(this.#timers.get(session.name))
     this.#timers.delete(session.name)
     this.#sessions.delete(session.name)
-    await session[Symbol.asyncDispose]()
-    const { machine, consistency, checkpoint } = session.parts
-    const { reason } = outcome
-    this.context.emit(event, { machine: machine.name, session: session.name, ...(reason !== undefined && { reason }) })
-    machine.guest.ended({ kind: 'pull', name: session.name }, { ...outcome, consistency, checkpoint })
-    this.#ends.get(session)?.resolve(reason)
-    this.#ends.delete(session)
+    try {
+      await session[Symbol.asyncDispose]()
+    } finally {
+      // It has ended, whatever of it a disk that hangs keeps for a while.
+      const { machine, consistency, checkpoint } = session.parts
+      const { reason } = outcome
+      this.context.emit(event, { machine: machine.name, session: session.name, ...(reason !== undefined && { reason }) })
+      machine.guest.ended({ kind: 'pull', name: session.name }, { ...outcome, consistency, checkpoint })
+      this.#ends.get(session)?.resolve(reason)
+      this.#ends.delete(session)
+    }
   }
 
   #broken(session: PullSession, disk: string, error: Error) {

@@ -232,6 +232,9 @@ export class Checkpoints {
     await this.#save(this.all, this.unfinished, open)
   }
 
+  /** Whether it is to stay: its session, if it has one, was read to the end, and nobody has begun to take it away. */
+  isKept = (name: string) => !this.open.includes(name) && !this.unfinished.some(other => other.name === name)
+
   /**
    * The bitmaps whose union is what changed on a disk since a checkpoint; undefined for a disk that the checkpoint does not know, of which
    * everything counts as changed.
@@ -415,14 +418,12 @@ export class Checkpoints {
   async #transact(actions: readonly Action[], quiescing?: Quiescing): Promise<{ time: Date; consistency: Consistency }> {
     let time = new Date()
     let consistency: Consistency = 'crash'
+    const disks = this.machine.disks.map(({ node }) => node)
     const drained = (commits: () => void | Promise<void>) =>
-      this.graph.drained(
-        this.machine.disks.map(({ node }) => node),
-        async () => {
-          await commits()
-          time = new Date()
-        },
-      )
+      this.graph.drained(disks, async () => {
+        await commits()
+        time = new Date()
+      })
     await transact(actions, async commits => {
       if (quiescing) consistency = await this.machine.guest.frozen(quiescing, () => drained(commits))
       else await drained(commits)

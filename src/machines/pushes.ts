@@ -158,10 +158,14 @@ export class Pushes implements AsyncDisposable {
     const { name, machine, checkpoint, checkpoints, repository, disks, consistency } = session.parts
     const { result, error } = session
     const told = { machine: machine.name, session: name }
-    for (const { freeze } of disks) {
+    // All at once, as one that hangs takes its time, and goes when its disk answers.
+    const views = disks.map(async ({ disk, freeze }) => {
       freeze.onBroken = () => undefined
-      await freeze[Symbol.asyncDispose]()
-    }
+      await freeze[Symbol.asyncDispose]().catch((failure: unknown) =>
+        log.warn('a view of a push could not be taken away yet', { ...told, disk: disk.name, err: failure }),
+      )
+    })
+    await Promise.all(views)
     const ours = checkpoints.list.filter(one => repositoryOf(one.name) === repository.name)
     const gone = ours.filter(one => (result ? one.name !== checkpoint : one.name === checkpoint))
     for (const one of gone) {

@@ -129,5 +129,8 @@ export class BackupWorker implements Worker {
   }
 }
 
+/** Never one of a session that nobody has read to its end, even where it could not be taken back. */
 const newestUsable = (checkpoints: Checkpoints, prefix: string) =>
-  checkpoints.list.findLast(({ name }) => name.startsWith(prefix) && checkpoints.problemOf(name) === undefined)?.name
+  checkpoints.list.findLast(
+    ({ name }) => name.startsWith(prefix) && checkpoints.isKept(name) && checkpoints.problemOf(name) === undefined,
+  )?.name

@@ -7,10 +7,12 @@ import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
+import { Busy } from '../../src/base/errors.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { copyPoint } from '../../src/push/copy-point.ts'
 import { openTarget } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
+import { Freeze } from '../../src/transactions/freeze.ts'
 import { startAppliance } from '../helpers/appliance.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
 import { scratchFolder } from '../helpers/control.ts'
@@ -92,6 +94,23 @@ async function world(stack: AsyncDisposableStack, more = '', repositories = '') 
     control: `${dirname(appliance.image('root'))}/control.sock`,
   }
 }
+
+t.test('a push whose views do not go ends all the same, and those of its other disks go', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { execute, content, check, events, log } = await world(stack)
+  const dispose = Freeze.prototype[Symbol.asyncDispose]
+  let taken = 0
+  Freeze.prototype[Symbol.asyncDispose] = async function () {
+    await dispose.call(this)
+    if (taken++ === 0) throw new Busy('the disk hangs')
+  }
+  stack.defer(() => void (Freeze.prototype[Symbol.asyncDispose] = dispose))
+  const { point } = await pushed(execute)
+  await check(point, content.root)
+  t.equal(taken, 2)
+  t.match(events.at(-1), { event: 'BACKUP_FINISHED' })
+  t.match(log.join(''), /a view of a push could not be taken away yet.*the disk hangs/)
+})
 
 t.test('a push, a change, an incremental push: both restore points are the disks at their instants', async t => {
   await using stack = new AsyncDisposableStack()

@@ -6,9 +6,12 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { Appliance } from '../../src/appliance.ts'
+import { Busy } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
 import type { ScheduleInfo } from '../../src/control/commands/query-schedules.ts'
 import { QmpClient, type QmpEvent } from '../../src/control/qmp-client.ts'
+import { Checkpoints } from '../../src/machines/checkpoints.ts'
+import { NodeExport } from '../../src/nbd-server/node-exports.ts'
 import type { Run } from '../../src/scheduler/schedule-state.ts'
 import { loadSettings } from '../../src/settings/load.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
@@ -24,6 +27,19 @@ const SCHEDULES = `
   reader: { machines: [db], mode: pull, window: 1h }
   nightly: { machines: [db], repository: local, at: ["Mon..Fri 02:00", "0 5 * * 6"], time-zone: Europe/Berlin, jitter: 10m }
   nowhere: { machines: [db], repository: absent, retries: 0 }`
+
+/** Until the end of the block each call fails, when it has done its work, if it is `remove`. */
+function failing<Name extends 'remove' | 'delete'>(
+  prototype: Record<Name, (...args: never[]) => Promise<unknown>>,
+  name: Name,
+): Disposable {
+  const own = prototype[name]
+  prototype[name] = async function (this: unknown, ...args: never[]) {
+    if (name === 'remove') await own.apply(this, args)
+    throw new Busy(`${name} hangs`)
+  }
+  return { [Symbol.dispose]: () => void (prototype[name] = own) }
+}
 
 async function start(stack: AsyncDisposableStack, schedules = SCHEDULES) {
   const folder = await scratchFolder(stack)
@@ -168,7 +184,24 @@ void within(t, 'a program pulls what a schedule holds ready, an increment the se
   })
   t.match(await daemon.execute('query-checkpoints', { machine: 'db' }), [{ name: one.session.checkpoint }])
 
-  await open()
+  // A disk that hangs keeps the view, and then the bitmaps of the checkpoint too.
+  for (const isKept of [false, true]) {
+    await sleep(1100)
+    const hung = await open()
+    t.equal(hung.session.since, one.session.checkpoint)
+    {
+      using _hangs = failing(NodeExport.prototype, 'remove')
+      using _keeps = isKept ? failing(Checkpoints.prototype, 'delete') : undefined
+      await t.rejects(daemon.execute('backup-abort', { name: 'reader-db' }), { message: /^remove hangs/ })
+    }
+    await ended(hung.id)
+    const left = isKept
+      ? [{ name: one.session.checkpoint }, { name: hung.session.checkpoint }]
+      : [{ name: one.session.checkpoint }]
+    t.match(await daemon.execute('query-checkpoints', { machine: 'db' }), left)
+  }
+  await sleep(1100)
+  t.equal((await open()).session.since, one.session.checkpoint, 'nobody has read what the others had')
   await restart()
   t.match((await info('reader')).runs.at(-1), { outcome: 'interrupted', why: 'asked', reason: 'the daemon ended while it ran' })
 })
