@@ -1,8 +1,8 @@
 // How people name a restore point: as it is listed, by as much of that as only one has, or as the latest of a machine.
 
 import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { isOfTheFuture } from '../base/time.ts'
 import type { Repository } from '../repository/repository.ts'
-import { isOfTheFuture } from '../repository/retention.ts'
 import { pointKey, shortPoint } from './open-repository.ts'
 import { note } from './output.ts'
 

@@ -2,6 +2,7 @@
 
 import { Fault } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
+import { after } from '../base/time.ts'
 import type { Buffers } from './buffers.ts'
 import type { User } from './exports.ts'
 import { handshake, type HandshakeTerms } from './handshake.ts'
@@ -114,17 +115,17 @@ export class Connection implements User {
 
   async #negotiate() {
     const { handshakeMs } = this.terms
-    const timer =
+    const callOff =
       handshakeMs > 0
-        ? setTimeout(() => {
+        ? after(handshakeMs, () => {
             this.#log.debug(`closed: no export was chosen within ${handshakeMs} ms`)
             this.link.destroy()
-          }, handshakeMs)
+          })
         : undefined
     try {
       return await handshake(this.link, this.terms.handshake)
     } finally {
-      clearTimeout(timer)
+      callOff?.()
       this.#negotiating = false
     }
   }

@@ -7,6 +7,7 @@
 // everything that is pushed until then forgotten.
 
 import { InvalidParameter } from '../base/errors.ts'
+import { isOfTheFuture } from '../base/time.ts'
 
 export interface RetentionPolicy {
   readonly last?: number
@@ -34,12 +35,6 @@ export interface Decision {
   /** A few words: "daily", "pinned", "no rule keeps it". */
   readonly reason: string
 }
-
-/** Clocks of hosts that share a repository differ. */
-const SKEW_MS = 60_000
-
-/** By this clock it is yet to come. */
-export const isOfTheFuture = (time: Date, now = new Date()) => time.getTime() > now.getTime() + SKEW_MS
 
 const two = (number: number) => String(number).padStart(2, '0')
 const month = (time: Date) => `${time.getFullYear()}-${two(time.getMonth() + 1)}`

@@ -415,6 +415,18 @@ t.test('a client that does not choose in time is closed', async t => {
   t.equal(server.connections, 1)
 })
 
+t.test('time in which the server was stopped, or got no processor, is not held against a client that is choosing', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { socket } = await serve(EXPORTS, stack, { handshakeMs: 200 })
+  await using peer = await RawPeer.connect(socket)
+  await peer.upTo(18)
+  const sent = peer.send(FIXED, go('disk'))
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300)
+  await sent
+  await peer.upTo(18 + 20)
+  t.notOk(peer.ended)
+})
+
 t.test('of too many that have not chosen yet the oldest makes room', async t => {
   await using stack = new AsyncDisposableStack()
   const { socket, server } = await serve(EXPORTS, stack, { maxHandshakes: 3 })
