@@ -332,7 +332,7 @@ export class FileNode implements BlockNode {
 
   async [Symbol.asyncDispose]() {
     this.#thread?.[Symbol.dispose]()
-    await close(this.handle, this.direct)
+    await this.#named(close(this.handle, this.direct))
   }
 
   #write(offset: number, data: Buffer): Promise<void> {

@@ -32,12 +32,14 @@ export async function claimImage(image: string, log: Log, closePatienceMs = PATI
   })
   const claim = (): AsyncDisposable => ({
     async [Symbol.asyncDispose]() {
-      const late = new Busy(`${image} has not been closed within ${closePatienceMs / 1000} s`)
       try {
-        await within(closePatienceMs, file.close(), () => late)
+        await within(closePatienceMs, file.close(), () => new Busy(`it has not been closed within ${closePatienceMs / 1000} s`))
       } catch (error) {
-        if (error !== late) throw error
-        log.warn('an image is let go of late: look at the disk that it is on', { image, err: late })
+        // Nothing was written by it, and the kernel has let go of it, or will.
+        log.warn('an image was not let go of as it should be: look at the disk that it is on', {
+          image,
+          err: systemFault(image, error),
+        })
       }
     },
   })

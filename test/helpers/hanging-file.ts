@@ -24,6 +24,8 @@ function missing(): string | false {
 export interface HangingFile {
   hang(): void
   goOn(): void
+  /** For good: whoever has it open hears that it is not connected. */
+  die(): Promise<void>
 }
 
 /** Of `size` bytes, at `path`; what it holds is in a file beside it. Ends with the stack. */
@@ -43,7 +45,12 @@ export async function hangingFile(stack: AsyncDisposableStack, path: string, siz
   const gone = once(child, 'exit')
   let said = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
-  const file = { hang: () => void child.kill('SIGSTOP'), goOn: () => void child.kill('SIGCONT') }
+  const die = async () => {
+    child.kill('SIGKILL')
+    await gone
+    spawnSync('umount', ['-l', path])
+  }
+  const file = { hang: () => void child.kill('SIGSTOP'), goOn: () => void child.kill('SIGCONT'), die }
   stack.defer(async () => {
     file.goOn()
     child.kill()

@@ -17,6 +17,7 @@ import { QmpClient } from '../../src/control/qmp-client.ts'
 import { FileNode } from '../../src/drivers/file.ts'
 import { drivers } from '../../src/drivers/index.ts'
 import { filters } from '../../src/filters/index.ts'
+import { claimImage } from '../../src/machines/image-claim.ts'
 import { Machines } from '../../src/machines/machines.ts'
 import { PullSession, type SessionParts } from '../../src/machines/pull-session.ts'
 import { StateFolder } from '../../src/machines/state-folder.ts'
@@ -122,6 +123,23 @@ t.test(
     t.equal(node.size, SIZE)
     await node[Symbol.asyncDispose]()
     while (isOpen()) await sleep(10)
+  },
+)
+
+t.test(
+  'a file whose server has gone is closed with an error of the disk, and the claim to it with a word in the log',
+  { skip: hangingFileMissing },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const path = `${await scratchFolder(stack)}/hung.raw`
+    const file = await hangingFile(stack, path, SIZE)
+    const lines: string[] = []
+    const node = await FileNode.open(path, openContext(), native)
+    const claim = await claimImage(path, createLog('warn', { write: line => lines.push(line) }, { journal: true }))
+    await file.die()
+    await t.rejects(node[Symbol.asyncDispose](), { name: 'IoError', message: /hung.raw.*not connected/ })
+    await claim?.[Symbol.asyncDispose]()
+    if (claim) t.match(lines.join(''), /not let go of as it should be.*not connected/)
   },
 )
 
