@@ -36,6 +36,11 @@ async function readsAndWrites(uri: string, options: { tls?: TlsOptions; allowLoc
   return large.equals(content) && small.equals(content.subarray(4096, 4103))
 }
 
+function serverPems(pki: string) {
+  const pem = (name: string) => readFileSync(join(pki, `${name}.pem`))
+  return { ca: pem('ca-cert'), cert: pem('server-cert'), key: pem('server-key') }
+}
+
 t.test('certificates: nbdkit is believed when it is who it should be, in TLS 1.2 and 1.3', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
   const pki = makePki(stack)
@@ -123,11 +128,7 @@ t.test('what is wrong with certificates is said, and what to do about it', { ski
 t.test('a server that hangs up when it has seen the certificate did not hang up on an option', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
   const pki = makePki(stack)
-  const [ca, cert, key] = ['ca-cert', 'server-cert', 'server-key'].map(name => readFileSync(join(pki, `${name}.pem`))) as [
-    Buffer,
-    Buffer,
-    Buffer,
-  ]
+  const { ca, cert, key } = serverPems(pki)
   const tls = { ca, cert, key, serverName: 'server.test' }
   let reset = false
   const uri = await play(
@@ -273,11 +274,7 @@ t.test('a peer that agrees to TLS and then does something else is left', async t
 t.test('all that was agreed on before TLS is agreed on again, and the end is announced', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
   const pki = makePki(stack)
-  const [ca, cert, key] = ['ca-cert', 'server-cert', 'server-key'].map(name => readFileSync(join(pki, `${name}.pem`))) as [
-    Buffer,
-    Buffer,
-    Buffer,
-  ]
+  const { ca, cert, key } = serverPems(pki)
   const ended = Promise.withResolvers<boolean>()
   const options: number[] = []
   const uri = await play(stack, async peer => {
