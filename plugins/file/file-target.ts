@@ -137,7 +137,7 @@ export class FileTarget implements Target {
 
   async delete(keys: readonly string[], { signal }: { signal?: AbortSignal | undefined } = {}) {
     const paths = keys.map(key => this.#pathOf(key))
-    if (!this.#isMade) return
+    if (!this.#isMade && !(await stat(this.location).catch(gone))) return
     await this.#named(() =>
       this.#lock.hold(async () => {
         const folders = new Set<string>()

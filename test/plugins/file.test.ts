@@ -200,6 +200,13 @@ t.test('what a crashed writer left is swept away once it is old, and nothing els
   t.same(await listed(target, ''), [])
 })
 
+t.test('what a copy of a folder has is deleted, also where the copy was made without what was empty', async t => {
+  const path = t.testdir({ points: { x: 'copied' } })
+  await using target = await FileTarget.open(path)
+  await target.delete(['points/x', 'points/y'])
+  t.same(readdirSync(`${path}/points`), [])
+})
+
 t.test('files of other people do not show, and folders that somebody tidied away come back', async t => {
   const path = t.testdir({ '.git': { x: '' }, 'not ours': 'a space is never in a name of ours', 'bad%zz': '', 'sub%2f': '' })
   await using target = await FileTarget.open(path)
