@@ -220,19 +220,18 @@ export class GraphNode {
 
   /**
    * What is known of the image. Of a node that says nothing it is what is known of the file below; `allocated` is of all the files that its
-   * data are in (QEMU's bdrv_get_info and bdrv_get_allocated_file_size).
+   * data are in (QEMU's bdrv_get_info and bdrv_get_allocated_file_size). Of a disk that hangs it is what was known, or less.
    */
   async info(): Promise<NodeInfo> {
-    const own = (await this.#node.info?.()) ?? (await this.#infoBelow())
+    const within = [...this.children].filter(([name]) => ['data', 'filtered'].includes(this.driver.children[name]!.role))
+    // All at once: what hangs is waited for only once.
+    const [own, ...below] = await Promise.all([
+      this.#node.info?.() ?? this.#infoBelow(),
+      ...within.map(([, edge]) => edge.node.info()),
+    ])
     if (this.children.size === 0) return own
-    let allocated = 0
-    for (const [name, edge] of this.children) {
-      if (!['data', 'filtered'].includes(this.driver.children[name]!.role)) continue
-      const below: number | undefined = (await edge.node.info()).allocated
-      if (below === undefined) return { ...own, allocated: undefined }
-      allocated += below
-    }
-    return { ...own, allocated }
+    const isKnown = below.every(({ allocated }) => allocated !== undefined)
+    return { ...own, allocated: isKnown ? below.reduce((sum, { allocated }) => sum + allocated!, 0) : undefined }
   }
 
   /** What only the format below has is not this node's. */

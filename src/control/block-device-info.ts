@@ -137,9 +137,15 @@ export async function describeNode(
 
 async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo> {
   const behind = node.filteredOrBacking
-  const { allocated, dirty, clusterSize, encrypted, compressed, backing, snapshots, formatSpecific } = await node.info()
+  // All at once, as those that hang are waited for, each so long.
+  const [info, filename, backingImage] = await Promise.all([
+    node.info(),
+    shownName(node),
+    behind && !flat ? describeImage(behind, flat) : undefined,
+  ])
+  const { allocated, dirty, clusterSize, encrypted, compressed, backing, snapshots, formatSpecific } = info
   return {
-    filename: await shownName(node),
+    filename,
     format: node.driver.name,
     'virtual-size': node.size,
     'actual-size': allocated,
@@ -152,7 +158,7 @@ async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo>
     'backing-filename-format': backing?.format,
     snapshots: snapshots && [...snapshots],
     'format-specific': formatSpecific as ImageInfo['format-specific'],
-    'backing-image': behind && !flat ? await describeImage(behind, flat) : undefined,
+    'backing-image': backingImage,
   }
 }
 

@@ -12,6 +12,7 @@ import { z } from 'zod'
 import { MOST_PARTS } from '../base/aio.ts'
 import { InvalidParameter, IoError, NotSupported, strerror } from '../base/errors.ts'
 import { FileThread } from '../base/file-thread.ts'
+import { LastKnown } from '../base/last-known.ts'
 import { native, whyNotNative, type Native } from '../base/native.ts'
 import { readUpTo, writeAll } from '../base/positional-io.ts'
 import { WriteBatches } from '../base/write-batches.ts'
@@ -150,6 +151,7 @@ export class FileNode implements BlockNode {
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
   readonly #locks: FileLocks | undefined
+  readonly #allocated = new LastKnown(() => this.#countAllocated())
   /** How small requests are done: by system calls that do many at once, or else by a thread that does. */
   readonly #small: { readonly read: typeof readUpTo; readonly write: typeof writeAll }
   readonly #thread: FileThread | undefined
@@ -326,8 +328,7 @@ export class FileNode implements BlockNode {
   }
 
   async info(): Promise<NodeInfo> {
-    const { blocks } = await this.#named(this.handle.stat())
-    return { allocated: blocks * 512, dirty: false }
+    return { allocated: await this.#allocated.get(), dirty: false }
   }
 
   async [Symbol.asyncDispose]() {
@@ -412,6 +413,16 @@ export class FileNode implements BlockNode {
   async #writeZeroes(range: Range) {
     for (const { offset, length } of pieces(range, ZEROES.length)) {
       await this.#named(this.#write(offset, ZEROES.subarray(0, length)))
+    }
+  }
+
+  /** Bytes. Undefined where the disk does not tell (QEMU's bdrv_get_allocated_file_size): it will say why to those who need its data. */
+  async #countAllocated(): Promise<number | undefined> {
+    try {
+      return (await this.handle.stat()).blocks * 512
+    } catch (error) {
+      if (typeof (error as NodeJS.ErrnoException).errno !== 'number') throw error
+      return undefined
     }
   }
 

@@ -1,18 +1,21 @@
 // A disk that hangs, as on a network file system whose server is gone: its own guests wait, and nobody else does.
 
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readlinkSync } from 'node:fs'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import t from 'tap'
 import { NbdClient } from 'nbd-client-ts'
 import { createLog } from '../../src/base/log.ts'
 import { native } from '../../src/base/native.ts'
 import { Turns } from '../../src/base/turns.ts'
 import { Graph } from '../../src/block/graph.ts'
+import type { GraphNode } from '../../src/block/graph-node.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { Scratch } from '../../src/block/scratch.ts'
+import { describeNode } from '../../src/control/block-device-info.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
 import { FileNode } from '../../src/drivers/file.ts'
 import { drivers } from '../../src/drivers/index.ts'
@@ -33,6 +36,8 @@ import { environment, WHOLE } from '../helpers/stillpoint.ts'
 
 const SIZE = 4 << 20
 const PIECE = 65536
+/** For so long the kernel knows what it was told of a file. */
+const CACHED_MS = 1100
 
 const machine = (disk: string) => `${disk}: { disks: { root: { image: ./${disk}.raw, format: raw } } }`
 
@@ -137,6 +142,8 @@ t.test(
     const node = await FileNode.open(path, openContext(), native)
     const claim = await claimImage(path, createLog('warn', { write: line => lines.push(line) }, { journal: true }))
     await file.die()
+    await sleep(CACHED_MS)
+    t.equal((await node.info()).allocated, undefined, 'of a disk that fails that is left out')
     await t.rejects(node[Symbol.asyncDispose](), { name: 'IoError', message: /hung.raw.*not connected/ })
     await claim?.[Symbol.asyncDispose]()
     if (claim) t.match(lines.join(''), /not let go of as it should be.*not connected/)
@@ -181,6 +188,8 @@ t.test(
     t.equal(late.length, 1, 'nothing failed')
   },
 )
+
+const imageOf = async (node: GraphNode) => (await describeNode(node)).image as Record<string, unknown>
 
 const silent = createLog('silent')
 
@@ -241,6 +250,46 @@ t.test(
     const found = Buffer.alloc(PIECE)
     await guest.read(PIECE, found)
     t.ok(found.equals(Buffer.alloc(PIECE, 'after')))
+  },
+)
+
+t.test(
+  'what cannot be learned of a disk that hangs is told as it was known, or left out, and holds up no query for longer than a moment',
+  { skip: hangingFileMissing },
+  async t => {
+    await using files = new AsyncDisposableStack()
+    const elsewhere = `${await scratchFolder(files)}/other.raw`
+    const other = await hangingFile(files, elsewhere, SIZE)
+    await using stack = new AsyncDisposableStack()
+    const { folder, file, graph } = await impatient(stack)
+    const size = '1M'
+    await promisify(execFile)('qemu-img', ['create', '-q', '-f', 'qcow2', `${folder}/made.qcow2`, size])
+    await promisify(execFile)('qemu-img', ['snapshot', '-c', 'one', `${folder}/made.qcow2`])
+    await writeFile(`${folder}/hung.raw`, await readFile(`${folder}/made.qcow2`), { flag: 'r+' })
+    await graph.add({ driver: 'file', 'node-name': 'file', filename: `${folder}/hung.raw` })
+    const disk = await graph.add({ driver: 'qcow2', 'node-name': 'disk', file: 'file' })
+    const unknown = await graph.add({ driver: 'file', 'node-name': 'unknown', filename: elsewhere })
+    const describe = () => Promise.all(Array.from([disk, unknown], imageOf))
+    const [before] = await describe()
+    t.match(before, { snapshots: [{ name: 'one' }], 'actual-size': Number })
+
+    const fresh = await graph.add({ driver: 'file', 'node-name': 'fresh', filename: elsewhere, locking: 'off' })
+    file.hang()
+    other.hang()
+    await sleep(CACHED_MS)
+    const since = performance.now()
+    const [first, second] = [await describe(), await imageOf(fresh)]
+    const third = performance.now()
+    t.ok(third - since < 10_000, 'they do not wait for each other')
+    t.same(first[0], before, 'as it was known')
+    t.equal(second['virtual-size'], SIZE)
+    t.equal(second['actual-size'], undefined, 'nobody has asked before')
+    await describe()
+    t.ok(performance.now() - third < 500, 'and nobody waits twice')
+
+    file.goOn()
+    other.goOn()
+    while ((await imageOf(fresh))['actual-size'] === undefined) await sleep(1)
   },
 )
 

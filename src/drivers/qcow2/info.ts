@@ -1,6 +1,6 @@
 // What `query-named-block-nodes` and `qemu-img info` tell of a qcow2 image (QMP's ImageInfoSpecificQCow2).
 
-import { listBitmaps } from './bitmaps.ts'
+import { listBitmaps, type StoredBitmap } from './bitmaps.ts'
 import type { SnapshotInfo } from '../../block/node-info.ts'
 import { Autoclear, Compatible, CompressionType, Incompatible } from './format.ts'
 import { isSet } from './header.ts'
@@ -20,7 +20,13 @@ export interface Qcow2Info {
   readonly bitmaps?: { readonly name: string; readonly granularity: number; readonly flags: readonly ('in-use' | 'auto')[] }[]
 }
 
-export async function qcow2Info(image: Image): Promise<Qcow2Info> {
+/** What of it is to be read from the image. */
+export async function listed(image: Image) {
+  const [{ bitmaps }, snapshots] = await Promise.all([listBitmaps(image), snapshotInfo(image)])
+  return { bitmaps, snapshots }
+}
+
+export function qcow2Info(image: Image, bitmaps: readonly StoredBitmap[] = []): Qcow2Info {
   const { header, geometry } = image
   const common = {
     compat: header.version === 2 ? ('0.10' as const) : ('1.1' as const),
@@ -28,7 +34,6 @@ export async function qcow2Info(image: Image): Promise<Qcow2Info> {
     'refcount-bits': geometry.refcountBits,
   }
   if (header.version === 2) return common
-  const { bitmaps } = await listBitmaps(image)
   return {
     ...common,
     'lazy-refcounts': isSet(header.compatible, Compatible.lazyRefcounts),

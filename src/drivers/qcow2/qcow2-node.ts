@@ -1,6 +1,7 @@
 // An opened qcow2 image as a node of the graph.
 
 import { InvalidParameter } from '../../base/errors.ts'
+import { LastKnown } from '../../base/last-known.ts'
 import type { Range } from '../../base/ranges.ts'
 import type {
   BlockIo,
@@ -22,7 +23,7 @@ import { writeGuest } from './guest-file.ts'
 import { Incompatible, SECTOR } from './format.ts'
 import { isSet } from './header.ts'
 import type { Image } from './image.ts'
-import { describeSnapshot, qcow2Info, snapshotInfo } from './info.ts'
+import { describeSnapshot, listed, qcow2Info, snapshotInfo } from './info.ts'
 import { createSnapshot, deleteSnapshot } from './snapshots.ts'
 import { L2Tables } from './l2-tables.ts'
 import { Kind } from './mapping.ts'
@@ -41,6 +42,8 @@ export class Qcow2Node implements BlockNode {
   #bitmapsKnow = false
   /** Another node has the image: nothing is written by this one any more. */
   #handedOver = false
+
+  readonly #listed = new LastKnown(() => listed(this.image))
 
   constructor(
     /** For what is done with images and not with disks: snapshots, bitmaps, checks. */
@@ -160,13 +163,14 @@ export class Qcow2Node implements BlockNode {
 
   async info(): Promise<NodeInfo> {
     const { header, geometry } = this.image
+    const { bitmaps, snapshots } = (await this.#listed.get()) ?? {}
     return {
       clusterSize: geometry.clusterSize,
       dirty: isSet(header.incompatible, Incompatible.dirty),
       encrypted: header.cryptMethod !== 0,
       ...(header.backingFile !== undefined && { backing: { filename: header.backingFile, format: header.backingFormat } }),
-      formatSpecific: { type: 'qcow2', data: { ...(await qcow2Info(this.image)) } },
-      snapshots: await snapshotInfo(this.image),
+      formatSpecific: { type: 'qcow2', data: { ...qcow2Info(this.image, bitmaps) } },
+      snapshots,
     }
   }
 

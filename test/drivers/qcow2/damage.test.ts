@@ -8,7 +8,6 @@ import { listBitmaps, readBitmap, removeBitmap, storeBitmaps } from '../../../sr
 import { checkImage } from '../../../src/drivers/qcow2/check/check.ts'
 import type { CreateOptions } from '../../../src/drivers/qcow2/create.ts'
 import { CorruptImage } from '../../../src/drivers/qcow2/corrupt-image.ts'
-import { qcow2Info } from '../../../src/drivers/qcow2/info.ts'
 import type { Qcow2Node } from '../../../src/drivers/qcow2/qcow2-node.ts'
 import { createSnapshot, deleteSnapshot, listSnapshots, openSnapshot } from '../../../src/drivers/qcow2/snapshots.ts'
 import { MemoryNode } from '../../helpers/memory-node.ts'
@@ -84,7 +83,7 @@ async function useAll(bytes: Buffer, writable: boolean) {
     const node = await openQcow2(file, { readOnly: !writable, backing: new MemoryNode(randomBytes(70_000, 5)) })
     await attempt(() => readAll(node))
     await attempt(() => extentsOf(node))
-    await attempt(() => qcow2Info(node.image))
+    await attempt(() => node.info())
     await attempt(() => checkImage(node.image))
     await attempt(async () => {
       for (const { name } of await listSnapshots(node.image)) {

@@ -7,7 +7,6 @@ import { native } from '../../../src/base/native.ts'
 import { checkImage } from '../../../src/drivers/qcow2/check/check.ts'
 import { createImage, type CreateOptions } from '../../../src/drivers/qcow2/create.ts'
 import { Image } from '../../../src/drivers/qcow2/image.ts'
-import { qcow2Info } from '../../../src/drivers/qcow2/info.ts'
 import type { Qcow2Node } from '../../../src/drivers/qcow2/qcow2-node.ts'
 import { createSnapshot, deleteSnapshot, listSnapshots, openSnapshot } from '../../../src/drivers/qcow2/snapshots.ts'
 import { FileNode } from '../../../src/drivers/file.ts'
@@ -61,7 +60,7 @@ t.test('qemu-img finds nothing wrong with images that we make, and tells of them
     t.ok(Math.abs(mine - its) < 2.5 * MiB, `${mine} bytes on the disk, and not ${its}`)
     await using stack = new AsyncDisposableStack()
     const node = await openImage<Qcow2Node>(other, stack, { readOnly: true })
-    t.same(await qcow2Info(node.image), b['format-specific'].data, 'and we tell of theirs what it tells')
+    t.same((await node.info()).formatSpecific?.data, b['format-specific'].data, 'and we tell of theirs what it tells')
   }
 })
 
