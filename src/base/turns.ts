@@ -3,9 +3,10 @@
 // Commands, and what happens by itself (a job that concludes, a timer that fires), each do their whole work in a turn, so none ever
 // sees another's half. Whoever is in a turn must not take one: it would wait for itself.
 //
-// Work may wait for a disk that hangs. Nobody can be given its turn then, but whoever asks by `takeSoon` is told instead of waiting with it.
+// Work may wait for a disk that hangs, once (patience.ts). Nobody can be given its turn then, but whoever asks by `takeSoon` is told instead of waiting with it.
 
 import { Busy } from './errors.ts'
+import { waitingOnce } from './patience.ts'
 import { within } from './time.ts'
 
 /** For so long somebody at the control socket waits for others. */
@@ -62,7 +63,7 @@ export class Turns {
     this.#now = { what, since: performance.now() }
     const timer = this.#tell && setTimeout(() => this.#tell?.(what, this.#longMs / 1000), this.#longMs)
     try {
-      return await work()
+      return await waitingOnce(work)
     } finally {
       clearTimeout(timer)
       this.#now = undefined

@@ -2,7 +2,7 @@
 // and that nothing is lent while something is done that none of them may meet.
 
 import { Busy } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 
 export class Borrowers {
   /** How each is told to end soon. */
@@ -48,7 +48,7 @@ export class Borrowers {
       this.revoke()
       if (this.#out.size > 0) {
         const { promise } = (this.#allBack ??= Promise.withResolvers())
-        await (patienceMs === undefined ? promise : within(patienceMs, promise, () => late(patienceMs)))
+        await (patienceMs === undefined ? promise : patiently(patienceMs, promise, late))
       }
     } catch (error) {
       this.#held--
@@ -58,5 +58,4 @@ export class Borrowers {
   }
 }
 
-const late = (patienceMs: number) =>
-  new Busy(`writes did not end within ${patienceMs / 1000} s; look at the disk below, then try again`)
+const late = (seconds: number) => new Busy(`writes did not end within ${seconds} s; look at the disk below, then try again`)

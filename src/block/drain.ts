@@ -4,7 +4,7 @@
 // below (throttle, delay) is let go first. A write that does not end is not waited for without end: then nothing happens, and everybody goes on.
 
 import { Busy } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 import type { Edge } from './edge.ts'
 import type { GraphNode } from './graph-node.ts'
 
@@ -30,7 +30,7 @@ export async function drained<T>(roots: readonly Edge[], moment: () => T | Promi
   for (const node of below) node.drainBegin()
   try {
     const writing = roots.flatMap(root => root.whenIdle() ?? [])
-    if (writing.length > 0) await within(patienceMs, Promise.all(writing), () => late(roots, patienceMs))
+    if (writing.length > 0) await patiently(patienceMs, Promise.all(writing), seconds => late(roots, seconds))
     return await moment()
   } finally {
     for (const node of below) node.drainEnd()
@@ -38,9 +38,7 @@ export async function drained<T>(roots: readonly Edge[], moment: () => T | Promi
   }
 }
 
-const late = (roots: readonly Edge[], patienceMs: number) => {
+const late = (roots: readonly Edge[], seconds: number) => {
   const names = roots.filter(root => root.isWriting).map(root => `'${root.node.name}'`)
-  return new Busy(
-    `writes on ${names.join(', ')} did not end within ${patienceMs / 1000} s; look at the disk below, then try again`,
-  )
+  return new Busy(`writes on ${names.join(', ')} did not end within ${seconds} s; look at the disk below, then try again`)
 }

@@ -9,7 +9,7 @@
 // What others see of that, such as a filter that has to stay until then, changes in a turn as well (`inTurn`).
 
 import { Busy, InvalidParameter, IoError, messageOf, NotFound, ReadOnly } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 import type { LogFolder } from '../bitmaps/activity-log.ts'
 import type { AnyDriver, NodeEvent, NodeOptions } from './driver.ts'
 import { checkBacksNone } from './chain.ts'
@@ -375,12 +375,13 @@ export class Graph implements AsyncDisposable {
     lateAfter: (seconds: number) => Busy,
     rest?: () => Promise<void>,
   ): Promise<Busy | undefined> {
-    const late = this.patienceMs === undefined ? undefined : lateAfter(this.patienceMs / 1000)
+    let late: Busy | undefined
     try {
-      await (late ? within(this.patienceMs!, closing, () => late) : closing)
+      const tooLate = (seconds: number) => (late = lateAfter(seconds))
+      await (this.patienceMs === undefined ? closing : patiently(this.patienceMs, closing, tooLate))
     } catch (error) {
-      if (error !== late) throw error
-      this.#tell(node, late!)
+      if (!late || error !== late) throw error
+      this.#tell(node, late)
       this.#closeLater(node, rest ? closing.then(() => this.#inTurn(rest)) : closing)
       return late
     }

@@ -6,7 +6,7 @@
 
 import { MAX_STRING } from 'nbd-client-ts/protocol'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 import type { Export } from './export.ts'
 
 /** A connection that uses an export. */
@@ -110,7 +110,7 @@ export class Exports implements Iterable<Export> {
     this.#names.delete(entry.export.name)
     for (const user of entry.users) user.part(ready.promise)
     try {
-      if (entry.users.size > 0) await within(patienceMs, entry.unused.promise, () => late(id, patienceMs))
+      if (entry.users.size > 0) await patiently(patienceMs, entry.unused.promise, seconds => late(id, seconds))
     } catch (error) {
       delete entry.unused
       this.#names.set(entry.export.name, entry)
@@ -161,5 +161,5 @@ export class Exports implements Iterable<Export> {
   }
 }
 
-const late = (id: string, patienceMs: number) =>
-  new Busy(`requests on export '${id}' did not end within ${patienceMs / 1000} s; look at the disk below, then try again`)
+const late = (id: string, seconds: number) =>
+  new Busy(`requests on export '${id}' did not end within ${seconds} s; look at the disk below, then try again`)

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Busy, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 import type { Turns } from '../base/turns.ts'
 import { checkAllows } from '../bitmaps/check-allows.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
@@ -235,13 +235,16 @@ export class NodeExport {
   /** Requests that a disk which hangs does not answer in time keep the node open, not the export: they end there, and are answered then. */
   async remove(mode?: RemoveMode) {
     const { patienceMs, log } = this.waiting
-    const late = new Busy(
-      `requests on export '${this.id}' did not end within ${patienceMs / 1000} s, and are answered when the disk below does`,
-    )
+    let late: Busy | undefined
     try {
-      await within(patienceMs, this.shutDown(mode), () => late)
+      await patiently(patienceMs, this.shutDown(mode), seconds => {
+        late = new Busy(
+          `requests on export '${this.id}' did not end within ${seconds} s, and are answered when the disk below does`,
+        )
+        return late
+      })
     } catch (error) {
-      if (error !== late) throw error
+      if (!late || error !== late) throw error
       log.warn('an export was removed with requests under way', { export: this.id, err: late })
     }
     await this.release()

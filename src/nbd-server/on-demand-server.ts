@@ -5,7 +5,7 @@
 // While none was started, what is added appears on the servers of the configuration, where there are any.
 
 import { Busy, InvalidParameter } from '../base/errors.ts'
-import { within } from '../base/time.ts'
+import { patiently } from '../base/patience.ts'
 import { Exports } from './exports.ts'
 import type { ListenAddress } from './listening.ts'
 import type { NodeExport, NodeExports } from './node-exports.ts'
@@ -54,7 +54,7 @@ export class OnDemandServer implements AsyncDisposable {
     const own = [...this.nodeExports].filter(one => one.isOf(running.exports)).toReversed()
     const ended = this.#removeAll(own)
     await using _server = running.server
-    await within(PATIENCE_MS, ended, () => {
+    await patiently(PATIENCE_MS, ended, () => {
       const names = own.filter(one => one.isShuttingDown).map(({ id }) => `'${id}'`)
       return new Busy(`the server has stopped, but requests on export ${names.join(', ')} do not end; look at the disk below`)
     })

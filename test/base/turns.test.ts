@@ -3,6 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
 import t from 'tap'
+import { patiently } from '../../src/base/patience.ts'
 import { Turns } from '../../src/base/turns.ts'
 
 t.test('work is done alone and in the order it came, and a failure is its own', async t => {
@@ -71,3 +72,29 @@ t.test('work that has its turn is waited for however long it takes, and its fail
   await t.rejects(failing, { message: 'its own' })
   t.equal(await turns.takeSoon(() => undefined), undefined)
 })
+
+t.test(
+  'who has waited for a disk in vain waits only a moment for the next, and neither what he leaves behind nor who comes next does',
+  async t => {
+    const turns = new Turns()
+    const never = new Promise<never>(() => {})
+    const [LONG, MOMENT] = [40, 4]
+    const waitFor = (disk: Promise<unknown>) => patiently(LONG, disk, seconds => new Error(`late after ${seconds} s`), MOMENT)
+    const waits = async () => {
+      await t.rejects(waitFor(never), { message: 'late after 0.04 s' })
+      await t.rejects(Promise.all([waitFor(sleep(1)), waitFor(never)]), { message: 'late after 0.004 s' })
+      await waitFor(sleep(1))
+    }
+    const { promise: over, resolve } = Promise.withResolvers<void>()
+    let left!: Promise<unknown>
+    await turns.take(async () => {
+      await waits()
+      left = over.then(() => waitFor(never))
+    })
+    resolve()
+    await t.rejects(left, { message: 'late after 0.04 s' })
+    await turns.take(waits)
+    await t.rejects(waitFor(never), { message: 'late after 0.04 s' })
+    await t.rejects(waitFor(never), { message: 'late after 0.04 s' }, 'who holds up nobody waits as long each time')
+  },
+)
