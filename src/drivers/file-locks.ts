@@ -17,7 +17,18 @@ const FORBIDDEN = 200
 const BITS = [0, 1, 2, 3].filter(bit => ALL & (1 << bit))
 
 /** Another process, or another node of this one, has the image open in a way that does not go with ours. */
-export class FileInUse extends Busy {}
+export class FileInUse extends Busy {
+  constructor(
+    what: string,
+    filename: string,
+    /** Who that is, as far as it can be told. */
+    readonly users: string,
+  ) {
+    super(
+      `${what}: the image '${filename}' is used by ${users}; stop that, or only read the image, with "force-share": true (-U), and know that it may change meanwhile`,
+    )
+  }
+}
 
 export class FileLocks {
   #now: Permissions = { perm: 0, shared: ALL }
@@ -58,7 +69,7 @@ export class FileLocks {
   #take(byte: number) {
     if (this.#held.has(byte)) return
     if (!this.#locked(() => this.native.lockByte(this.fd, byte, 'share')))
-      throw new FileInUse(`Failed to lock byte ${byte} of '${this.filename}': ${this.#advice(byte)}`)
+      throw this.#inUse(`Failed to lock byte ${byte} of '${this.filename}'`, byte)
     this.#held.add(byte)
   }
 
@@ -66,9 +77,9 @@ export class FileLocks {
     for (const bit of BITS) {
       const name = permissionNames(1 << bit)
       if (perm & (1 << bit) && this.#locked(() => this.native.isByteLocked(this.fd, FORBIDDEN + bit)))
-        throw new FileInUse(`Failed to get "${name}" lock: ${this.#advice(FORBIDDEN + bit)}`)
+        throw this.#inUse(`Failed to get "${name}" lock`, FORBIDDEN + bit)
       if (!(shared & (1 << bit)) && this.#locked(() => this.native.isByteLocked(this.fd, USED + bit)))
-        throw new FileInUse(`Failed to get shared "${name}" lock: ${this.#advice(USED + bit)}`)
+        throw this.#inUse(`Failed to get shared "${name}" lock`, USED + bit)
     }
   }
 
@@ -94,10 +105,9 @@ export class FileLocks {
     }
   }
 
-  #advice(byte: number) {
+  #inUse(what: string, byte: number) {
     const users = usersOf(this.fd, byte)
-    const who = users.length > 0 ? `is used by ${users.join(' and ')}` : 'is used by another program'
-    return `the image '${this.filename}' ${who}; stop that, or only read the image, with "force-share": true (-U), and know that it may change meanwhile`
+    return new FileInUse(what, this.filename, users.length > 0 ? users.join(' and ') : 'another program')
   }
 }
 

@@ -16,6 +16,7 @@ import {
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { Images } from '../../src/cli/image/images.ts'
 import { openTarget } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { CliWorker } from '../helpers/cli-worker.ts'
@@ -194,11 +195,32 @@ t.test('what is there stays unless the user says otherwise, and what is in use s
 
   const guest = spawn('qemu-nbd', ['-t', '-f', 'raw', '-k', path('guest.sock'), there], { stdio: 'ignore' })
   while (!existsSync(path('guest.sock'))) await sleep(20)
-  t.match(await restore(`${second} root ${there} --force`), { code: 11, stderr: /is in use, and a restored raw file/ })
+  t.match(await restore(`${second} root ${there} --force`), {
+    code: 11,
+    stderr: /is in use by qemu-nbd .*, and a restored raw file/,
+  })
   t.match(await restore(`${second} root ${there} --in-place`), { code: /^(1|11)$/, stderr: /lock|use/i })
+  const offered = `nbd+unix:///?socket=${path('guest.sock')}`
   guest.kill()
   await once(guest, 'exit')
   t.ok(readFileSync(there).equals(older.root))
+  const reader = spawn('qemu-nbd', ['-t', '-r', '-f', 'raw', '-k', path('guest.sock'), there], { stdio: 'ignore' })
+  while (!existsSync(path('guest.sock'))) await sleep(20)
+  t.match(await restore(`${second} root ${offered} --in-place`), { code: 1, stderr: /can only be read: have its server/ })
+  reader.kill()
+  await once(reader, 'exit')
+
+  await using images = new Images()
+  const sharing = images.writer(await images.openWritable({ name: there, format: 'raw' }))
+  for (const how of ['--force', '--in-place'])
+    t.match(await restore(`${second} root ${there} ${how}`), { code: 11, stderr: /is in use by/ }, 'who writes and lets others')
+  await images.graph.detach(sharing)
+
+  mkdirSync(path('some'))
+  writeFileSync(path('some/data.raw'), 'mine')
+  t.match(await restore(`${first} --to ${path('some')}`), { code: 11, stderr: /data\.raw' is there already/ })
+  t.same(readdirSync(path('some')), ['data.raw'], 'no disk is restored before it is known that all can be')
+  t.match(await restore(`${first} root /dev/stillpoint-none`), { code: 1, stderr: /no device '\/dev\/stillpoint-none'/ })
 
   writeFileSync(path('small.raw'), Buffer.alloc(4096))
   t.match(await restore(`${first} root ${path('small.raw')} --in-place`), { code: 1, stderr: /has room for 4096 bytes/ })
@@ -235,8 +257,13 @@ t.test('a block device is claimed as mount claims it', async t => {
   t.match(await restore(`${second} root ${device} --force`), { code: 11, stderr: /is in use by .*; is it the right device\?/ })
   closeSync(other)
   t.ok(readFileSync(device).equals(older.root))
+  for (const how of ['--force', '--in-place'])
+    t.match(await restore(`${second} root ${path('loop.raw')} ${how}`), { code: 11, stderr: /is what .*loop\d+ shows/ }, how)
   t.equal((await restore(`${second} root ${device} --force`)).code, 0)
   t.ok(readFileSync(device).equals(newer.root))
+  execFileSync('blockdev', ['--setro', device])
+  t.teardown(() => execFileSync('blockdev', ['--setrw', device])) // it would outlive the file
+  t.match(await restore(`${first} root ${device} --force`), { code: 1, stderr: /is read-only; .*Nothing was written/ })
 })
 
 const restoreBroken = (args: string) => worker.run('restore', 'broken', 'vm/latest', ...args.split(' '), '--config', config)
@@ -246,6 +273,11 @@ t.test('what is damaged ends the restore without a trace, or is left out and sai
   await pushDisks(broken, [{ name: '../root', source: sourceOf(older.root) }])
   const pack = readdirSync(path('broken/packs'), { recursive: true, withFileTypes: true }).find(entry => entry.isFile())!
   const file = `${pack.parentPath}/${pack.name}`
+  const disks = [older, { root: randomBytes(older.data.length, 9) }].map(({ root }, at) => ({
+    name: `disk${at}`,
+    source: sourceOf(root),
+  }))
+  await pushDisks(broken, disks, { machine: 'several' })
   truncateSync(file, statSync(file).size >> 1)
   t.match(await restoreBroken(path('gone.raw')), { code: 21, stderr: /'.*gone.raw' was not made/ })
   t.notOk(existsSync(path('gone.raw')) || existsSync(path('gone.raw.partial')))
@@ -259,6 +291,13 @@ t.test('what is damaged ends the restore without a trace, or is left out and sai
   const found = readFileSync(path('part2.raw'))
   for (const { offset, length } of damaged) found.set(older.root.subarray(offset, offset + length), offset)
   t.ok(damaged.length > 0 && found.equals(older.root), 'all but what it says is there')
+  mkdirSync(path('rest'))
+  t.match(await worker.run('restore', 'broken', 'several/latest', '--to', path('rest'), '--config', config), {
+    code: 21,
+    stdout: /disk1\.raw: disk1, /,
+    stderr: /disk0\.raw' was not made[^]*--skip-damaged[^]*Why: [^]*1 of 2 disks could not be restored/,
+  })
+  t.same(readdirSync(path('rest')), ['disk1.raw'], 'one that is damaged keeps no other from being restored')
   t.match(await restoreBroken(`--to ${folder}`), { code: 1, stderr: /has a name that no file can have/ })
 })
 

@@ -65,6 +65,11 @@ export class Images implements AsyncDisposable {
     return this.graph.attach(node, { description: USER, perm: WRITE, shared: ALL & ~Permission.resize })
   }
 
+  /** As `writer`, of what others neither write nor expect to stay as it is. */
+  overwriter(node: GraphNode): Edge {
+    return this.graph.attach(node, { description: USER, perm: WRITE, shared: READ })
+  }
+
   async [Symbol.asyncDispose]() {
     await this.graph[Symbol.asyncDispose]()
   }

@@ -5,16 +5,17 @@
 
 import { constants, type Stats } from 'node:fs'
 import { open, realpath, rm, stat } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { dirname, resolve } from 'node:path'
 import { renameDurably } from '../../base/atomic-file.ts'
-import { Busy, InvalidParameter, NotFound, NotSupported } from '../../base/errors.ts'
+import { Busy, InvalidParameter, NotFound, NotSupported, ReadOnly } from '../../base/errors.ts'
 import { systemFault } from '../../base/system-fault.ts'
 import { isZero } from '../../base/zeroes.ts'
 import type { BlockIo } from '../../block/driver.ts'
 import type { Edge } from '../../block/edge.ts'
 import { fileCreation } from '../../drivers/create-file.ts'
+import { FileInUse } from '../../drivers/file-locks.ts'
 import { formatOf, type Images } from '../image/images.ts'
-import { claimDevice } from './block-device.ts'
+import { claimDevice, refuseShown } from './block-device.ts'
 
 export type TargetFormat = 'raw' | 'qcow2'
 
@@ -58,6 +59,7 @@ export async function openSink(images: Images, wanted: Wanted): Promise<Sink> {
     throw new InvalidParameter(
       `'${wanted.target}' looks like ${found}: say --format ${found} if it is an image of the disk, or --format raw if these are the disk's own bytes`,
     )
+  await refuseShown(wanted.target)
   return openPresent(images, wanted, format)
 }
 
@@ -77,6 +79,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
     )
   const path = before ? await realpath(target) : target
   if (before) await checkUnused(images, path, format)
+  else refuseDeviceName(target)
   const partial = `${path}.partial`
   if (await statIfThere(partial)) await checkUnused(images, partial, format) // left behind, or another restore's
   try {
@@ -102,7 +105,7 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
       ).makeImage(images, { path: partial, format, options: [], size: Math.ceil(size / 512) * 512 })
     else await fileCreation.create({ filename: partial, size, preallocation: 'off' }, {}, {}, () => undefined)
     const node = format === 'raw' ? await openAround(images, partial) : await images.openWritable({ name: partial, format })
-    const io = images.writer(node)
+    const io = images.overwriter(node)
     return {
       io,
       isZero: true,
@@ -117,6 +120,13 @@ async function makeFile(images: Images, { target, size, force }: Wanted, format:
     await drop()
     throw error
   }
+}
+
+/** A device's name with a slip of the pen: a file there would be in memory, and the device as it was. */
+function refuseDeviceName(target: string) {
+  const folder = dirname(resolve(target))
+  if (!/^\/dev(\/|$)/.test(folder) || /^\/dev\/shm(\/|$)/.test(folder)) return
+  throw new NotFound(`there is no device '${target}', and no file is made in /dev; 'lsblk' shows which devices there are`)
 }
 
 /**
@@ -143,11 +153,13 @@ export async function putInPlace(partial: string, path: string) {
 
 /** Somebody who has it open would go on with the old one. @throws Busy */
 async function checkUnused(images: Images, path: string, format: TargetFormat) {
+  await refuseShown(path)
   const node = await images.openWritable({ name: path, format: 'raw' })
   try {
-    await images.graph.detach(images.writer(node))
+    await images.graph.detach(images.overwriter(node))
   } catch (error) {
-    throw new Busy(`'${path}' is in use, and a restored ${format} file in its place would not be seen`, { cause: error })
+    const by = error instanceof FileInUse ? ` by ${error.users}` : ''
+    throw new Busy(`'${path}' is in use${by}, and a restored ${format} file in its place would not be seen`, { cause: error })
   } finally {
     await images.graph.delete(node.name)
   }
@@ -175,8 +187,7 @@ async function openDevice(images: Images, wanted: Wanted, format: TargetFormat):
 }
 
 async function openPresent(images: Images, { target, size, force, inPlace }: Wanted, format: TargetFormat): Promise<Sink> {
-  const node = await images.openWritable({ name: target, format })
-  const io = images.writer(node)
+  const { node, io } = await openPresentNode(images, target, format)
   const close = async () => {
     await images.graph.detach(io)
     await images.graph.delete(node.name)
@@ -190,7 +201,27 @@ async function openPresent(images: Images, { target, size, force, inPlace }: Wan
     await close()
     throw error
   }
-  return { io, isZero: false, finish: close, drop: async () => `'${target}' may be partly written` }
+  return {
+    io,
+    isZero: false,
+    finish: close,
+    drop: async () => `'${target}' may be partly written; with --in-place the same goes on from there`,
+  }
+}
+
+async function openPresentNode(images: Images, target: string, format: TargetFormat) {
+  try {
+    const node = await images.openWritable({ name: target, format })
+    return { node, io: images.overwriter(node) }
+  } catch (error) {
+    if (error instanceof FileInUse)
+      throw new Busy(`'${target}' is in use by ${error.users}; end that first. Nothing was written`, { cause: error })
+    if (error instanceof ReadOnly && isAddress(target))
+      throw new ReadOnly(`'${target}' can only be read: have its server offer it to writers. Nothing was written`, {
+        cause: error,
+      })
+    throw error
+  }
 }
 
 const LOOKS = 64
