@@ -49,6 +49,12 @@ async function socketOverPipes(): Promise<net.Socket> {
     process.stdin.pipe(ours)
     ours.pipe(process.stdout)
     for (const end of [process.stdin, process.stdout]) end.once('error', () => ours.destroy())
+    // Whoever started us may wait for our end before it closes its own, and an open input would keep us alive. What we have said is
+    // written by then: Node writes to pipes at once.
+    ours.once('end', () => {
+      process.stdin.destroy()
+      ours.destroy()
+    })
     return socket
   } finally {
     await rm(folder, { recursive: true })

@@ -288,6 +288,14 @@ h.shutdown()
   t.equal(await python(script, ...command), `${MIB} hello\n`)
   const quotedCommand = command.map(word => `'${word}'`).join(' ')
   t.equal(await python(script, 'sh', '-c', `cat | ${quotedCommand} | cat`), `${MIB} hello\n`)
+  const leave = `
+import struct, subprocess, sys
+p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+p.stdin.write(struct.pack('>IQII', 3, 0x49484156454F5054, 2, 0))
+p.stdin.flush()
+print(len(p.stdout.read()), p.wait(30))
+`
+  t.equal(await python(leave, ...command), '38 0\n', 'it ends where the client leaves, and keeps its end of the pipe open')
 })
 
 t.test('it listens at the sockets that are handed over', { skip: skipLibnbd }, async t => {
