@@ -7,11 +7,13 @@ import type { Edge } from '../../block/edge.ts'
 import { Graph } from '../../block/graph.ts'
 import type { GraphNode } from '../../block/graph-node.ts'
 import { ALL, Permission } from '../../block/permissions.ts'
+import type { JsonObject } from '../../control/json.ts'
 import { file } from '../../drivers/file.ts'
 import { nodeOptionsOf, withProtocols } from '../../drivers/qcow2/backing-name.ts'
 import { raw } from '../../drivers/raw.ts'
 import { foreignFormatOf } from '../../machines/foreign-format.ts'
 import { openPlace } from '../open-repository.ts'
+import { sizeOf } from './sizes.ts'
 
 /** How the command line names an image. */
 export interface ImageName {
@@ -110,23 +112,36 @@ export async function optionsOf({ name, format, imageOpts }: ImageName): Promise
 }
 
 async function fromKeyval(text: string, format: string | undefined): Promise<NodeOptions> {
-  const [{ parseKeyval }, { toPlain }] = await Promise.all([import('../../control/keyval.ts'), import('../../control/json.ts')])
+  const [{ keyvalToJson, parseKeyval }, { toPlain }, { qapiTypeOf }, { blockdevOptions }] = await Promise.all([
+    import('../../control/keyval.ts'),
+    import('../../control/json.ts'),
+    import('../../control/qapi-type.ts'),
+    import('../../control/blockdev-options.ts'),
+  ])
   const options = toPlain(parseKeyval(text)) as Record<string, unknown>
   const driver = options['driver'] ?? format
   if (typeof driver !== 'string')
     throw new InvalidParameter(`--image-opts: name the driver, as in driver=qcow2,file.driver=file,file.filename=disk.qcow2`)
-  return withProtocols(typed({ ...options, driver }) as NodeOptions)
+  // A text has no types: those of the drivers' own options count.
+  const texts = withSizes(await withProtocols({ ...options, driver })) as JsonObject
+  return toPlain(keyvalToJson(qapiTypeOf(blockdevOptions), texts, [])) as NodeOptions
 }
 
-/** A text has no types: what looks like a number or a switch is one, but for names. */
-function typed(value: unknown, key = ''): unknown {
-  if (Array.isArray(value)) return value.map(one => typed(one))
+/** What may be written with a unit, in bytes; QEMU takes 64M there where QMP takes a number only. */
+const SIZES: ReadonlySet<string> = new Set([
+  'offset',
+  'size',
+  'cache-size',
+  'l2-cache-size',
+  'refcount-cache-size',
+  'prealloc-size',
+])
+
+function withSizes(value: unknown, key = ''): unknown {
+  if (Array.isArray(value)) return value.map(one => withSizes(one))
   if (typeof value === 'object' && value !== null)
-    return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, typed(member, name)]))
-  if (value === 'on' || value === 'off') return key === 'locking' || key === 'detect-zeroes' ? value : value === 'on'
-  return typeof value === 'string' && /^\d+$/.test(value) && ['offset', 'size', 'l2-cache-size', 'cache-size'].includes(key)
-    ? Number(value)
-    : value
+    return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, withSizes(member, name)]))
+  return typeof value === 'string' && SIZES.has(key) ? sizeOf(value, key) : value
 }
 
 /** By its first bytes, as QEMU does. What we do not read is not taken for raw. */
