@@ -13,7 +13,7 @@ import { openFilter } from '../block/open-filter.ts'
 import { chainFrom, imagesFrom, withoutFilters } from '../block/chain.ts'
 import { ALL, Permission, type PermissionChange } from '../block/permissions.ts'
 import { CarryBitmaps } from './carry-bitmaps.ts'
-import { copyLayers, Operation } from './copy-layers.ts'
+import { copyLayers } from './copy-layers.ts'
 import { flushed, type ErrorPolicy } from './error-policy.ts'
 import { asError, type Job, type JobWork, type Progress } from './job.ts'
 import type { Jobs } from './jobs.ts'
@@ -104,8 +104,10 @@ class Stream implements JobWork {
         },
         streamTop(image.clusterSize ?? 65536, filter => (this.#stream = filter)),
       )
-      this.#hold = graph.attach(this.#filter, { description: `stream job '${jobId}'`, perm: 0, shared: ALL })
+      // Who may change its size does not look at who works on it, as the format above a file does not.
+      const held = { description: `stream job '${jobId}'`, perm: 0, shared: ALL & ~Permission.resize }
       this.#filter.owned = false
+      this.#hold = graph.attach(this.#filter, held)
       this.#filter.jobs.add('stream')
       // Drained: guests whose writes are under way do not wait for the copy.
       await graph.drained([image], () => graph.planReplace(image, this.#filter!).commit())
@@ -131,8 +133,8 @@ class Stream implements JobWork {
         from: image,
         clusterSize: this.#image.clusterSize,
         wanted,
-        copy: async (parts, now) => {
-          for (const part of parts) await this.#copy(part, wanted, now)
+        copy: async parts => {
+          for (const part of parts) await this.#copy(part, wanted)
         },
         onError,
         skips: true,
@@ -203,6 +205,7 @@ class Stream implements JobWork {
     rest.defer(() => this.#carried?.after(this.#taken))
     for (const held of this.#held.splice(0)) rest.use(held)
     if (hold) rest.defer(() => graph.detach(hold))
+    else if (filter) rest.defer(() => graph.closeUnused(filter))
   }
 
   get #base(): GraphNode | undefined {
@@ -220,13 +223,12 @@ class Stream implements JobWork {
     return base ? all.slice(0, all.indexOf(base)) : all
   }
 
-  async #copy(part: Extent, wanted: (extent: Extent) => boolean, now: Operation) {
+  /** To QEMU it is a read that is copied up, whatever of it fails. */
+  async #copy(part: Extent, wanted: (extent: Extent) => boolean) {
     const { image } = this.#stream!
     const { offset, length } = part
-    now.name = 'read'
     const data = part.zero ? undefined : Buffer.allocUnsafe(length)
     if (data) await image.read(offset, data)
-    now.name = 'write'
     using _alone = await this.#stream!.alone(part)
     // What a guest has written since is the image's own, and newer.
     for await (const still of image.extents({ offset, length })) {

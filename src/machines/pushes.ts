@@ -3,6 +3,7 @@
 import { Busy, CheckpointInconsistent, messageOf } from '../base/errors.ts'
 import type { Emit } from '../base/events.ts'
 import type { Log } from '../base/log.ts'
+import { patiently } from '../base/patience.ts'
 import { timeName } from '../base/time.ts'
 import type { Turns } from '../base/turns.ts'
 import type { DirtyBitmap } from '../bitmaps/dirty-bitmap.ts'
@@ -28,7 +29,11 @@ export interface PushesContext {
   readonly turns: Turns
   readonly log: Log
   readonly repositories: Readonly<Record<string, RepositorySettings>>
+  /** For what a session that is stopped reads. */
+  readonly patienceMs?: number
 }
+
+const PATIENCE_MS = 30_000
 
 export interface BeginPush {
   readonly name: string
@@ -137,17 +142,27 @@ export class Pushes implements AsyncDisposable {
     return await estimate(await openRepository(place), machine.name, disks)
   }
 
-  /** Ends one that runs, or forgets one that has ended. */
-  async abort(session: PushSession, reason?: Error) {
+  /** Ends one that runs, or forgets one that has ended. In a turn. @throws Busy where it ends later, by itself, as a disk hangs */
+  async abort(session: PushSession) {
     if (session.concluded) return void this.#sessions.delete(session.name)
-    session.stop(reason)
-    await session.pushed
+    session.stop()
+    await patiently(this.context.patienceMs ?? PATIENCE_MS, session.pushed, seconds => {
+      const { name } = session
+      return new Busy(
+        `session '${name}' is stopped, but what it reads has not been answered for ${seconds} s; it ends when the disk below, or the repository, answers`,
+      )
+    })
     await this.#conclude(session)
   }
 
   /** The daemon stops: what is not committed is not. */
   async [Symbol.asyncDispose]() {
-    for (const session of this) if (!session.concluded) await this.abort(session, new Busy('the daemon stopped'))
+    for (const session of this) {
+      if (session.concluded) continue
+      session.stop(new Busy('the daemon stopped'))
+      await session.pushed
+      await this.#conclude(session)
+    }
   }
 
   /** In a turn. The views go, and either the new checkpoint or those that it replaces. */

@@ -9,6 +9,8 @@ import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { Busy } from '../../src/base/errors.ts'
 import { QmpClient } from '../../src/control/qmp-client.ts'
+import type { PushSession } from '../../src/machines/push-session.ts'
+import { Pushes, type PushesContext } from '../../src/machines/pushes.ts'
 import { copyPoint } from '../../src/push/copy-point.ts'
 import { openTarget } from '../../src/push/target.ts'
 import { Repository } from '../../src/repository/repository.ts'
@@ -110,6 +112,19 @@ t.test('a push whose views do not go ends all the same, and those of its other d
   t.equal(taken, 2)
   t.match(events.at(-1), { event: 'BACKUP_FINISHED' })
   t.match(log.join(''), /a view of a push could not be taken away yet.*the disk hangs/)
+})
+
+t.test('a push whose read hangs is aborted in bounded time: it is stopped, and ends when the disk answers', async t => {
+  const pushes = new Pushes({ patienceMs: 20 } as PushesContext)
+  const stopped: string[] = []
+  const { promise: pushed } = Promise.withResolvers<void>()
+  const session = { name: 's', concluded: false, pushed, stop: () => stopped.push('s') }
+  await t.rejects(pushes.abort(session as unknown as PushSession), {
+    name: 'Busy',
+    message: /session 's' is stopped, but what it reads has not been answered for 0.02 s; it ends when the disk below/,
+  })
+  t.same(stopped, ['s'])
+  t.notOk(session.concluded)
 })
 
 t.test('a push, a change, an incremental push: both restore points are the disks at their instants', async t => {

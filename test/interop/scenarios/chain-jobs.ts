@@ -8,6 +8,7 @@ import {
   guest,
   job,
   map,
+  open,
   qmp,
   startServer,
   type Scenario,
@@ -88,6 +89,15 @@ const done = [event('BLOCK_JOB_COMPLETED'), job('j', 'null')]
 const nameless = {
   ours: { error: { desc: /^Node '.*' is busy: block device is in use by block job: (stream|commit)$/ } },
   because: "QEMU says that device '(null)' is in use",
+}
+
+const unnamed = {
+  ours: {
+    error: {
+      desc: /^Permission conflict on node 'f': permissions 'resize' are both required by node 'c0' .* and unshared by node '#block/,
+    },
+  },
+  because: 'QEMU speaks of an unnamed block device; ours says what it is',
 }
 
 export const streams: readonly Scenario[] = [
@@ -188,6 +198,48 @@ export const streams: readonly Scenario[] = [
       jobs,
     ],
   },
+  {
+    title: 'a file that a format writes to is not streamed, and nothing is left of it',
+    images: { 'c0.qcow2': images['c0.qcow2'] },
+    steps: [
+      qmp('blockdev-add', { driver: 'qcow2', 'node-name': 'c0', file: { ...file('c0'), 'node-name': 'f' } }),
+      stream({ device: 'f' }, { differs: unnamed }),
+      jobs,
+      qmp('query-named-block-nodes', { flat: true }, { ignoring: ['virtual-size'] }),
+    ],
+    rest: { ours: [], because: 'QEMU tells of the job as created and gone; ours looks at the options before there is a job' },
+  },
+  ...([28, 5] as const).flatMap(errno =>
+    (errno === 28 ? (['enospc', 'ignore'] as const) : (['enospc', 'stop', 'report'] as const)).map((policy): Scenario => {
+      const stops = policy === 'stop' || (policy === 'enospc' && errno === 28)
+      return {
+        title: `a stream into an image that cannot be written once: ${policy}, ${errno}`,
+        images: { 'below.raw': { size: '4M', seed: 6 }, 'top.qcow2': { size: '4M', format: 'qcow2', backing: 'below.raw' } },
+        steps: [
+          open('below', 'below.raw'),
+          qmp('blockdev-add', {
+            driver: 'qcow2',
+            'node-name': 'top',
+            file: {
+              driver: 'blkdebug',
+              image: { driver: 'file', filename: '$D/top.qcow2' },
+              'inject-error': [{ event: 'write_aio', errno, once: true }],
+            },
+            backing: 'below',
+          }),
+          stream({ device: 'top', 'on-error': policy, 'auto-dismiss': false }),
+          event('BLOCK_JOB_ERROR', { operation: 'read' }, { ignoring: ['reason'] }),
+          ...(stops ? [job('j', 'paused'), blockJobs, qmp('job-resume', { id: 'j' })] : []),
+          job('j', 'concluded', { ignoring: ['offset', 'len'] }),
+          jobs,
+          qmp('job-dismiss', { id: 'j' }),
+          startServer,
+          exportDisk('top'),
+          content('top'),
+        ],
+      }
+    }),
+  ),
 ]
 
 export const commits: readonly Scenario[] = [
