@@ -9,7 +9,7 @@ import { HEADER, ID, TAG, type BlobType } from './blob.ts'
 import type { Unpacked, UnpackJob } from './tray.ts'
 
 /** Pieces of work of one kind, or what is to be forgotten. */
-export type Message = readonly Job[] | { readonly forget: readonly number[] }
+export type Message = readonly Job[] | { readonly forget: readonly number[] } | 'end'
 
 /** Memory of a sealer; numbers are never given twice. */
 export interface Area {

@@ -72,6 +72,8 @@ interface Waiting extends PromiseWithResolvers<Result> {
 
 class Thread {
   #worker: Worker | undefined
+  #ending = false
+  readonly #ended = Promise.withResolvers<void>()
   readonly #jobs = new Map<number, Waiting>()
   #next = 0
   /** Wanted in this turn. */
@@ -100,7 +102,10 @@ class Thread {
     })
     worker.on('message', (answers: readonly Answer[]) => answers.forEach(answer => this.#answered(answer)))
     worker.on('error', error => this.#died(error as Error))
-    worker.on('exit', code => this.#died(new Error(`a sealing thread ended with exit code ${code}`)))
+    worker.on('exit', code => {
+      this.#ended.resolve()
+      this.#died(new Error(`a sealing thread ended with exit code ${code}`))
+    })
     return worker
   }
 
@@ -141,15 +146,20 @@ class Thread {
     this.#worker!.postMessage(message)
   }
 
+  /** When it has done what it was given. From outside nobody may end it: a thread that is stopped within koffi takes the whole program with it. */
   async end() {
-    await this.#worker?.terminate()
+    if (!this.#worker) return
+    this.#ending = true
+    this.#worker.ref()
+    this.#post('end')
+    await this.#ended.promise
   }
 
   #answered({ number, result, failure }: Answer) {
     const waiting = this.#jobs.get(number)!
     this.#jobs.delete(number)
     this.load -= waiting.weight
-    if (this.#jobs.size === 0) this.#worker!.unref()
+    if (this.#jobs.size === 0 && !this.#ending) this.#worker!.unref()
     if (!failure) waiting.resolve(result!)
     else if (failure.damaged) waiting.reject(new Damaged(failure.message))
     else waiting.reject(Object.assign(new Error(failure.message), { stack: failure.stack }))

@@ -98,6 +98,7 @@ function answer(job: Job): Answer {
 }
 
 parentPort!.on('message', (message: Message) => {
-  if ('forget' in message) for (const area of message.forget) areas.delete(area)
+  if (message === 'end') parentPort!.close()
+  else if ('forget' in message) for (const area of message.forget) areas.delete(area)
   else parentPort!.postMessage(message.map(answer))
 })

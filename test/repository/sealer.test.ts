@@ -7,6 +7,7 @@ import { sharedMemory } from '../../src/base/shared-memory.ts'
 import { BlobType, decodeBlobHeader, ID, openBlob } from '../../src/repository/blob.ts'
 import { idFunction } from '../../src/repository/id-function.ts'
 import type { Sealer } from '../../src/repository/sealer.ts'
+import { SealThreads } from '../../src/repository/seal-threads.ts'
 import { SharedSealers } from '../../src/repository/shared-sealers.ts'
 import fc from '../helpers/property.ts'
 
@@ -104,6 +105,15 @@ t.test('chunks that are sealed at once, by sealers that share threads, each get 
   )
   t.equal(idFunction(key)(Buffer.from('x')).length, ID)
   t.ok(isSame(idFunction(key)(Buffer.from('x')), createHmac('sha256', key).update('x').digest()))
+})
+
+t.test('a thread ends by itself, when it has done what it was given: koffi does not survive being stopped', async t => {
+  const threads = new SealThreads(1)
+  const digest = threads.run({ op: 'digest', bytes: Buffer.alloc(4 << 20) }, true)
+  await threads[Symbol.asyncDispose]()
+  t.equal(await digest, hash('sha256', Buffer.alloc(4 << 20), 'hex'))
+  await t.rejects(threads.run({ op: 'digest', bytes: Buffer.alloc(1) }, true), /a sealing thread ended/)
+  await threads[Symbol.asyncDispose]()
 })
 
 t.test('memory that threads share is as long as was asked for, all zeroes, and nobody else has it', async t => {
