@@ -69,11 +69,17 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherite
       throw new InvalidParameter(`A block device must be specified for "${name}"`)
     }
     if (name === 'data-file' && typeof given === 'string' && given !== child?.name) throw unchangeable(name)
-    if (given === null && child) links.set(name, undefined)
+    const shown = shownChild(node, name)
+    const replace = (to: GraphNode | undefined) => {
+      if (to === shown) return
+      if (child !== shown) throw new InvalidParameter(`Cannot replace implicit ${name} child of ${node.name}`)
+      links.set(name, to)
+    }
+    if (given === null && child) replace(undefined)
     if (typeof given === 'string') {
       const to = graph.find(given)
       if (!to) throw new NotFound(`Cannot find device='' nor node-name='${given}'`)
-      if (to !== child) links.set(name, to)
+      if (to !== child) replace(to)
     } else if (given) {
       // Who has a name of his own is not opened in another way by his parent.
       if (!child || child.owned) throw unchangeable(`${name}.driver`)
@@ -86,6 +92,20 @@ function changesOf(graph: Graph, node: GraphNode, options: NodeOptions, inherite
     below.push(...changesOf(graph, child, { ...child.options, ...namedChildren(child) }, inheritedBy(name, child)))
   }
   return [...below, { node, readOnly: generic['read-only'], generic, own, options, links }]
+}
+
+/** Without what a job has put between, of which users do not speak (QEMU's bdrv_skip_implicit_filters). */
+function shownChild(node: GraphNode, name: string): GraphNode | undefined {
+  let child = node.children.get(name)?.node
+  while (child && child.isFilter && child.name.startsWith('#') && !isInline(node, name, child))
+    child = child.children.get('file')!.node
+  return child
+}
+
+/** It was described with the node, without a name. */
+function isInline({ options }: GraphNode, name: string, child: GraphNode) {
+  const given = options[name]
+  return typeof given === 'object' && given !== null && 'driver' in given && given.driver === child.driver.name
 }
 
 /** Children by name, as they are. */

@@ -140,7 +140,7 @@ class Backup implements JobWork {
 
   async *run(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
     const { sync, source, onSourceError = 'report', onTargetError = 'report', workers = 16 } = this.options
-    if (sync === 'none') return yield* this.#untilStopped(signal)
+    if (sync === 'none') return yield* this.#untilStopped(job, signal)
     const { compress = false, maxChunk = 0 } = this.options
     const total = isBitmapSync(sync) ? this.#remaining!.count : source.size
     const cluster = clusterSizeFor(this.options)
@@ -207,11 +207,16 @@ class Backup implements JobWork {
     }
   }
 
-  async *#untilStopped(signal: AbortSignal): AsyncGenerator<Progress, void, void> {
-    yield { current: 0, total: this.options.source.size }
+  async *#untilStopped(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
+    const progress = { current: 0, total: this.options.source.size }
+    yield progress
     const broken = Promise.withResolvers<never>()
     this.#freeze.onBroken = broken.reject
-    await Promise.race([once(signal, 'abort'), broken.promise])
+    const stopped = once(signal, 'abort')
+    while (!signal.aborted) {
+      await Promise.race([stopped, broken.promise, job.whenHeld()])
+      yield progress
+    }
   }
 }
 

@@ -108,6 +108,7 @@ export class Job {
   #ran = false
   #pauses = 0
   #resumed: PromiseWithResolvers<void> | undefined
+  #held: PromiseWithResolvers<void> | undefined
 
   constructor({
     id,
@@ -240,6 +241,13 @@ export class Job {
   /** It stops for a while, at its next `yield`. */
   hold() {
     this.#pauses++
+    this.#held?.resolve()
+    this.#held = undefined
+  }
+
+  /** For work that waits for something else: it is to `yield`. */
+  async whenHeld() {
+    if (this.#pauses === 0) await (this.#held ??= Promise.withResolvers()).promise
   }
 
   release() {

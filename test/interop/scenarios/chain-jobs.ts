@@ -265,6 +265,27 @@ export const commits: readonly Scenario[] = [
     ],
   },
   {
+    title: 'who opens the image above in another way keeps what is behind it while that is committed',
+    images,
+    steps: [
+      fill,
+      qmp('blockdev-add', chain('c2', chain('c1', { driver: 'qcow2', 'node-name': 'c0', file: file('c0') }))),
+      qmp('blockdev-add', { driver: 'qcow2', 'node-name': 'c3', file: { ...file('c3'), 'node-name': 'f' }, backing: 'c2' }),
+      commit({ 'top-node': 'c2', 'auto-finalize': false }),
+      event('BLOCK_JOB_PENDING'),
+      ...['c0', null, 'c2'].map(backing =>
+        qmp('blockdev-reopen', { options: [{ driver: 'qcow2', 'node-name': 'c3', file: 'f', backing }] }),
+      ),
+      qmp('job-finalize', { id: 'j' }),
+      ...done,
+      startServer,
+      exportDisk('c3'),
+      content('c3'),
+      nodes,
+      ...close,
+    ],
+  },
+  {
     title: 'one image is committed into the one behind it, under a name that is given',
     images,
     steps: [
