@@ -33,7 +33,7 @@ const file = (name: string) => ({ driver: 'file', filename: `$D/${name}` })
 
 const byName = {
   ours: { error: { desc: /unshared by block export 'b'/ } },
-  because: 'QEMU speaks of an unnamed block device; ours says which export it is',
+  because: 'QEMU speaks of an unnamed block device; ours says what it is',
 }
 const refused = {
   ours: { error: { desc: /the image is open for reading only/ } },

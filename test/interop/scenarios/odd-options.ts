@@ -19,7 +19,7 @@ const refused = (node: string) => ({
     desc: `Permission conflict on node '${node}': permissions 'consistent read' are both required by block export '${node}' (uses node '${node}' as 'root' child) and unshared by commit job 'j' (uses node '${node}' as 'intermediate node' child).`,
   },
 })
-const unnamed = 'QEMU speaks of an unnamed block device; ours says which export it is'
+const unnamed = 'QEMU speaks of an unnamed block device; ours says what it is'
 
 const CACHES = [
   { 'cache-size': 65536, 'l2-cache-size': 65536, 'refcount-cache-size': 65536 },
