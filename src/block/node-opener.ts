@@ -26,6 +26,10 @@ interface Inherited {
   readonly 'force-share': boolean
 }
 
+/** Whether it names or describes one. `null`, and for what is behind an image an empty name too, say that there is none. */
+const isNode = ({ role }: ChildRule, value: unknown) =>
+  value !== undefined && value !== null && !(value === '' && role === 'backing')
+
 export class NodeOpener {
   readonly #drivers: Map<string, AnyDriver>
   readonly #opening = new Set<string>()
@@ -97,7 +101,8 @@ export class NodeOpener {
       if (!generic['read-only'] && rule.role === 'data') checkWritable(node, rule, own)
     }
     const wanted = Object.keys(driver.children)
-    for (const childName of wanted) if (given[childName]) await open(childName, given[childName])
+    for (const childName of wanted)
+      if (isNode(driver.children[childName]!, given[childName])) await open(childName, given[childName])
     const left = wanted.filter(childName => given[childName] === undefined)
     if (driver.implicitChildren && left.length > 0) {
       const context = { nodeName: below.name, children: Object.fromEntries(below.edges), filenames: filenamesOf(below.edges) }

@@ -130,10 +130,13 @@ export async function describeNode(
     ...UNLIMITED,
     image,
     cache: { writeback: true, direct: node.generic.cache.direct, 'no-flush': node.generic.cache['no-flush'] },
-    write_threshold: node.writeThreshold,
+    write_threshold: signed(node.writeThreshold),
     'dirty-bitmaps': bitmaps.length > 0 ? bitmaps : undefined,
   }
 }
+
+/** 64 bits as QEMU shows them; what is no exact number behind 2^63 is -1, which is how one asks for that. */
+const signed = (bits: number) => (bits < 2 ** 63 ? bits : Math.min(bits - 2 ** 64, -1))
 
 async function describeImage(node: GraphNode, flat: boolean): Promise<ImageInfo> {
   const behind = node.filteredOrBacking

@@ -30,6 +30,8 @@ export const managers: readonly Scenario[] = [
       guest('disk', 'write 0 4k', 'write 990000 1000', 'write 999990 100', 'write 2M 4k'),
       event('BLOCK_WRITE_THRESHOLD'),
       qmp('query-named-block-nodes', { flat: true }, { ignoring: ['virtual-size'] }),
+      threshold('disk', -1),
+      qmp('query-named-block-nodes', { flat: true }, { ignoring: ['virtual-size'] }),
       threshold('disk', 1),
       threshold('disk', 0),
       guest('disk', 'write 0 4k'),
