@@ -142,8 +142,12 @@ class Backup implements JobWork {
     const { sync, source, onSourceError = 'report', onTargetError = 'report', workers = 16 } = this.options
     if (sync === 'none') return yield* this.#untilStopped(job, signal)
     const { compress = false, maxChunk = 0 } = this.options
-    const total = isBitmapSync(sync) ? this.#remaining!.count : source.size
     const cluster = clusterSizeFor(this.options)
+    const total = isBitmapSync(sync)
+      ? this.#remaining!.count
+      : sync === 'top'
+        ? await this.#countTop(cluster, signal)
+        : source.size
     yield* copyRanges(job, {
       source: this.#source!,
       target: this.#target!,
@@ -205,6 +209,16 @@ class Backup implements JobWork {
       for await (const extent of extentsToCopy(this.#source!, range))
         if (sync !== 'top' || (extent.depth ?? 1) === 1) yield extent
     }
+  }
+
+  /** As it is only seen layer by layer how much there is, it is counted first (QEMU's block_copy_reset_unallocated). */
+  async #countTop(cluster: number, signal: AbortSignal) {
+    let total = 0
+    for await (const { length } of inWholeClusters(this.#plan(), cluster, this.options.source.size)) {
+      signal.throwIfAborted()
+      total += length
+    }
+    return total
   }
 
   async *#untilStopped(job: Job, signal: AbortSignal): AsyncGenerator<Progress, void, void> {
