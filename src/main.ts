@@ -18,7 +18,12 @@ async function runDaemon(
   const background = daemonize ? await import('./base/daemonize.ts') : undefined
   if (background && !background.isInBackground()) return background.startInBackground()
   // Not for commands that only talk to the daemon: it is most of the program.
-  const [{ Appliance: Parts }, { createLog }] = await Promise.all([import('./appliance.ts'), import('./base/log.ts')])
+  const [{ Appliance: Parts }, { createLog }, { keepLargeMemoryApart }] = await Promise.all([
+    import('./appliance.ts'),
+    import('./base/log.ts'),
+    import('./base/heap.ts'),
+  ])
+  keepLargeMemoryApart()
   const log = createLog(logLevel)
   // What nobody has foreseen: guests are served on, as well as may be, and the bug is told.
   process.on('unhandledRejection', error => log.error('a bug: nobody dealt with this failure', { err: error }))

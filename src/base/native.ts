@@ -8,7 +8,7 @@ import pLimit from 'p-limit'
 import { addresses, type AddressOf } from './address.ts'
 import { Aio, type FilePart, RWF_NOWAIT } from './aio.ts'
 import { messageOf } from './errors.ts'
-import type { Range } from './ranges.ts'
+import { alignDown, alignUp, type Range } from './ranges.ts'
 import { beginThread, endThread } from './threads.ts'
 
 export interface Native {
@@ -52,6 +52,15 @@ export interface Native {
   readonly addressOf: AddressOf
   /** Asks for large pages; a system that has none does without (madvise, MADV_HUGEPAGE). */
   preferLargePages(memory: Buffer): void
+  /** Gives the whole pages among these bytes back to the system; they read as zeroes (madvise, MADV_DONTNEED). */
+  release(memory: Buffer): void
+  /**
+   * From how many bytes on memory is had from the system by itself, and how many free ones at the end of all other are kept (mallopt, M_MMAP_THRESHOLD
+   * and M_TRIM_THRESHOLD). Undefined where the C library knows no such limits.
+   */
+  readonly limitHeap: ((apartFrom: number, kept: number) => void) | undefined
+  /** Gives all free pages between what is in use back to the system (malloc_trim); where the C library can. */
+  readonly trimHeap: (() => void) | undefined
 }
 
 /** Pieces that one call sends, at most. */
@@ -81,7 +90,15 @@ const MSG_DONTWAIT = 0x40
 const SO_SNDBUFFORCE = 32
 
 /** From Linux's include/uapi/asm-generic/mman-common.h. */
+const MADV_DONTNEED = 4
 const MADV_HUGEPAGE = 14
+
+/** From glibc's malloc.h. */
+const M_TRIM_THRESHOLD = -1
+const M_MMAP_THRESHOLD = -3
+
+/** As large as pages are anywhere that this runs. */
+const PAGE = 64 << 10
 
 /** koffi refuses more than 256 calls at a time, so calls wait for their turn: but no file has so many threads (base/threads.ts). */
 const CALLS_AT_ONCE = 240
@@ -124,6 +141,8 @@ function bind(koffi: typeof import('koffi').default): Native {
   const madvise: KoffiFunc<(address: number, length: number, advice: number) => number> = libc.func(
     'int madvise(uintptr_t, size_t, int)',
   )
+  const mallopt = optional<(what: number, value: number) => number>(() => libc.func('int mallopt(int, int)'))
+  const mallocTrim = optional<(kept: number) => number>(() => libc.func('int malloc_trim(size_t)'))
   const addressOf = addresses(koffi)
   const aio = Aio.over(koffi, libc, addressOf)
   /** struct iovec, as 64-bit machines that are little-endian have it. */
@@ -242,6 +261,19 @@ function bind(koffi: typeof import('koffi').default): Native {
     },
     addressOf,
     preferLargePages: memory => void madvise(addressOf(memory), memory.length, MADV_HUGEPAGE),
+    release(memory) {
+      const address = addressOf(memory)
+      const begin = alignUp(address, PAGE)
+      const end = alignDown(address + memory.length, PAGE)
+      if (begin < end) madvise(begin, end - begin, MADV_DONTNEED)
+    },
+    limitHeap:
+      mallopt &&
+      ((apartFrom, kept) => {
+        mallopt(M_MMAP_THRESHOLD, apartFrom)
+        mallopt(M_TRIM_THRESHOLD, kept)
+      }),
+    trimHeap: mallocTrim && (() => void mallocTrim(0)),
   }
 }
 

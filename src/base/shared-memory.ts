@@ -15,3 +15,11 @@ export function sharedMemory(length: number): Buffer {
   native.preferLargePages(bytes)
   return bytes
 }
+
+/**
+ * Gives the system back what nobody uses any more, which reads as zeroes from then on. Else it is kept until the garbage collector looks for it,
+ * and that does not know how much it is: a daemon with five pushes a minute had 600 MiB of it.
+ */
+export function releaseShared(memory: Buffer) {
+  if (memory.length >= LARGE) native?.release(memory)
+}

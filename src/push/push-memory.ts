@@ -2,7 +2,7 @@
 
 import { Budget } from '../base/budget.ts'
 
-const TOTAL = 256 << 20
+const TOTAL = 128 << 20
 const MOST = 64 << 20
 const LEAST = 16 << 20
 /** A pack is that part of a push's memory, at most. */

@@ -5,7 +5,7 @@
 
 import { InvalidParameter, messageOf } from '../base/errors.ts'
 import type { SpeedLimit } from '../base/speed-limit.ts'
-import { keepYoungHeapSmall } from '../base/young-heap.ts'
+import { keepHeapSmall } from '../base/heap.ts'
 import { BlobType } from '../repository/blob.ts'
 import { attachmentBytes } from '../repository/attachment.ts'
 import type { DiskManifest, Manifest } from '../repository/manifest.ts'
@@ -63,7 +63,7 @@ const PACK_SIZE = 32 << 20
 export async function* push(options: PushOptions): AsyncGenerator<PushProgress, PushResult> {
   const { repository, machine, time, disks, signal, attachments = [] } = options
   check(options)
-  using _heap = keepYoungHeapSmall()
+  using _heap = keepHeapSmall()
   const sealers = options.sealers ?? new SharedSealers()
   // Its threads start while it is found out what there is to push.
   await using _threads = options.sealer ? undefined : sealers.wake()

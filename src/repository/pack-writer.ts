@@ -3,7 +3,7 @@
 // A pack is built in a slab of memory, of which there are a few, so the writer waits when the store is slower than the disk.
 
 import { copyBytes } from '../base/copy-bytes.ts'
-import { sharedMemory } from '../base/shared-memory.ts'
+import { releaseShared, sharedMemory } from '../base/shared-memory.ts'
 import type { BlobIndex, PackRecord } from './blob-index.ts'
 import { decodeBlobHeader, HEADER } from './blob.ts'
 import type { IndexedPack } from './index-delta.ts'
@@ -37,7 +37,7 @@ interface OpenPack {
   length: number
 }
 
-export class PackWriter {
+export class PackWriter implements AsyncDisposable {
   readonly #free: Buffer[] = []
   readonly #uploads = new Set<Promise<void>>()
   #slabs = 0
@@ -64,12 +64,19 @@ export class PackWriter {
   /** Uploads what is left, and waits until all of it is stored. */
   async finish() {
     if (this.#open) this.#close()
-    await this.settle()
+    await this.#settled()
     this.#throwIfFailed()
   }
 
-  /** Waits until nothing is on its way any more, whatever became of it. */
-  async settle() {
+  /** What was not closed goes nowhere; what is on its way is waited for, whatever becomes of it. */
+  async [Symbol.asyncDispose]() {
+    await this.#settled()
+    for (const slab of this.#free.splice(0)) releaseShared(slab)
+    if (this.#open) releaseShared(this.#open.bytes)
+    this.#open = undefined
+  }
+
+  async #settled() {
     while (this.#uploads.size > 0) await Promise.all(this.#uploads)
   }
 

@@ -3,6 +3,7 @@
 //
 // A slot takes several chunks, since what it costs to have a thread do something is the same for one as for many.
 
+import { releaseShared } from '../base/shared-memory.ts'
 import { ID } from './blob.ts'
 import { Pool } from './pool.ts'
 import { slotBytesFor, slotChunks, slotView, type Sealing, type SlotJob, type SlotResult } from './seal-job.ts'
@@ -30,7 +31,7 @@ export class Sealer implements AsyncDisposable {
   readonly #ownsThreads: boolean
   readonly #free: Pool<Slot>
   readonly #trays: Pool<Tray>
-  readonly #areas: number[] = []
+  readonly #areas: ReturnType<typeof newArea>[] = []
   readonly #inputBytes: number
   /** How many slots there are: as many pieces of work can be under way. */
   readonly slots: number
@@ -95,7 +96,8 @@ export class Sealer implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     if (this.#ownsThreads) await this.#threads[Symbol.asyncDispose]()
-    else this.#threads.forget(this.#areas)
+    else this.#threads.forget(this.#areas.map(({ area }) => area))
+    for (const { memory } of this.#areas) releaseShared(memory)
   }
 
   /** One place after the other, in memory that is there when the first is wanted. */
@@ -105,7 +107,7 @@ export class Sealer implements AsyncDisposable {
     return () => {
       if (!area) {
         area = newArea(bytes * count)
-        this.#areas.push(area.area)
+        this.#areas.push(area)
       }
       return { ...area, place: bytes * made++ }
     }

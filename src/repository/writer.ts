@@ -170,7 +170,7 @@ export class RepositoryWriter implements AsyncDisposable {
   /** When it has not committed: nothing of it stays but packs that nobody needs. */
   async [Symbol.asyncDispose]() {
     this.session.stop(new Cancelled('the backup was called off; nothing of it was committed'))
-    await Promise.all([this.#data.settle(), this.#meta.settle()])
+    await Promise.all([this.#data[Symbol.asyncDispose](), this.#meta[Symbol.asyncDispose]()])
     await this.session[Symbol.asyncDispose]()
   }
 

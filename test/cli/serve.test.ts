@@ -211,10 +211,10 @@ t.test('of all disks together 32 MiB of what was read in part are kept in memory
 t.test(
   'the heap of a program that serves a restore point, or pushes, does not grow for garbage, and that of others does',
   async t => {
-    const program = new URL('../../src/base/young-heap.js', import.meta.url).href
-    const code = `const { keepYoungHeapSmall } = await import('${program}')
-    if (process.argv.at(-1) !== 'status') keepYoungHeapSmall()
-    const pushes = [keepYoungHeapSmall(), keepYoungHeapSmall()]
+    const program = new URL('../../src/base/heap.js', import.meta.url).href
+    const code = `const { keepHeapSmall } = await import('${program}')
+    if (process.argv.at(-1) !== 'status') keepHeapSmall()
+    const pushes = [keepHeapSmall(), keepHeapSmall()]
     for (const push of pushes) for (let twice = 0; twice < 2; twice++) push[Symbol.dispose]()
     const { getHeapSpaceStatistics } = await import('node:v8')
     const lately = []

@@ -1,17 +1,25 @@
 // The sealing threads: whatever is asked of them at once, each chunk gets its own id and a blob that opens to its bytes.
 
-import { hash, createHmac } from 'node:crypto'
+import { createHmac, hash, randomBytes, randomUUID } from 'node:crypto'
 import t from 'tap'
 import { copyBytes } from '../../src/base/copy-bytes.ts'
-import { sharedMemory } from '../../src/base/shared-memory.ts'
-import { BlobType, decodeBlobHeader, ID, openBlob } from '../../src/repository/blob.ts'
+import { native } from '../../src/base/native.ts'
+import { releaseShared, sharedMemory } from '../../src/base/shared-memory.ts'
+import { isZero } from '../../src/base/zeroes.ts'
+import { portableZstd } from '../../src/base/zstd.ts'
+import { BlobIndex } from '../../src/repository/blob-index.ts'
+import { BlobType, decodeBlobHeader, HEADER, ID, openBlob, sealBlob, TAG } from '../../src/repository/blob.ts'
 import { idFunction } from '../../src/repository/id-function.ts'
-import type { Sealer } from '../../src/repository/sealer.ts'
+import { PackWriter } from '../../src/repository/pack-writer.ts'
+import { PackKind } from '../../src/repository/pack.ts'
+import { Sealer } from '../../src/repository/sealer.ts'
 import { SealThreads } from '../../src/repository/seal-threads.ts'
 import { SharedSealers } from '../../src/repository/shared-sealers.ts'
+import { MemoryTarget } from '../helpers/memory-target.ts'
 import fc from '../helpers/property.ts'
 
 const KiB = 1024
+const MiB = 1024 * KiB
 
 /** Bytes that are their own by `fill`, half of them so that they become smaller; 0: zeroes. */
 function bytesOf({ fill, length }: Chunk) {
@@ -28,6 +36,7 @@ interface Chunk {
 }
 
 const key = hash('sha256', 'a key', 'buffer')
+const digest = async (bytes: Uint8Array) => hash('sha256', bytes)
 const isSame = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0
 const must = (holds: boolean, what: string) => {
   if (!holds) throw new Error(what)
@@ -126,3 +135,42 @@ t.test('memory that threads share is as long as was asked for, all zeroes, and n
     t.ok(isSame(other, Buffer.alloc(length)))
   }
 })
+
+t.test(
+  'memory that threads shared is given back at once, and not when garbage is looked for',
+  { skip: !native && 'needs koffi' },
+  async t => {
+    const plain = randomBytes(MiB)
+    const blob = Buffer.alloc(HEADER + MiB + TAG)
+    const id = idFunction(undefined)(plain)
+    sealBlob(plain, { type: BlobType.data, id, counter: 1, key: undefined, zstd: portableZstd }, blob)
+    const target = new MemoryTarget()
+    target.put = async () => ({ tag: 'nobody reads it again' })
+    const where = { repository: randomUUID(), session: randomUUID(), cas: false, index: new BlobIndex() }
+    const packs = new PackWriter({
+      ...where,
+      target,
+      digest,
+      kind: PackKind.data,
+      capacity: 16 * MiB,
+      slabs: 2,
+      stored: async () => {},
+    })
+    const sealing = Sealer.start({ maxPlain: 256 * KiB, threads: 1 })
+    const slots = await Promise.all(Array.from({ length: sealing.slots }, () => sealing.take()))
+    const before = process.memoryUsage.rss()
+    const memory = sharedMemory(32 * MiB).fill(1)
+    for (const slot of slots) slot.input.fill(1)
+    for (let count = 0; count < 40; count++) await packs.append(blob)
+    await packs.finish()
+    const taken = process.memoryUsage.rss() - before
+    t.ok(taken > 32 * MiB, `${taken / MiB} MiB were taken`)
+    releaseShared(memory)
+    t.ok(isZero(memory))
+    await packs[Symbol.asyncDispose]()
+    for (const slot of slots) slot[Symbol.dispose]()
+    await sealing[Symbol.asyncDispose]()
+    const kept = process.memoryUsage.rss() - before
+    t.ok(kept < 8 * MiB, `${kept / MiB} MiB were kept`)
+  },
+)

@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path'
 import { Option } from 'commander'
 import { Cancelled, messageOf } from '../../base/errors.ts'
 import { formatSize, parseSize } from '../../base/units.ts'
-import { keepYoungHeapSmall } from '../../base/young-heap.ts'
+import { keepHeapSmall } from '../../base/heap.ts'
 import { verb } from '../define.ts'
 import type { Repository } from '../../repository/repository.ts'
 import type { Target } from '../../repository/target.ts'
@@ -73,7 +73,7 @@ export const serve = verb<{ repository: string; point: string }, Options>({
     ],
   ],
   run: ({ args, options, json }) => {
-    keepYoungHeapSmall()
+    keepHeapSmall()
     const { writable = false, overlay, stream = false } = options
     if (writable !== (overlay !== undefined))
       throw new Misuse('--writable and --overlay go together: what is written must be somewhere')
