@@ -384,10 +384,19 @@ const none = (error: unknown): [] => {
   throw error
 }
 
+/** The one file that has another owner, say, because somebody was root once, is not found by the folder's name. */
+function whoMay({ path, syscall }: NodeJS.ErrnoException) {
+  const which = path === undefined ? '' : `: ${syscall} of '${path}'`
+  return `may this user (uid ${process.getuid!()}) read and write all that is in it${which}? Let its owner do this, or chown it`
+}
+
 function faultOf(what: string, error: unknown): Fault | Error {
   const { code } = error as NodeJS.ErrnoException
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
-    return new Denied(`${what}: ${strerror(error)}; may this user write there?`, { cause: error })
+    return new Denied(
+      `${what}: ${strerror(error)}; ${code === 'EROFS' ? 'mount it writable' : whoMay(error as NodeJS.ErrnoException)}`,
+      { cause: error },
+    )
   if (isFull(error))
     return new NoSpace(
       `${what}: ${strerror(error)}; make room there, by deleting something else, or by "stillpoint repo prune" and "stillpoint repo gc", which may use what is kept in reserve`,

@@ -144,7 +144,7 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
     case 'EntityTooLarge':
     case 'InsufficientCapacity':
     case 'XMinioStorageFull':
-      return new NoSpace(`${at}: could not ${what}: ${said}`)
+      return new NoSpace(`${at}: could not ${what}: ${said}; make room there, or have the quota raised`)
     case 'NotImplemented':
     case 'MethodNotAllowed':
       return new NotSupported(`${at}: the store cannot ${what}: ${said}`)
@@ -155,11 +155,17 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
       )
     case 'KeyTooLongError':
     case 'InvalidURI':
-      return new InvalidParameter(`${at}: could not ${what}: ${said}`)
+      return new InvalidParameter(`${at}: could not ${what}: ${said}; a shorter prefix may do`)
     default:
-      if (isTransient(refusal)) return new Unavailable(`${at}: could not ${what}: ${said}`)
-      if (status === 401 || status === 403) return new Denied(`${at}: may not ${what}: ${said}`)
-      return new IoError(`${at}: could not ${what}: ${said}`)
+      if (isTransient(refusal))
+        return new Unavailable(
+          `${at}: could not ${what}: ${said}; it is busy, or not well: try again later, and where it is so for long, set retry higher`,
+        )
+      if (status === 401 || status === 403)
+        return new Denied(
+          `${at}: may not ${what}: ${said}; look at access-key, and at the policy that docs/s3.md has, or ask who runs the store`,
+        )
+      return new IoError(`${at}: could not ${what}: ${said}; is endpoint right? Who runs the store knows what it means by that`)
   }
 }
 

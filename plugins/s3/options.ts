@@ -1,5 +1,6 @@
 // What the configuration says of an S3 store: the keys beside `plugin: s3`.
 
+import { isIP } from 'node:net'
 import { z } from 'zod'
 import { objectionTo } from '../../src/base/secret-reference.ts'
 import { parseDuration, parseSize } from '../../src/base/units.ts'
@@ -45,7 +46,10 @@ export const s3Options = z
       .describe('The bucket. It must exist.'),
     prefix: z
       .string()
-      .regex(/^(?!\/)(?!.*\/\/)(?!.*(?:^|\/)\.{1,2}(?:\/|$))[^\p{Cc}]{0,256}$/u, 'must be like "site-a/", without empty parts')
+      .regex(
+        /^(?!\/)(?!.*\/\/)(?!.*(?:^|\/)\.{1,2}(?:\/|$))[^\p{Cc}]{0,256}$/u,
+        'must be like "site-a/", without empty parts, and of no more than 256 characters',
+      )
       .default('')
       .transform(prefix => (prefix === '' || prefix.endsWith('/') ? prefix : `${prefix}/`))
       .describe('What the keys of all objects begin with, so that several repositories can share a bucket.'),
@@ -81,6 +85,16 @@ export const s3Options = z
     'storage-class': text.optional().describe('The storage class of what is written, where the store has several.'),
   })
   .superRefine(({ profile, ...options }, context) => {
+    if (
+      options.addressing === 'virtual' &&
+      URL.canParse(options.endpoint) &&
+      isIP(new URL(options.endpoint).hostname.replaceAll(/[[\]]/g, ''))
+    )
+      context.addIssue({
+        code: 'custom',
+        path: ['addressing'],
+        message: 'must be "path" where endpoint is an IP address: the bucket can be no part of that',
+      })
     const keys = options['access-key'] !== undefined || options['secret-key'] !== undefined
     const both = options['access-key'] !== undefined && options['secret-key'] !== undefined
     if (profile === undefined ? !both : keys || options['session-token'] !== undefined)

@@ -235,7 +235,7 @@ export class S3Target implements Target {
     const page = pageOf(reply)
     if (page?.name !== 'ListBucketResult')
       throw new NotS3(
-        `${this.location}: what answers there is no S3 store (it sends ${String(reply.headers['content-type'])}); look at endpoint`,
+        `${this.location}: what answers there is no S3 store (it sends ${String(reply.headers['content-type'] ?? 'what has no type')}); look at endpoint`,
       )
     const decode = textOf(page, 'EncodingType') === 'url' ? decodeKey : (text: string) => text
     const entries = childrenOf(page, 'Contents').map(entry => this.#entryOf(decode(textOf(entry, 'Key') ?? ''), entry))

@@ -15,7 +15,7 @@ import { loadIndex, type RepositoryIndex } from './repository-index.ts'
 import type { Point, Repository } from './repository.ts'
 import type { SessionRecord } from './session-record.ts'
 import { Session, type SessionOptions } from './session.ts'
-import { Denied } from './target.ts'
+import { Denied, Unavailable } from './target.ts'
 
 export class RepositoryReader implements AsyncDisposable {
   readonly nodes: NodeReader
@@ -73,7 +73,7 @@ export class RepositoryReader implements AsyncDisposable {
   }
 }
 
-/** A full disk, a read-only one, or a key that may only read, are no reason to keep from anybody what they have backed up. */
+/** A full disk, a read-only one, a key that may only read, or a store that is hard to reach and yet can be read, are no reason to keep from anybody what they have backed up. */
 async function pinned(
   { target, warn }: Repository,
   record: Pick<SessionRecord, 'kind' | 'epoch' | 'pins'>,
@@ -82,7 +82,7 @@ async function pinned(
   try {
     return await Session.begin(target, record, options)
   } catch (error) {
-    if (!(error instanceof NoSpace || error instanceof Denied)) throw error
+    if (!(error instanceof NoSpace || error instanceof Denied || error instanceof Unavailable)) throw error
     warn(
       `nobody can be told there that this reads from the repository, so nobody is to collect in it until it is over: ${error.message}`,
     )

@@ -32,6 +32,7 @@ async function world(t: Test) {
     sealed: { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/key` } },
     'wrong-key': { plugin: 'file', path: 'sealed', encryption: { key: `file:${folder}/wrong` } },
     offsite: { plugin: 's3', ...s3 },
+    hasty: { plugin: 's3', ...s3, retry: '200ms' },
     safe: { plugin: 's3', ...s3, prefix: 'safe/', encryption: { key: `file:${folder}/key` } },
     odd: { plugin: 's3', ...s3, bukcet: 1 },
     ownerless: { plugin: 'file', path: 'not/there' },
@@ -330,6 +331,13 @@ t.test(
     })
     t.ok(readFileSync(`${folder}/root.raw`).equals(bytes))
     t.match(await call('repo gc offsite'), { code: 1, err: /may not write.*docs\/s3\.md has the policy/ })
+    store.script = ({ method }) => (method === 'GET' || method === 'HEAD' ? undefined : refusal(503, 'SlowDown'))
+    t.match(
+      await call(`restore hasty vm/latest root ${folder}/busy.raw`),
+      { code: 0, err: /nobody is to collect.*503 SlowDown/ },
+      'a store that can be read is read',
+    )
+    t.ok(readFileSync(`${folder}/busy.raw`).equals(bytes))
     t.equal(store.objects.size, before, 'nothing was written')
 
     store.script = () => undefined

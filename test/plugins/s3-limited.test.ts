@@ -159,9 +159,11 @@ t.test('each mistake has a sentence of its own that says what to do', async t =>
       'NotS3',
       /is no S3 store \(it sends text\/html\)/,
     ],
-    [{ status: 200, body: 'no XML' }, 'NotS3', /is no S3 store/],
-    [{ status: 404, body: '<html>not here</html>' }, 'IoError', /404 NotFound: <html>not here/],
-    [refusal(507, 'InsufficientStorage'), 'NoSpace', /InsufficientStorage/],
+    [{ status: 200, body: 'no XML' }, 'NotS3', /is no S3 store \(it sends what has no type\)/],
+    [{ status: 404, body: '<html>not here</html>' }, 'IoError', /404 NotFound: <html>not here<\/html>; is endpoint right\?/],
+    [refusal(507, 'InsufficientStorage'), 'NoSpace', /InsufficientStorage.*; make room there/],
+    [refusal(403, 'Odd'), 'Denied', /403 Odd.*; look at access-key/],
+    [refusal(503, 'SlowDown'), 'Unavailable', /503 SlowDown.*; it is busy, or not well: try again later/],
   ]
   for (const [answer, name, sentence] of mistakes) t.match(await openingSays(t, () => answer), { name, message: sentence }, name)
 })

@@ -164,6 +164,8 @@ t.test('options are checked with a sentence for each mistake, and no secret may 
     [{ ...where, ...keys, bucket: 'a/b' }, /bucket: must be a bucket’s name/],
     [{ ...where, ...keys, prefix: '/x' }, /prefix: must be like/],
     [{ ...where, ...keys, prefix: 'a/../b' }, /prefix: must be like/],
+    [{ ...where, ...keys, prefix: 'x'.repeat(300) }, /prefix: must be .*no more than 256 characters/],
+    [{ ...where, ...keys, endpoint: 'http://10.0.0.7:7480', addressing: 'virtual' }, /addressing: must be "path" where/],
     [{ ...where, ...keys, 'upload-limit': 'fast' }, /bytes a second/],
     [{ ...where, ...keys, regoin: 'x' }, /regoin/],
   ] as const) {
