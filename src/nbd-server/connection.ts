@@ -27,6 +27,7 @@ export class Connection implements User {
   #transmission: Transmission | undefined
   #negotiating = true
   #taken = -1
+  #sent = -1
   #received = -1
   /** Its export is about to be there again; done when it is. */
   #ready: Promise<void> | undefined
@@ -93,12 +94,14 @@ export class Connection implements User {
     this.#transmission?.leave()
   }
 
-  /** Its client has not taken a byte of what it was sent since the last call. */
+  /** Since the last call its client has not taken a byte of what it was sent, or not sent one of a payload that it has announced. */
   isStalled() {
-    const { sending, bytesTaken } = this.link
-    const stalled = sending && bytesTaken === this.#taken
+    const { sending, bytesTaken, bytesReceived } = this.link
+    const takesNothing = sending && bytesTaken === this.#taken
+    const sendsNothing = this.#transmission?.receives === true && bytesReceived === this.#sent
     this.#taken = bytesTaken
-    return stalled
+    this.#sent = bytesReceived
+    return takesNothing || sendsNothing
   }
 
   /** Its client has asked for nothing since the last call, and nothing is in flight. */

@@ -1,7 +1,12 @@
 // The server's budget of bytes for requests in flight, shared by its connections so that none can starve the others.
 //
-// A client that sends and does not read holds what it was given until it goes. So a connection may hold no more than is left for
-// all others: of n that take all they can, each ends with 1/(n+1) of the whole, and as much is left for the next one that comes.
+// A client that sends and does not read, or that announces a payload and does not send it, holds what it was given until it goes. So a
+// connection may hold no more than is left for all others: of n that take all they can, each ends with 1/(n+1) of the whole, and as much
+// is left for the next one that comes. One large request may have more than that, as it cannot be cut, but of the last eighth no more
+// than half.
+
+/** A part of the whole. */
+const KEPT_FOR_OTHERS = 1 / 8
 
 interface Waiter {
   readonly share: Share
@@ -68,9 +73,10 @@ export class Share {
 
   /** So that no more than `limit` bytes are held; what is larger is granted when nothing else is held. */
   tryTake(bytes: number, limit: number) {
-    const { free, total } = this.memory
+    const { free, taken, total } = this.memory
     const share = Math.min(bytes, total)
-    const fits = this.#held === 0 ? share <= free : this.#held + share <= Math.min(free, limit)
+    const alone = taken === 0 ? total : Math.max(free / 2, free - total * KEPT_FOR_OTHERS)
+    const fits = this.#held === 0 ? share <= alone : this.#held + share <= Math.min(free, limit)
     if (!fits) return false
     this.memory.take(share)
     this.#held += share

@@ -27,7 +27,8 @@ export interface NbdServerOptions {
   readonly handshakeMs?: number
   /** Whether a peer may see and use an export, and write to it. Default: all may use all. */
   readonly authorize?: (peer: Peer, wanted: Export) => Access | Promise<Access>
-  /** How long a client may take nothing of what it is sent, while others wait for the memory it holds. Default 60 s. */
+  /** How long a client may take nothing of what it is sent, or send nothing of what it has announced, while others wait for the memory
+   * it holds. Default 60 s. */
   readonly stallMs?: number
   /** A client that has asked for nothing for this long, or twice as long at most, is closed; 0, the default: never. */
   readonly idleMs?: number
@@ -175,11 +176,13 @@ export class NbdServer implements AsyncDisposable {
     if (negotiating >= (this.#options.maxHandshakes ?? 100)) oldest?.destroy()
   }
 
-  /** Memory that a client holds and does not take must not keep others waiting for ever. */
+  /** Memory that a client holds and does not use must not keep others waiting for ever. */
   #closeStalled() {
     for (const connection of this.#connections.keys()) {
       if (!connection.isStalled() || this.#memory.waiting === 0) continue
-      this.#options.log.warn('closed a client that takes no replies, while others wait for the memory they hold')
+      this.#options.log.warn(
+        'closed a client that takes no replies, or sends nothing of what it has announced, while others wait for the memory they hold',
+      )
       connection.destroy()
     }
   }

@@ -132,6 +132,11 @@ export class Transmission {
     )
   }
 
+  /** The rest of a payload is awaited, and there is memory for it. */
+  get receives() {
+    return this.#receiving !== undefined
+  }
+
   /**
    * Takes no further request, not even to refuse it, and is over when those in flight are. A client that connects again, as QEMU's with
    * reconnect-delay, asks again for what was not answered; what was refused would be an error of its guest's disk.

@@ -1,10 +1,14 @@
 // How the server's memory is divided among its connections, and how much of it one works with.
 
-import fc from '../helpers/property.ts'
+import { Command } from 'nbd-client-ts/protocol'
 import t from 'tap'
 import { Buffers, HEADROOM } from '../../src/nbd-server/buffers.ts'
 import { Memory } from '../../src/nbd-server/memory.ts'
 import { Window } from '../../src/nbd-server/window.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
+import { converse, flags, go, RawPeer, request } from '../helpers/nbd-wire.ts'
+import fc from '../helpers/property.ts'
+import { exportOf, quiet, serve } from '../helpers/served.ts'
 
 const MIB = 1 << 20
 
@@ -36,6 +40,39 @@ t.test('what is too large for a limit is granted alone, and what waits is grante
   t.ok(one.tryTake(1000, 10), 'more than there is, when nothing is taken')
   one.give(1000)
   t.equal(memory.taken, 0)
+})
+
+t.test('however many announce large requests, there is room for small ones', async t => {
+  const memory = new Memory(256 * MIB)
+  const large = Array.from({ length: 60 }, () => memory.share().tryTake(64 * MIB, 4 * MIB))
+  t.equal(large.filter(Boolean).length, 3)
+  for (let count = 0; count < 8; count++) memory.share().tryTake(32 * MIB, 4 * MIB)
+  t.ok(memory.total - memory.taken >= 32 * MIB)
+  for (let count = 0; count < 1000; count++) t.ok(memory.share().tryTake(4096, 4 * MIB))
+})
+
+t.test('who sends nothing of a write that it has announced leaves room for others, and goes when they wait', async t => {
+  await using stack = new AsyncDisposableStack()
+  const served = await serve([exportOf(new MemoryNode(Buffer.alloc(8 * MIB, 1)))], stack, {
+    memory: new Memory(8 * MIB),
+    stallMs: 100,
+  })
+  const begin = Buffer.concat([flags(3), go('disk')])
+  const announced: RawPeer[] = []
+  for (let count = 0; count < 5; count++) {
+    const peer = stack.use(await RawPeer.connect(served.socket))
+    await peer.send(begin, request({ type: Command.WRITE, length: 3 * MIB }), Buffer.alloc(100))
+    announced.push(peer)
+  }
+  for (const length of [4096, 8 * MIB]) {
+    const reader = await converse(served.socket, begin, request({ type: Command.READ, length }))
+    reader.greeting()
+    reader.optionAnswers()
+    t.equal(reader.answers(() => length)[0]!.data!.length, length)
+  }
+  t.match(served.lines, [/sends nothing of what it has announced/])
+  for (const peer of announced) peer.socket.destroy()
+  await quiet(served)
 })
 
 t.test('shares never take more than there is, nobody who could be granted waits, and all comes back', async t => {
