@@ -124,8 +124,11 @@ const datasync = promisify(fs.fdatasync)
 
 /** The largest of those that are asked for together and done at once. */
 const READY_MOST = 32 << 10
-/** The largest read that is tried without a thread, and how many there are in a turn of the event loop, and bytes of them. */
-const CACHED_MOST = 256 << 10
+/**
+ * The largest read that is tried without a thread, and how many there are in a turn of the event loop, and bytes of them. To hand 1 MiB to a thread and
+ * back takes as long as to copy it: a push of 3 GiB takes 7 % less processor time this way.
+ */
+const CACHED_MOST = 1 << 20
 const CACHED_AT_ONCE = 64
 const CACHED_BYTES_AT_ONCE = 1 << 20
 let cachedReads = 0
