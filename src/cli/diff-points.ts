@@ -10,13 +10,15 @@ import { clean } from './format.ts'
 
 export interface ChangedDisk {
   readonly disk: string
-  /** In the newer one. */
+  /** Only one of the two has it. */
+  readonly only?: 'newer' | 'older'
+  /** In the newer one, where that has it. */
   readonly size: number
   readonly changed: number
   readonly ranges: readonly Range[]
 }
 
-/** Disks that are in the newer one; one that the older one has not has changed as a whole. */
+/** One that the older one has not has changed as a whole; of one that the newer one has not nothing is compared. */
 export async function diffPoints(
   repository: Repository,
   keys: readonly [older: string, newer: string],
@@ -24,8 +26,10 @@ export async function diffPoints(
 ): Promise<ChangedDisk[]> {
   await using reader = await RepositoryReader.begin(repository, keys, { signal })
   const [older, newer] = reader.points.map(({ manifest }) => manifest)
-  const disks = newer!.disks.filter(({ name }) => wanted === undefined || name === wanted)
-  if (disks.length === 0)
+  const isWanted = ({ name }: DiskManifest) => wanted === undefined || name === wanted
+  const disks = newer!.disks.filter(isWanted)
+  const gone = older!.disks.filter(disk => isWanted(disk) && !newer!.disks.some(({ name }) => name === disk.name))
+  if (disks.length + gone.length === 0)
     throw new NotFound(
       `the newer restore point has no disk '${wanted}'; it has ${newer!.disks.map(({ name }) => `'${clean(name)}'`).join(', ')}`,
     )
@@ -33,8 +37,10 @@ export async function diffPoints(
   for (const disk of disks) {
     const before = older!.disks.find(({ name }) => name === disk.name)
     const ranges = await rangesOf(reader, before ?? { ...disk, root: null }, disk)
-    all.push({ disk: disk.name, size: disk.size, changed: ranges.reduce((sum, { length }) => sum + length, 0), ranges })
+    const changed = ranges.reduce((sum, { length }) => sum + length, 0)
+    all.push({ disk: disk.name, ...(!before && { only: 'newer' }), size: disk.size, changed, ranges })
   }
+  for (const { name, size } of gone) all.push({ disk: name, only: 'older', size, changed: 0, ranges: [] })
   return all
 }
 

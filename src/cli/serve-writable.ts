@@ -7,9 +7,9 @@
 import assert from 'node:assert/strict'
 import { open, stat } from 'node:fs/promises'
 import { hostname } from 'node:os'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Busy, InvalidParameter, messageOf } from '../base/errors.ts'
+import { Busy, InvalidParameter, messageOf, NotFound } from '../base/errors.ts'
 import { createLog } from '../base/log.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { Turns } from '../base/turns.ts'
@@ -17,6 +17,7 @@ import { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import { drivers } from '../drivers/index.ts'
+import { NotQcow2 } from '../drivers/qcow2/corrupt-image.ts'
 import { createImage } from '../drivers/qcow2/create.ts'
 import { filters } from '../filters/index.ts'
 import { Jobs } from '../jobs/jobs.ts'
@@ -141,10 +142,11 @@ async function openOverlay(
 ): Promise<{ node: GraphNode; needs: string | undefined }> {
   const wanted = backingNameOf({ repository: repositoryName, point: shortPoint(point), disk: disk.name })
   let needs: string | undefined = point
-  if (await isThere(path)) needs = await neededBy(graph, path, { wanted, isLatest, disk: disk.name })
+  const size = Math.ceil(disk.size / 512) * 512
+  if (await isThere(path)) needs = await neededBy(graph, path, { wanted, isLatest, disk: disk.name, size })
   else {
     await pinOnce(repository, point, reasonOf(overlay)) // before anything needs it
-    await makeOverlay(graph, path, { size: Math.ceil(disk.size / 512) * 512, backingFile: wanted })
+    await makeOverlay(graph, path, { size, backingFile: wanted })
   }
   if (needs !== undefined) await pinOnce(repository, needs, reasonOf(overlay))
   const node = await graph.open({ driver: 'qcow2', discard: 'unmap', file: { driver: 'file', filename: path } })
@@ -152,10 +154,15 @@ async function openOverlay(
 }
 
 /** @throws Busy where it is the overlay of something else */
-async function neededBy(graph: Graph, path: string, expected: { wanted: string; isLatest: boolean; disk: string }) {
-  const node = await graph.open({ driver: 'qcow2', 'read-only': true, backing: null, file: { driver: 'file', filename: path } })
+async function neededBy(graph: Graph, path: string, expected: { wanted: string; isLatest: boolean; disk: string; size: number }) {
+  const node = await openAlone(graph, path)
   const { backing } = await node.info()
   await graph.delete(node.name)
+  // Whatever has another size was never this disk's, and what nobody meant would be written to.
+  if (backing === undefined && node.size !== expected.size)
+    throw new Busy(
+      `'${path}' is an image of ${node.size} bytes, and disk '${clean(expected.disk)}' has ${expected.size}: it is no overlay of that; name another file`,
+    )
   if (backing === undefined) return undefined
   const [named, wanted] = [parseBackingName(backing.filename), parseBackingName(expected.wanted)!]
   const isSame =
@@ -170,6 +177,15 @@ async function neededBy(graph: Graph, path: string, expected: { wanted: string; 
   )
 }
 
+async function openAlone(graph: Graph, path: string) {
+  try {
+    return await graph.open({ driver: 'qcow2', 'read-only': true, backing: null, file: { driver: 'file', filename: path } })
+  } catch (error) {
+    if (!(error instanceof NotQcow2)) throw error
+    throw new Busy(`'${path}' is there, and is no qcow2 image: name another file, or remove it`, { cause: error })
+  }
+}
+
 const machineOf = (point: string) => point.slice(0, point.lastIndexOf('/'))
 
 /** It bears its name only when it is whole. */
@@ -178,7 +194,9 @@ async function makeOverlay(graph: Graph, path: string, image: { readonly size: n
   try {
     await (await open(partial, 'w', 0o600)).close()
   } catch (error) {
-    throw systemFault(`Could not create '${partial}'`, error)
+    const fault = systemFault(`Could not create '${partial}'`, error)
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw fault
+    throw new NotFound(`${fault.message}; make the folder '${dirname(path)}' first`, { cause: error })
   }
   const node = await graph.open({ driver: 'file', filename: partial })
   const edge = graph.attach(node, { description: 'this command', perm: Permission.write | Permission.resize, shared: ALL })

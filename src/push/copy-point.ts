@@ -48,11 +48,13 @@ export async function* copyPoint(options: CopyOptions): AsyncGenerator<PushProgr
   await using sealer = Sealer.start({ maxPlain: Math.max(65536, ...manifest.disks.map(({ chunkSize }) => chunkSize)) })
   await using sources = new AsyncDisposableStack()
   const disks: PushDisk[] = []
+  const kept = new Map<string, PointDisk>()
   for (const disk of manifest.disks) {
     const { name, checkpoint } = disk
     const source = sources.use(new PointDisk({ reader, disk, sealer }))
     const changes = (base && (await changesSince(reader, base, disk))) ?? { missing: `it is copied from ${from.target.location}` }
     disks.push({ name, source, changes, checkpoint })
+    kept.set(name, source)
   }
   const attachments = []
   for (const { name, id: content } of manifest.attachments) attachments.push({ name, bytes: await reader.attachment(content) })
@@ -72,7 +74,11 @@ export async function* copyPoint(options: CopyOptions): AsyncGenerator<PushProgr
   let last: PushProgress | undefined
   let step = await work.next()
   try {
-    for (; !step.done; step = await work.next()) yield (last = step.value)
+    for (; !step.done; step = await work.next()) {
+      // One disk after another: what the one before keeps in memory nobody reads again.
+      if (last && last.disk !== step.value.disk) kept.get(last.disk)?.keep(0)
+      yield (last = step.value)
+    }
   } finally {
     await work.return(undefined as never)
   }

@@ -116,6 +116,12 @@ t.test('a repository is made, filled, looked at, checked, pruned and collected',
   t.match(await call(`point diff local ${first} ${second} root --ranges`), { out: /\nroot 262144 262144\n$/ })
   t.match(JSON.parse((await call(`point diff local ${second} ${second} --json`)).out), { disk: 'root', changed: 0 })
   t.match(await call(`point diff local ${first} ${second} swap`), { code: 1, err: /has no disk 'swap'; it has 'root'/ })
+  const moved = await pushDisks(await local(), [{ name: 'swap', source: sourceOf(bytes) }], { machine: 'moved' })
+  const renamed = await pushDisks(await local(), [{ name: 'scratch', source: sourceOf(bytes) }], { machine: 'moved' })
+  const points = [moved, renamed].map(({ key }) => key.slice('points/'.length)).join(' ')
+  const both = /scratch is new\nswap is gone: only the older one has it\n$/
+  t.match(await call(`point diff local ${points}`), { code: 0, out: both })
+  t.match(JSON.parse((await call(`point diff local ${points} swap --json`)).out), { disk: 'swap', only: 'older', changed: 0 })
   t.match(await call(`point pin local ${first} --reason upgrade`), { code: 0, out: '' })
   t.match(await call('point list local'), { out: new RegExp(`${first} .* crash, pinned\n${second} .* crash\n`) })
   t.match(await call(`point forget local ${first}`), { code: 11, err: /is pinned/ })

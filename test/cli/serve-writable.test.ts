@@ -40,6 +40,14 @@ t.test('a disk that is written is an overlay; streamed, it stands alone, and nee
     code: 11,
     stderr: /is an overlay of .*: serve that one, or name another file/,
   })
+  const other = path('other.qcow2')
+  const refused = (file: string) =>
+    stillpoint(['serve', 'local', `${second}/root`, '--writable', '--overlay', file, '--config', config])
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', other, '1M'])
+  t.match(await refused(other), { code: 11, stderr: /is an image of 1048576 bytes, and disk 'root' has \d+: it is no overlay/ })
+  writeFileSync(path('text'), 'a letter')
+  t.match(await refused(path('text')), { code: 11, stderr: /text' is there, and is no qcow2 image: name another file/ })
+  t.match(await refused(path('none/x')), { code: 1, stderr: /make the folder '.*none' first/ })
   t.match(await stillpoint(['serve', 'local', second, '--writable', '--overlay', overlay, '--config', config]), {
     code: 1,
     stderr: /has 2 disks: name one, as in/,

@@ -161,6 +161,8 @@ const changed = verb<{ repository: string; older: string; newer: string; disk?: 
             { title: 'IN PLACES', right: true, of: ({ ranges }) => ranges.length },
           ]),
         )
+        for (const { disk, only } of disks)
+          if (only) print(only === 'newer' ? `${clean(disk)} is new\n` : `${clean(disk)} is gone: only the older one has it\n`)
         if (!options.ranges) return
         for (const { disk, ranges } of disks)
           for (const { offset, length } of ranges) print(`${clean(disk)} ${offset} ${length}\n`)

@@ -179,6 +179,9 @@ async function serveOverlays(repository: Repository, wanted: WritableOptions, { 
     const stopped = untilStopped(stop.signal)
     tell(served.disks.map(of), json)
     for (const { point, overlay } of served.disks) if (point === undefined) note(`'${overlay}' stands alone already.`)
+    for (const { point, overlay } of served.disks)
+      if (point !== undefined && point !== wanted.point)
+        note(`'${overlay}' is over ${shortPoint(point)}, and goes on from that; for the latest one name another file.`)
     tellOnTerminal('Serving; ^C ends it.')
     // A disk is served whatever becomes of the stream.
     if (stream) streaming = tellStreams(served.stream(stop.signal), json).catch((error: unknown) => note(messageOf(error)))
