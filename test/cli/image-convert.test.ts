@@ -131,4 +131,5 @@ t.test('all of it works without native help, and over NBD', { skip: skip || miss
   const typed = `driver=raw,offset=64k,size=1M,file.driver=blkdebug,file.inject-error.0.event=pwritev,file.inject-error.0.errno=5,file.inject-error.0.once=on,file.image.driver=null-co,file.image.size=2M,file.image.latency-ns=1`
   for (const program of [ours, theirs]) t.equal((await program('compare', '--image-opts', typed, typed)).code, 0)
   t.match((await ours('info', '--image-opts', 'driver=null-co,size=a lot')).stderr, /Invalid size 'a lot'/)
+  t.match((await ours('info', 'nbds+unix:///?socket=x')).stderr, /over TLS is not opened by its address/)
 })

@@ -105,6 +105,10 @@ export const formatOf = async (image: ImageName): Promise<string> => (await opti
 /** In the words of blockdev-add. */
 export async function optionsOf({ name, format, imageOpts }: ImageName): Promise<NodeOptions> {
   if (imageOpts) return fromKeyval(name, format)
+  if (/^nbds(\+\w+)?:/i.test(name))
+    throw new NotSupported(
+      `'${name}': an export over TLS is not opened by its address; where there is --object, say --image-opts driver=nbd,...,tls-creds=ID, and else let nbdcopy copy it`,
+    )
   if (name.startsWith('json:') || /^(nbd(\+\w+)?|file):/.test(name)) return nodeOptionsOf(name, format, `${process.cwd()}/image`)
   const driver = format ?? (await probe(name))
   const file = { driver: 'file', filename: name }
