@@ -15,7 +15,8 @@
 // A thread that writes by itself (`lend`) does so only where the log has all that it touches, durably, and is not counted as in flight. So before
 // anything is stored, copied or forgotten, all that is lent is called back, and nothing is lent until that is done.
 
-import { Fault, messageOf } from '../base/errors.ts'
+import { Busy, Fault, messageOf } from '../base/errors.ts'
+import { patiently } from '../base/patience.ts'
 import type { Range } from '../base/ranges.ts'
 import { Borrowers } from '../block/borrowers.ts'
 import type { LentRegions, NodeEvent } from '../block/driver.ts'
@@ -33,6 +34,8 @@ export interface PersistenceOptions {
   /** How long regions stay in the log at least, and bitmaps that jobs have changed wait. */
   readonly storeEveryMs?: number
   readonly settleAfterMs?: number
+  /** For so long verbs wait for the store: what hangs goes on by itself. */
+  readonly patienceMs?: number
 }
 
 /** What was done is done, and not durable yet. */
@@ -45,6 +48,7 @@ const STORE_EVERY_MS = 180_000
 const SETTLE_AFTER_MS = 1000
 /** What is lent comes back at once, but from a disk that hangs. */
 const RETURN_MS = 30_000
+const PATIENCE_MS = 30_000
 
 type NamedBitmap = DirtyBitmap & { readonly name: string }
 
@@ -150,7 +154,7 @@ export class PersistentBitmaps implements BitmapKeeper {
     if (this.options.readOnly && this.#kept.has(shape.name)) return { [Symbol.dispose]: () => undefined }
     this.#planned.add(shape)
     try {
-      await this.#inTurn(async () => {
+      await this.#soon(async () => {
         await this.#reserve()
         // What follows would hold guests up if it came after the instant.
         if (shape.enabled && this.options.logs && this.#inFlight.total > 0 && !this.#begun) await this.#begin()
@@ -166,7 +170,7 @@ export class PersistentBitmaps implements BitmapKeeper {
   async settle() {
     if (this.options.readOnly || !this.#unsettled) return
     try {
-      await this.#inTurn(async () => {
+      await this.#soon(async () => {
         if (this.#unsettled) await this.#storeAll({ closing: false })
       })
     } catch (error) {
@@ -424,12 +428,20 @@ export class PersistentBitmaps implements BitmapKeeper {
     this.#timers.set(what, timer)
   }
 
+  /** For who holds up others. @throws Busy where it is not done in time, and is done later */
+  #soon(work: () => Promise<void>): Promise<void> {
+    const { patienceMs = PATIENCE_MS } = this.options
+    return patiently(patienceMs, this.#inTurn(work), late)
+  }
+
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const turn = this.#turn.then(work, work)
     this.#turn = turn
     return turn
   }
 }
+
+const late = (seconds: number) => new Busy(`the disk has not answered for ${seconds} s; look at it, then try again`)
 
 const shapeOf = (bitmap: NamedBitmap): BitmapShape => ({
   name: bitmap.name,

@@ -98,6 +98,7 @@ export class Backups implements AsyncDisposable {
     const { graph, scratch, log } = this.context
     const name = options.name ?? `${machine.name}-${timeName()}`
     this.#checkName(name, options)
+    await checkpoints.finishLeft()
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)
       const changes =

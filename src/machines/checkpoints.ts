@@ -91,7 +91,7 @@ export class Checkpoints {
     const { checkpoints: all = [], unfinished = [], open = [] } = (await state.read(fileOf(machine), stored)) ?? {}
     const checkpoints = new Checkpoints(machine, graph, state, all, toFinish(all, unfinished, open))
     await checkpoints.continueOverlays()
-    await checkpoints.#finish()
+    await checkpoints.finishLeft()
     return checkpoints
   }
 
@@ -146,6 +146,7 @@ export class Checkpoints {
 
   /** One instant over all disks, or nothing. */
   async create({ name, description, quiesce }: CreateOptions): Promise<Checkpoint> {
+    await this.finishLeft()
     this.checkFree(name)
     await this.announce(name)
     try {
@@ -155,7 +156,7 @@ export class Checkpoints {
     } catch (error) {
       // It could not be made, made durable or written down, so it is none.
       await using undo = new AsyncDisposableStack()
-      undo.defer(() => this.#finish())
+      undo.defer(() => this.finishLeft())
       throw error
     }
   }
@@ -171,7 +172,7 @@ export class Checkpoints {
 
   /** It came to nothing. */
   async withdraw() {
-    await this.#finish()
+    await this.finishLeft()
   }
 
   /** What a transaction does to make one at its instant. `add` follows. */
@@ -340,7 +341,7 @@ export class Checkpoints {
 
   /** Orphans' marks go to the current checkpoint; of a checkpoint that lost a bitmap, a disk counts as unknown, with all that is older. */
   async #mend() {
-    await this.#finish()
+    await this.finishLeft()
     const known = new Set(this.all.map(({ name }) => name))
     const orphans = new Set(this.machine.disks.flatMap(({ node }) => partsOf(node)).map(({ checkpoint }) => checkpoint))
     await this.#handOver(
@@ -362,8 +363,8 @@ export class Checkpoints {
     await this.#save(this.#withParts(all), this.unfinished)
   }
 
-  /** What was begun and has not come to its end, by a crash or a failure. */
-  async #finish() {
+  /** What was begun and has not come to its end, by a crash, a failure, or a disk that did not answer: before others count on what there is. */
+  async finishLeft() {
     if (this.unfinished.length === 0) return
     for (const { name, heir } of this.unfinished) await this.#handOver([name], heir, () => false)
     const names = new Set(this.unfinished.map(({ name }) => name))

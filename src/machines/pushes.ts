@@ -90,6 +90,7 @@ export class Pushes implements AsyncDisposable {
       throw new Busy(
         `machine '${machine.name}' is being pushed to '${wanted}' already, by session '${running.name}'; wait for it, or abort it`,
       )
+    await checkpoints.finishLeft()
     const checkpoint = this.#newName(checkpoints, wanted)
     const disks = machine.disks.map(disk => {
       const freeze = new Freeze(graph, disk.node, scratch)

@@ -5,6 +5,9 @@ import t from 'tap'
 import { z } from 'zod'
 import { NoSpace } from '../../src/base/errors.ts'
 import { bitmapAdd, bitmapMerge } from '../../src/bitmaps/actions.ts'
+import { BitmapSet } from '../../src/bitmaps/bitmap-set.ts'
+import type { BitmapStore } from '../../src/bitmaps/bitmap-store.ts'
+import { PersistentBitmaps } from '../../src/bitmaps/persistent-bitmaps.ts'
 import type { AnyDriver } from '../../src/block/driver.ts'
 import { Graph } from '../../src/block/graph.ts'
 import { drivers } from '../../src/drivers/index.ts'
@@ -193,3 +196,35 @@ t.test(
     }
   },
 )
+
+t.test('what a disk that hangs does not store is waited for so long, and is stored when it answers', async t => {
+  const set = new BitmapSet({ size: MiB, nodeName: 'disk', checkStorable() {} })
+  const answer = Promise.withResolvers<void>()
+  const stored: string[][] = []
+  const store: BitmapStore = {
+    load: async () => ({ bitmaps: [], problem: undefined, session: undefined, size: MiB }),
+    checkStorable() {},
+    reserve: async () => {},
+    async store(change) {
+      await answer.promise
+      stored.push(change.stored.map(({ name }) => name))
+    },
+    markInUse: async () => {},
+  }
+  const options = { readOnly: false, logs: undefined, report: () => t.fail('all is well'), patienceMs: 20 }
+  const bitmaps = await PersistentBitmaps.load(set, store, options)
+  set.add({ name: 'a', persistent: true })
+  await t.rejects(bitmaps.settle(), {
+    name: 'NotStored',
+    message: /^done, but not stored .* not answered for 0.02 s; look at it/,
+  })
+  const shape = { name: 'b', granularity: 65536, enabled: true }
+  await t.rejects(bitmaps.makeRoom(shape), { name: 'Busy', message: /not answered for 0.02 s/ }, 'nothing else is begun')
+  t.same(stored, [])
+  answer.resolve()
+  await bitmaps.settle()
+  t.same(stored, [['a']], 'once')
+  const room = await bitmaps.makeRoom(shape)
+  room[Symbol.dispose]()
+  await bitmaps.close()
+})

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
 import type { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
-import { CheckpointInconsistent, InvalidParameter, NotFound } from '../../src/base/errors.ts'
+import { CheckpointInconsistent, InvalidParameter, IoError, NotFound } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { bitmapName } from '../../src/machines/checkpoint-bitmaps.ts'
@@ -166,6 +166,35 @@ t.test('a checkpoint that cannot be written down is none', async t => {
     [...disks[0]!.node.bitmaps].map(({ name, recording }) => ({ name, recording })),
     [{ name: 'checkpoint-one', recording: true }],
   )
+})
+
+t.test('a checkpoint that a disk did not store in time is none, and the next one finds what was left of it', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { open, disks, graph, write } = await room(stack, t.testdir())
+  const checkpoints = await open()
+  await checkpoints.create({ name: 'one' })
+  await write(0, 3)
+  const drained = graph.drained.bind(graph)
+  let calls = 0
+  graph.drained = async (nodes, moment) => {
+    // It is made, and cannot be taken away again.
+    if (++calls === 1) await drained(nodes, moment)
+    throw new IoError('the disk has not answered')
+  }
+  await t.rejects(checkpoints.create({ name: 'two' }), { name: 'SuppressedError' })
+  await write(0, 4)
+  await t.rejects(checkpoints.create({ name: 'two' }), { message: /not answered/ }, 'as long as it does not answer')
+  t.equal(changesIfKnown(checkpoints, 'one', disks[0]!), undefined)
+  graph.drained = drained
+  await write(0, 5)
+  await checkpoints.create({ name: 'two' })
+  t.same(
+    checkpoints.list.map(({ name }) => name),
+    ['one', 'two'],
+  )
+  await write(0, 6)
+  t.equal(changes(checkpoints, 'one', disks[0]!), '3,4,5,6')
+  t.equal(changes(checkpoints, 'two', disks[0]!), '6')
 })
 
 t.test('with metadata only a checkpoint is forgotten, and its bitmaps stay', async t => {
