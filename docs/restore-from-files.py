@@ -196,5 +196,5 @@ if __name__ == '__main__':
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except Damaged as error:
+    except (Damaged, ImportError, OSError) as error:
         sys.exit('restore-from-files: ' + str(error))

@@ -83,6 +83,7 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
     ...(beatMs !== undefined && { beatMs }),
   })
   stack.use(writer)
+  if (options.id === undefined) warnOfLater(repository, earlier, time)
   const plans = disks.map(disk => ({ disk, start: decide(disk, earlier, options.chunkSize ?? repository.file.chunkSize) }))
   const maxPlain = Math.max(65536, ...plans.map(({ start }) => start.chunkSize))
   const mine = options.sealer ? undefined : sealers.use(maxPlain)
@@ -131,6 +132,15 @@ function check({ machine, disks, chunkSize }: PushOptions) {
     throw new InvalidParameter('the chunk size must be a power of two from 64 KiB to 4 MiB')
 }
 
+/** A copy or an import is of its own time; who makes a backup now finds a later one only where a clock was wrong. */
+function warnOfLater({ warn }: Repository, earlier: Earlier, time: Date) {
+  const later = earlier.find(point => 'manifest' in point && Date.parse(point.manifest.time) > time.getTime())
+  if (later)
+    warn(
+      `restore point ${later.key} bears a later time than the backup that is made now (${time.toISOString()}), so a clock was or is wrong: set it; "stillpoint point forget" takes a restore point away that would be the latest for too long`,
+    )
+}
+
 /** A restore point that cannot be read is no parent; its disks are compared with an older one, or read in full. */
 export async function newestFirst(repository: Repository, machine: string, signal?: AbortSignal) {
   const points: (Point | { readonly key: string; readonly unreadable: string })[] = []
@@ -177,6 +187,9 @@ export function decide(disk: Pick<PushDisk, 'name' | 'changes'>, earlier: Earlie
       : `the bitmap has what changed since checkpoint '${one.since}'`
     if (base) return { ...base, mode: 'bitmap', why, changes: one }
   }
-  const names = offered.map(({ since }) => `'${since}'`).join(', ')
-  return { ...newest, mode: 'compare', why: `the repository has no restore point of checkpoint ${names}${aside}` }
+  // The newest first; a machine may have a checkpoint for each push that any repository got.
+  const [first, ...others] = offered
+  const before = others.length > 0 ? `, nor of the ${others.length} before it that the machine has` : ''
+  const why = `the repository has no restore point of checkpoint '${first?.since}'${before}${aside}`
+  return { ...newest, mode: 'compare', why }
 }

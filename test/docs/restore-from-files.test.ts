@@ -96,6 +96,7 @@ for (const passphrase of [undefined, 'schlüssel'])
       t.equal(healed.status, 0, healed.stderr)
       t.ok(readFileSync(`${folder}/out/healed`).equals(kept.get(`${older} root`)!))
       t.match(python('points/x/y', 'root', `${folder}/out/x`).stderr, /there is no restore point/)
+      t.match(python(older, 'root', `${folder}/out/healed`), { status: 1, stderr: /^restore-from-files: .*File exists/ })
       t.ok(readFileSync(program, 'utf8').split('\n').length <= 201, 'and it is short')
     },
   )

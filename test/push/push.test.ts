@@ -123,6 +123,10 @@ t.test('without a bitmap, or with one that fits nothing here, the disk is compar
     [undefined, 'no bitmap was given'],
     [{ missing: "bitmap 'c1' was lost in a crash" }, "bitmap 'c1' was lost in a crash"],
     [{ bitmap: bitmapOf([]), since: 'c0' }, "the repository has no restore point of checkpoint 'c0'"],
+    [
+      ['x3', 'x2', 'x1'].map(since => ({ bitmap: bitmapOf([]), since })),
+      "the repository has no restore point of checkpoint 'x3', nor of the 2 before it that the machine has",
+    ],
   ] as const) {
     bytes.fill(9, 3 * CHUNK, 4 * CHUNK)
     const { manifest, key } = await pushDisks(repository, [{ name: 'root', source: opaque(bytes), changes }])
@@ -131,6 +135,21 @@ t.test('without a bitmap, or with one that fits nothing here, the disk is compar
   }
   const { manifest } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
   t.equal(manifest.disks[0]!.stored, 0, 'nothing new, nothing stored')
+})
+
+t.test('a backup that finds a restore point of a later time says that a clock was wrong', async t => {
+  const said: string[] = []
+  const target = new MemoryTarget()
+  await newRepository(target)
+  const repository = await Repository.open(target, { warn: message => void said.push(message) })
+  const at = (time: number) =>
+    pushDisks(repository, [{ name: 'root', source: sourceOf(diskContent(CHUNK, 1)) }], { time: new Date(time) })
+  await at(1e12)
+  const later = await at(2e12)
+  t.same(said, [])
+  await at(1.5e12)
+  t.equal(said.length, 1)
+  t.match(said[0], new RegExp(`${later.key} bears a later time than .*so a clock was or is wrong`))
 })
 
 t.test('an increment by bitmap starts at the restore point of its checkpoint, also when there are newer ones', async t => {
