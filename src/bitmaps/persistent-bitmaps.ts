@@ -441,7 +441,7 @@ export class PersistentBitmaps implements BitmapKeeper {
   }
 }
 
-const late = (seconds: number) => new Busy(`the disk has not answered for ${seconds} s; look at it, then try again`)
+const late = (seconds: number) => new Busy(`the disk has not answered for ${seconds} s; look at it`)
 
 const shapeOf = (bitmap: NamedBitmap): BitmapShape => ({
   name: bitmap.name,
