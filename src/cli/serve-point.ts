@@ -2,7 +2,7 @@
 
 import type { Archive, ArchivedPoint } from '../archive/archive.ts'
 import { archivedDisk } from '../archive/archived-node.ts'
-import { InvalidParameter, NotFound } from '../base/errors.ts'
+import { InvalidParameter, messageOf, NotFound } from '../base/errors.ts'
 import { createLog } from '../base/log.ts'
 import type { BlockDriver } from '../block/driver.ts'
 import { Graph, READER } from '../block/graph.ts'
@@ -40,6 +40,8 @@ interface Served extends AsyncDisposable {
 /** Bytes of requests in flight, of all clients, and of chunks that are kept: with all the rest about 256 MiB. */
 const MEMORY = 16 << 20
 const CACHE = 32 << 20
+/** For so long after one failure of a disk is told. */
+const QUIET_MS = 10_000
 const SINCE = 'qemu:dirty-bitmap:since'
 const DIRTY = 1
 
@@ -59,12 +61,24 @@ export async function servePoint(
   const cache = new SharedCache(CACHE)
   opened.use(
     await listen(manifest, disks, unix, {
-      driverOf: async disk => pointDisk({ reader, disk, sealer, cache }),
+      driverOf: async disk => pointDisk({ reader, disk, sealer, cache, failed: tellerOf(disk) }),
       contextsOf: disk => sinceContexts(reader, disk, olders),
     }),
   )
   const parts = opened.move()
   return { disks, signal: reader.signal, [Symbol.asyncDispose]: () => parts.disposeAsync() }
+}
+
+/** Says why a disk cannot be read, and not for each request of the client that tries. */
+function tellerOf({ name }: DiskManifest) {
+  const log = createLog('warn')
+  let quietUntil = 0
+  return (error: unknown) => {
+    const now = performance.now()
+    if (now < quietUntil) return
+    quietUntil = now + QUIET_MS
+    log.warn(`disk '${clean(name)}' could not be read: ${messageOf(error)}`)
+  }
 }
 
 /** The archive stays the caller's. */

@@ -36,6 +36,8 @@ export interface PointDiskOptions {
   readonly cacheBytes?: number | undefined
   /** In place of that: what it shares with others. */
   readonly cache?: SharedCache | undefined
+  /** Hears why a read has failed, of which an NBD client learns no more than EIO. */
+  readonly failed?: (error: unknown) => void
   /** Closed with it. */
   readonly needs?: AsyncDisposable
 }
@@ -84,6 +86,9 @@ export class PointDisk implements BlockNode {
     stream.waiting += into.length
     try {
       await this.#read(offset, into, stream)
+    } catch (error) {
+      this.options.failed?.(error)
+      throw error
     } finally {
       stream.waiting -= into.length
     }

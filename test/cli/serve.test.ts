@@ -169,6 +169,7 @@ t.test('what is damaged is an error of the reads that need it, and of no others'
   }
   t.ok(failed > 0 && failed < 100, `${failed} cannot be read`)
   await client[Symbol.asyncDispose]()
+  await server.says('could not be read: ') // whoever looks at the server hears why
   t.same(await server.stop(), [0, null])
   t.match(await stillpoint(['serve', 'local', `${first}/swap`, '--config', config]), { code: 1, stderr: /has no disk 'swap'/ })
 })
