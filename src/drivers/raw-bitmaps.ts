@@ -68,7 +68,12 @@ export class Sidecar implements BitmapStore, AsyncDisposable {
     if (file.size === 0) {
       if (readOnly) throw new InvalidParameter('the file for bitmaps is empty; open the disk for writing once, and it is filled')
       const size = dataFile.size
-      await createImage(file, { size, clusterSize: CLUSTER_SIZE, dataFile: filename ?? 'disk', dataFileRaw: true }, dataFile)
+      try {
+        await createImage(file, { size, clusterSize: CLUSTER_SIZE, dataFile: filename ?? 'disk', dataFileRaw: true }, dataFile)
+      } catch (error) {
+        await file.resize(0) // a part of an image would keep the disk from being opened once there is room
+        throw error
+      }
     }
     const options = { readOnly, unmap: true, report, l2CacheBytes: 1 << 20, refcountCacheBytes: 1 << 20 }
     const image = await Image.open({ file, dataFile }, options)

@@ -8,6 +8,7 @@ import type { Action } from '../../src/block/action.ts'
 import { Graph } from '../../src/block/graph.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { drivers } from '../../src/drivers/index.ts'
+import { filters } from '../../src/filters/index.ts'
 import { transact } from '../../src/transactions/transact.ts'
 import { missing, qemuCheck, qemuImg, scratchFolder } from '../helpers/qemu.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
@@ -27,7 +28,7 @@ function worldIn(folder: string) {
   const disk = `${folder}/disk.raw`
   const sidecar = `${folder}/disk.qcow2`
   const open = async (more: object = {}) => {
-    const graph = new Graph(drivers, { logs: new ActivityFolder(`${folder}/activity`) })
+    const graph = new Graph([...drivers, ...filters], { logs: new ActivityFolder(`${folder}/activity`) })
     const node = await graph.add({
       driver: 'raw',
       'node-name': 'disk',
@@ -49,6 +50,16 @@ function worldIn(folder: string) {
 
 const add = (node: { bitmaps: Parameters<typeof bitmapAdd>[0] extends () => infer T ? T : never }, name: string) =>
   bitmapAdd(() => node.bitmaps, { name, persistent: true, granularity: 65536 })
+
+t.test('where its file could not be made for lack of room, a disk is opened as soon as there is some', async t => {
+  await using stack = new AsyncDisposableStack()
+  const { sidecar, open } = await world(stack)
+  const below = { driver: 'file', filename: sidecar }
+  const rule = { event: 'none', iotype: 'write', errno: 28, once: true }
+  await t.rejects(open({ bitmaps: { driver: 'blkdebug', image: below, 'inject-error': [rule] } }), /No space left/)
+  const it = await open()
+  await it.close()
+})
 
 t.test('a raw image keeps its bitmaps over a restart, and QEMU reads them', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
