@@ -14,7 +14,7 @@ import { systemFault } from '../base/system-fault.ts'
 import type { BitmapsChange, BitmapShape, BitmapStore, Session, StoredBitmaps } from '../bitmaps/bitmap-store.ts'
 import type { BlockIo, Extent, OpenContext } from '../block/driver.ts'
 import { Qcow2BitmapStore } from './qcow2/bitmap-store.ts'
-import { createImage } from './qcow2/create.ts'
+import { createImage, isUnfinished } from './qcow2/create.ts'
 import { Incompatible } from './qcow2/format.ts'
 import { isSet, type Extension } from './qcow2/header.ts'
 import { Image } from './qcow2/image.ts'
@@ -61,19 +61,15 @@ export class Sidecar implements BitmapStore, AsyncDisposable {
     this.#store = new Qcow2BitmapStore(image, () => {})
   }
 
-  /** Makes the image where the file is empty. */
+  /** Makes the image where the file is empty, or was left unfinished. */
   static async open(file: BlockIo, disk: BlockIo, context: SidecarContext): Promise<Sidecar> {
     const { readOnly, report, filename } = context
     const dataFile = new GuestData(disk)
-    if (file.size === 0) {
+    const made = { size: dataFile.size, clusterSize: CLUSTER_SIZE, dataFile: filename ?? 'disk', dataFileRaw: true }
+    // A crash may have come between, or the disk may have been full: that keeps nobody from trying again.
+    if (await isUnfinished(file, made)) {
       if (readOnly) throw new InvalidParameter('the file for bitmaps is empty; open the disk for writing once, and it is filled')
-      const size = dataFile.size
-      try {
-        await createImage(file, { size, clusterSize: CLUSTER_SIZE, dataFile: filename ?? 'disk', dataFileRaw: true }, dataFile)
-      } catch (error) {
-        await file.resize(0) // a part of an image would keep the disk from being opened once there is room
-        throw error
-      }
+      await createImage(file, made, dataFile)
     }
     const options = { readOnly, unmap: true, report, l2CacheBytes: 1 << 20, refcountCacheBytes: 1 << 20 }
     const image = await Image.open({ file, dataFile }, options)

@@ -8,10 +8,13 @@ import type { Action } from '../../src/block/action.ts'
 import { Graph } from '../../src/block/graph.ts'
 import { ALL, Permission } from '../../src/block/permissions.ts'
 import { drivers } from '../../src/drivers/index.ts'
+import { Sidecar } from '../../src/drivers/raw-bitmaps.ts'
 import { filters } from '../../src/filters/index.ts'
 import { transact } from '../../src/transactions/transact.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
 import { missing, qemuCheck, qemuImg, scratchFolder } from '../helpers/qemu.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
+import { SimulatedDisk } from '../helpers/simulated-disk.ts'
 
 const skip = missing('qemu-img')
 const MiB = 1 << 20
@@ -59,6 +62,32 @@ t.test('where its file could not be made for lack of room, a disk is opened as s
   await t.rejects(open({ bitmaps: { driver: 'blkdebug', image: below, 'inject-error': [rule] } }), /No space left/)
   const it = await open()
   await it.close()
+})
+
+t.test('where the power goes while its file is made, a disk is opened when it is back', async t => {
+  const disk = new MemoryNode(Buffer.alloc(3 * MiB))
+  const context = { readOnly: false, report: () => undefined, filename: '/a/disk.raw' }
+  let steps = 0
+  for (let isMade = false; !isMade; steps++) {
+    const file = new SimulatedDisk()
+    let left = steps
+    file.onChange = () => {
+      if (--left < 0) throw new Error('no power')
+    }
+    try {
+      await (await Sidecar.open(file, disk, context))[Symbol.asyncDispose]()
+      isMade = true
+    } catch {
+      t.ok(left < 0)
+    }
+    for (let seed = 0; seed < 8; seed++) {
+      await using it = await Sidecar.open(SimulatedDisk.holding(file.afterCrash(seed)), disk, context)
+      t.same((await it.load()).bitmaps, [])
+    }
+  }
+  t.ok(steps > 6)
+  const another = SimulatedDisk.holding(Buffer.concat([Buffer.alloc(MiB), Buffer.from('of somebody else')]))
+  await t.rejects(Sidecar.open(another, disk, context), /not in qcow2 format/)
 })
 
 t.test('a raw image keeps its bitmaps over a restart, and QEMU reads them', { skip }, async t => {

@@ -3,6 +3,7 @@
 // The header is written last: until then the file is no image.
 
 import { InvalidParameter } from '../../base/errors.ts'
+import { isZero } from '../../base/zeroes.ts'
 import type { BlockIo } from '../../block/driver.ts'
 import { Autoclear, Compatible, CompressionType, Incompatible, Limit } from './format.ts'
 import { encodeHeader, l1EntriesFor, OUR_LENGTH, type Header } from './header.ts'
@@ -11,6 +12,9 @@ import { Image } from './image.ts'
 import { preallocate } from './preallocate.ts'
 import { writerFor } from './refcount-entry.ts'
 import { writeHeader } from './write-header.ts'
+
+/** What a disk writes whole or not at all. */
+const SECTOR = 512
 
 export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full'
 
@@ -50,6 +54,21 @@ export async function createImage(file: BlockIo, options: CreateOptions, dataFil
 
   const { preallocation = 'off' } = options
   if (preallocation !== 'off' || options.dataFileRaw) await preallocated(file, dataFile, preallocation)
+}
+
+/** Whether the file is what is left where `createImage` with these options did not come to its end: a part of the tables, no header, and nothing else. */
+export async function isUnfinished(file: BlockIo, options: CreateOptions): Promise<boolean> {
+  const { clusterSize = 65536, refcountBits = 16, size } = options
+  const layout = layOut(size, clusterSize, refcountBits, options.extendedL2 === true)
+  if (file.size > layout.clusters * clusterSize) return false
+  const wanted = Buffer.concat([Buffer.alloc(clusterSize), encodeTables(layout, clusterSize, refcountBits)])
+  const found = Buffer.alloc(file.size)
+  await file.read(0, found)
+  for (let at = 0; at < found.length; at += SECTOR) {
+    const sector = found.subarray(at, at + SECTOR)
+    if (!isZero(sector) && !sector.equals(wanted.subarray(at, at + sector.length))) return false
+  }
+  return true
 }
 
 async function preallocated(file: BlockIo, dataFile: BlockIo | undefined, mode: Preallocation) {
