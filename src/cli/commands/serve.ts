@@ -6,7 +6,6 @@ import { join, resolve } from 'node:path'
 import { Option } from 'commander'
 import { Cancelled, messageOf } from '../../base/errors.ts'
 import { formatSize, parseSize } from '../../base/units.ts'
-import { keepHeapSmall } from '../../base/heap.ts'
 import { verb } from '../define.ts'
 import type { Repository } from '../../repository/repository.ts'
 import type { Target } from '../../repository/target.ts'
@@ -72,7 +71,8 @@ export const serve = verb<{ repository: string; point: string }, Options>({
       'a disk to use at once, which is a file of its own in the end',
     ],
   ],
-  run: ({ args, options, json }) => {
+  async run({ args, options, json }) {
+    const { keepHeapSmall } = await import('../../base/heap.ts')
     keepHeapSmall()
     const { writable = false, overlay, stream = false } = options
     if (writable !== (overlay !== undefined))
