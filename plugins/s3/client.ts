@@ -7,13 +7,26 @@
 import { randomInt } from 'node:crypto'
 import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { gunzip } from 'node:zlib'
 import { Agent, type Dispatcher } from 'undici'
 import { Budget } from '../../src/base/budget.ts'
-import { IoError, type Fault } from '../../src/base/errors.ts'
+import { IoError, messageOf, type Fault } from '../../src/base/errors.ts'
 import type { Log } from '../../src/base/log.ts'
 import { version } from '../../src/base/version.ts'
 import { readCredentials } from './credentials.ts'
-import { connectionFault, faultOf, isOfCredentials, isTransient, isUnsent, refusalOf, type Refusal } from './faults.ts'
+import {
+  connectionFault,
+  faultOf,
+  isOfClock,
+  isOfCredentials,
+  isTransient,
+  isUnsent,
+  NotS3,
+  refusalIn,
+  refusalOf,
+  type Refusal,
+} from './faults.ts'
 import type { S3Options } from './options.ts'
 import { Rate } from './rate.ts'
 import { EMPTY_SHA256, encodePath, encodeQuery, sign, type Credentials } from './sign.ts'
@@ -25,6 +38,10 @@ const MAX_RETRY_AFTER_MS = 60_000
 /** A body that arrives damaged again and again is damaged here. */
 const MAX_DAMAGED = 4
 const SKEW_MS = 60_000
+/** No store refuses for less (S3 for 15 minutes); so far apart it may be the clock whatever the store says. */
+const LARGE_SKEW_MS = 300_000
+/** A call's keys and clock are not changed for ever: stores behind one name may have clocks of their own. */
+const MAX_MENDED = 4
 /** Bodies go out in pieces, so that a slow one shows that it moves, and keeps within its limit. */
 const PIECE = 256 << 10
 /** Of what is not an object's body: listings, errors. */
@@ -57,7 +74,13 @@ export interface Reply {
   readonly uncertain: boolean
 }
 
-type Attempt = { readonly reply: Omit<Reply, 'uncertain'> } | { readonly error: unknown }
+type Attempt = { readonly reply: Omit<Reply, 'uncertain'>; readonly signing: Signing } | { readonly error: unknown }
+
+/** What requests are signed with; another object once it has changed, so that each request knows whether it was signed with the latest. */
+interface Signing {
+  readonly credentials: Credentials
+  readonly skewMs: number
+}
 
 /** What tests put in the place of the machine's own. */
 export interface Surroundings {
@@ -74,15 +97,16 @@ export class S3Client implements AsyncDisposable {
   readonly #origin: string
   readonly #base: string
   readonly #now: () => number
-  #skewMs = 0
+  #signing: Signing
 
   private constructor(
     readonly options: S3Options,
-    private credentials: Credentials,
+    credentials: Credentials,
     private readonly log: Log,
     ca: string | undefined,
     { now = Date.now, connect }: Surroundings,
   ) {
+    this.#signing = { credentials, skewMs: 0 }
     const { endpoint, bucket, addressing, connections, timeout } = options
     const url = new URL(endpoint)
     const virtual = (addressing ?? (url.hostname.endsWith('.amazonaws.com') ? 'virtual' : 'path')) === 'virtual'
@@ -109,7 +133,7 @@ export class S3Client implements AsyncDisposable {
 
   get place() {
     const { endpoint, bucket, region } = this.options
-    return { endpoint: endpoint.replace(/\/$/, ''), bucket, region, accessKeyId: this.credentials.accessKeyId }
+    return { endpoint: endpoint.replace(/\/$/, ''), bucket, region, accessKeyId: this.#signing.credentials.accessKeyId }
   }
 
   fault({ refusal }: Reply, what: string): Fault {
@@ -122,6 +146,7 @@ export class S3Client implements AsyncDisposable {
     const end = performance.now() + retryMs
     let uncertain = false
     let damaged = 0
+    let mended = 0
     try {
       for (let attempt = 0; ; attempt++) {
         signal?.throwIfAborted()
@@ -135,13 +160,13 @@ export class S3Client implements AsyncDisposable {
           uncertain ||= !isUnsent(outcome.error)
           ;({ fault } = found)
         } else {
-          const { reply } = outcome
+          const { reply, signing } = outcome
           const { refusal, headers } = reply
           if (!refusal) return { ...reply, uncertain }
-          if (await this.#mended(refusal, headers)) continue
+          if (mended < MAX_MENDED && (await this.#mended(refusal, headers, signing)) && ++mended) continue
           if (refusal.code === 'BadDigest' || refusal.code === 'XAmzContentSHA256Mismatch') damaged++
           if (!isTransient(refusal) || damaged === MAX_DAMAGED) return { ...reply, uncertain }
-          uncertain ||= refusal.status >= 500
+          uncertain ||= refusal.status >= 500 || refusal.status < 300
           fault = faultOf(refusal, what, this.place)
           waitMs = Math.max(waitMs, retryAfterMs(headers['retry-after'], this.#now()))
         }
@@ -163,8 +188,11 @@ export class S3Client implements AsyncDisposable {
     using _slot = await this.#slots.take(1, signal)
     const path = key === undefined ? this.#base || '/' : `${this.#base}/${encodePath(key)}`
     const request = { method, host: this.#host, path, query, headers, sha256 }
-    const signed = sign(request, this.credentials, this.options.region, new Date(this.#now() + this.#skewMs))
+    const signing = this.#signing
+    const { credentials, skewMs } = signing
+    const signed = sign(request, credentials, this.options.region, new Date(this.#now() + skewMs))
     signed['user-agent'] = `stillpoint/${version}`
+    signed['accept-encoding'] = 'identity' // and not signed: proxies change it
     if (body) signed['content-length'] = String(body.length)
     const search = encodeQuery(query)
     try {
@@ -181,11 +209,17 @@ export class S3Client implements AsyncDisposable {
         signal,
       })
       const good = statusCode >= 200 && statusCode < 300
-      const received = await this.#receive(stream, (good ? limit : undefined) ?? MAX_REPLY, good && limit !== undefined, signal)
-      const reply = { status: statusCode, headers, body: received }
-      return { reply: good ? reply : { ...reply, refusal: refusalOf(statusCode, headers, received.toString()) } }
+      const most = (good ? limit : undefined) ?? MAX_REPLY
+      const received = await this.#receive(stream, most, good && limit !== undefined, signal)
+      const content = await this.#unpacked(received, headers['content-encoding'], most)
+      if (isCut(statusCode, headers, content)) return { error: new Error('its reply ends before the range that it announced') }
+      const reply = { status: statusCode, headers, body: content }
+      if (!good) return { reply: { ...reply, refusal: refusalOf(statusCode, headers, content.toString()) }, signing }
+      // An object may hold what it likes; everything else that says that it is an error is one.
+      const refusal = limit === undefined ? refusalIn(statusCode, content.toString()) : undefined
+      return { reply: refusal ? { ...reply, refusal } : reply, signing }
     } catch (error) {
-      if (error instanceof IoError) throw error
+      if (error instanceof IoError || error instanceof NotS3) throw error
       return { error }
     }
   }
@@ -216,24 +250,49 @@ export class S3Client implements AsyncDisposable {
     return chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, length)
   }
 
-  /** Whether what was refused may do now: the keys have been changed meanwhile, or the clock is known to be wrong. */
-  async #mended(refusal: Refusal, headers: Reply['headers']) {
-    if (isOfCredentials(refusal)) {
-      const before = JSON.stringify(this.credentials)
-      this.credentials = await readCredentials(this.options)
-      return JSON.stringify(this.credentials) !== before
+  /** We ask that nothing be compressed; a proxy may do so all the same. */
+  async #unpacked(body: Buffer, encoding: unknown, limit: number) {
+    if (encoding !== 'gzip' || body.length === 0) return body
+    try {
+      return await unzip(body, { maxOutputLength: limit })
+    } catch (error) {
+      throw new NotS3(
+        `${this.place.endpoint}: something compresses what the store sends, and not as it says (${messageOf(error)}); have the proxy before it leave that alone`,
+        { cause: error },
+      )
     }
-    if (refusal.code !== 'RequestTimeTooSkewed') return false
-    const theirs = Date.parse(String(headers['date']))
-    const skewMs = theirs - this.#now()
-    if (!(Math.abs(skewMs - this.#skewMs) > SKEW_MS)) return false
-    this.#skewMs = skewMs
+  }
+
+  /** Whether what was refused may do now: keys or clock have been changed since it was signed, or are known to be wrong. */
+  async #mended(refusal: Refusal, headers: Reply['headers'], signing: Signing) {
+    const skewMs = Date.parse(String(headers['date'])) - this.#now()
+    const ofClock =
+      Math.abs(skewMs - signing.skewMs) >
+      (isOfClock(refusal) ? SKEW_MS : [400, 401, 403].includes(refusal.status) ? LARGE_SKEW_MS : Infinity)
+    if (!ofClock && !isOfCredentials(refusal)) return false
+    // Of many requests under way one finds out.
+    if (this.#signing !== signing) return true
+    if (!ofClock) {
+      const credentials = await readCredentials(this.options)
+      if (JSON.stringify(credentials) === JSON.stringify(signing.credentials)) return this.#signing !== signing
+      this.#signing = { ...this.#signing, credentials }
+      return true
+    }
+    this.#signing = { ...signing, skewMs }
     const seconds = Math.round(Math.abs(skewMs) / 1000)
     this.log.warn(
       `this machine's clock is ${seconds} s ${skewMs > 0 ? 'behind' : 'ahead of'} that of ${this.place.endpoint}; requests are signed by the store's. Set the clock`,
     )
     return true
   }
+}
+
+const unzip = promisify(gunzip)
+
+/** Where a connection's end is the body's end, nothing else tells. */
+function isCut(status: number, headers: Reply['headers'], body: Buffer) {
+  const [, first, last] = /^bytes (\d+)-(\d+)/.exec(String(headers['content-range'])) ?? []
+  return status === 206 && first !== undefined && body.length < Number(last) - Number(first) + 1
 }
 
 /** Seconds, or a date. 0 where there is none. */

@@ -30,12 +30,16 @@ export interface Refusal {
   readonly message: string
   /** Where the store says that it expects another one. */
   readonly region?: string | undefined
+  /** Such as https://s3.eu-7.example.net, where it sends us to. */
+  readonly elsewhere?: string | undefined
 }
 
 const codes: Record<number, string> = {
   301: 'PermanentRedirect',
+  302: 'TemporaryRedirect',
   304: 'NotModified',
   307: 'TemporaryRedirect',
+  308: 'PermanentRedirect',
   403: 'AccessDenied',
   404: 'NotFound',
   405: 'MethodNotAllowed',
@@ -51,16 +55,35 @@ const codes: Record<number, string> = {
 /** What is in the body is the store's word; a proxy's page, or nothing at all, leaves the status. */
 export function refusalOf(status: number, headers: Readonly<Record<string, unknown>>, body: string): Refusal {
   const told = headers['x-amz-bucket-region']
-  const byStatus = { status, code: codes[status] ?? `HTTP${status}`, region: typeof told === 'string' ? told : undefined }
+  const region = typeof told === 'string' ? told : undefined
+  const byStatus = { status, code: codes[status] ?? `HTTP${status}`, region, elsewhere: originOf(headers['location']) }
+  const found = refusalIn(status, body)
+  if (found) return { ...found, region: found.region ?? region, elsewhere: found.elsewhere ?? byStatus.elsewhere }
+  return { ...byStatus, message: body.trim().slice(0, 100).replaceAll(/\s+/g, ' ') }
+}
+
+/** Of S3's own words; also under a status that says that all is well, as where the store had begun to reply before it failed. */
+export function refusalIn(status: number, body: string): Refusal | undefined {
   try {
     const error = parseXml(body)
     const code = error.name === 'Error' ? textOf(error, 'Code') : undefined
-    if (code) return { status, code, message: textOf(error, 'Message') ?? '', region: textOf(error, 'Region') ?? byStatus.region }
+    if (!code) return undefined
+    const endpoint = textOf(error, 'Endpoint')
+    return {
+      status,
+      code,
+      message: textOf(error, 'Message') ?? '',
+      region: textOf(error, 'Region'),
+      elsewhere: endpoint === undefined ? undefined : originOf(endpoint.includes('://') ? endpoint : `https://${endpoint}`),
+    }
   } catch (error) {
     if (!(error instanceof IoError)) throw error
+    return undefined
   }
-  return { ...byStatus, message: body.trim().slice(0, 100).replaceAll(/\s+/g, ' ') }
 }
+
+const originOf = (address: unknown) =>
+  typeof address === 'string' && /^https?:/.test(address) && URL.canParse(address) ? new URL(address).origin : undefined
 
 /** What messages name. */
 export interface Place {
@@ -91,6 +114,9 @@ const again = new Set([
 export const isTransient = ({ status, code }: Refusal) =>
   (status >= 500 && ![501, 505, 507].includes(status)) || status === 429 || status === 408 || again.has(code)
 
+/** Whether the store says that it is our clock. */
+export const isOfClock = ({ code }: Refusal) => ['RequestTimeTooSkewed', 'RequestExpired'].includes(code)
+
 /** Whether other credentials, if there are any by now, may fare better. */
 export const isOfCredentials = ({ code }: Refusal) =>
   ['InvalidAccessKeyId', 'SignatureDoesNotMatch', 'ExpiredToken', 'InvalidToken', 'TokenRefreshRequired'].includes(code)
@@ -117,6 +143,7 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
         `${endpoint}: the session token is not accepted any more (${code}); put a new one in its place`,
       )
     case 'RequestTimeTooSkewed':
+    case 'RequestExpired':
       return new ClockSkew(
         `${endpoint}: this machine's clock and the store's differ too much; set the clock (timedatectl set-ntp true), and try again`,
       )
@@ -131,7 +158,7 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
     case 'TemporaryRedirect':
     case 'IllegalLocationConstraintException':
       return new WrongRegion(
-        `${at}: the bucket is not in region '${place.region}'${region ? `, but in '${region}': say region: ${region}` : '; say its region, or the endpoint that it has'}`,
+        `${at}: the bucket is not in region '${place.region}'${region ? `, but in '${region}': say region: ${region}` : '; say its region, or the endpoint that it has'}${sentTo(refusal, place)}`,
       )
     case 'AccessDenied':
     case 'AllAccessDisabled':
@@ -167,6 +194,12 @@ export function faultOf(refusal: Refusal, what: string, place: Place): Fault {
         )
       return new IoError(`${at}: could not ${what}: ${said}; is endpoint right? Who runs the store knows what it means by that`)
   }
+}
+
+/** The store names a bucket's endpoint with the bucket in front. */
+function sentTo({ elsewhere }: Refusal, { endpoint, bucket }: Place) {
+  const origin = elsewhere?.replace(`://${bucket}.`, '://')
+  return origin === undefined || origin === endpoint.replace(/\/$/, '') ? '' : ` (it sends us to endpoint: ${origin})`
 }
 
 const untrusted = new Set([

@@ -36,6 +36,8 @@ import { childrenOf, parseXml, textOf } from './xml.ts'
 /** A request is not tried for long while nobody knows yet whether the settings are right. */
 const OPEN_RETRY_MS = 10_000
 const PAGE = 1000
+/** Pages without keys, one after the other. */
+const MAX_EMPTY = 100
 /** Of so many objects it is known by whom they were written, without asking again. */
 const MAX_KNOWN = 256
 /** What one PUT may carry. */
@@ -124,18 +126,24 @@ export class S3Target implements Target {
   }
 
   async *list(prefix: string, { after, signal }: Wanted & { after?: string } = {}): AsyncGenerator<TargetEntry> {
-    for (let last = after; ;) {
-      const { entries, more } = await this.#page(prefix, last, { signal })
+    let empty = 0
+    for (let last = after, from: string | undefined; ;) {
+      const { entries, more, next } = await this.#page(prefix, last, { from, signal })
       for (const entry of entries) {
         if (last !== undefined && compareKeys(entry.key, last) <= 0)
           throw new IoError(
             `${this.location}: the store lists '${entry.key}' behind '${last}': it does not keep the order that S3 has`,
           )
         last = entry.key
-        yield entry
+        // A console's "folder": no key of a target ends like that, nor could it be read.
+        if (entry.key !== '' && !entry.key.endsWith('/')) yield entry
       }
       if (!more) return
-      if (entries.length === 0) throw new IoError(`${this.location}: the store says that its listing goes on, and gives no keys`)
+      // A page of nothing but what was deleted has no keys, and says where to go on.
+      empty = entries.length > 0 ? 0 : empty + 1
+      from = entries.length > 0 ? undefined : next
+      if (empty > MAX_EMPTY || (empty > 0 && from === undefined))
+        throw new IoError(`${this.location}: the store says that its listing goes on, and gives no keys`)
     }
   }
 
@@ -219,7 +227,7 @@ export class S3Target implements Target {
   async #page(
     prefix: string,
     after: string | undefined,
-    { signal, pageSize = PAGE, retryMs }: Wanted & { pageSize?: number; retryMs?: number },
+    { from, signal, pageSize = PAGE, retryMs }: Wanted & { from?: string | undefined; pageSize?: number; retryMs?: number },
   ) {
     signal?.throwIfAborted()
     const what = `list '${this.#keyOf(prefix)}'`
@@ -228,7 +236,7 @@ export class S3Target implements Target {
       'encoding-type': 'url',
       'max-keys': String(pageSize),
       prefix: this.#keyOf(prefix),
-      ...(after !== undefined && { 'start-after': this.#keyOf(after) }),
+      ...(from !== undefined ? { 'continuation-token': from } : after !== undefined && { 'start-after': this.#keyOf(after) }),
     }
     const reply = await this.client.call({ method: 'GET', what, query, signal, retryMs })
     if (reply.refusal) throw this.client.fault(reply, what)
@@ -238,15 +246,19 @@ export class S3Target implements Target {
         `${this.location}: what answers there is no S3 store (it sends ${String(reply.headers['content-type'] ?? 'what has no type')}); look at endpoint`,
       )
     const decode = textOf(page, 'EncodingType') === 'url' ? decodeKey : (text: string) => text
-    const entries = childrenOf(page, 'Contents').map(entry => this.#entryOf(decode(textOf(entry, 'Key') ?? ''), entry))
-    return { entries, more: textOf(page, 'IsTruncated') === 'true' }
+    const more = textOf(page, 'IsTruncated')?.trim().toLowerCase()
+    // What is not listed counts as not there: then to go on, or not to, is no guess.
+    if (more !== 'true' && more !== 'false')
+      throw new IoError(`${this.location}: the store does not say whether its listing goes on (IsTruncated is '${more ?? ''}')`)
+    const entries = childrenOf(page, 'Contents').map(entry => this.#entryOf(decode(textOf(entry, 'Key') ?? ''), prefix, entry))
+    return { entries, more: more === 'true', next: textOf(page, 'NextContinuationToken') }
   }
 
-  #entryOf(key: string, entry: Parameters<typeof textOf>[0]): TargetEntry {
+  #entryOf(key: string, wanted: string, entry: Parameters<typeof textOf>[0]): TargetEntry {
     const { prefix } = this.client.options
     const size = Number(textOf(entry, 'Size'))
     const modified = new Date(textOf(entry, 'LastModified') ?? '')
-    if (!key.startsWith(prefix) || !Number.isSafeInteger(size) || size < 0 || Number.isNaN(modified.getTime()))
+    if (!key.startsWith(prefix + wanted) || !Number.isSafeInteger(size) || size < 0 || Number.isNaN(modified.getTime()))
       throw new IoError(`${this.location}: the store's listing has an entry that cannot be: '${key}'`)
     return { key: key.slice(prefix.length), size, modified }
   }

@@ -1,4 +1,5 @@
 // As much XML as S3 speaks: elements with text in them. Attributes are passed over, and no entity expands to more than a character.
+// Proxies and gateways write it anew in ways of their own: CDATA, a prefix for each name, attributes with a ">" in them.
 
 import { IoError } from '../../src/base/errors.ts'
 
@@ -23,14 +24,15 @@ const entities: Record<string, string> = { lt: '<', gt: '>', amp: '&', quot: '"'
 export function parseXml(text: string): Element {
   const root: Open = { tag: '', name: '', children: [], text: '' }
   const open = [root]
-  // Some text, and then a declaration, a comment or a tag.
-  const token = /([^<]*)<(?:\?[^>]*|!--[^]*?--|(\/?)([^\s/>!?][^\s/>]*)(?:\s[^>]*?)?(\/?))>/y
+  // Some text, and then a declaration, a comment, CDATA or a tag.
+  const token =
+    /([^<]*)<(?:\?[^>]*|!--[^]*?--|!\[CDATA\[([^]*?)\]\]|(\/?)([^\s/>!?][^\s/>]*)(?:\s(?:[^>"']|"[^"]*"|'[^']*')*?)?(\/?))>/y
   let end = 0
   for (let match = token.exec(text); match; match = token.exec(text)) {
     end = token.lastIndex
-    const [, before = '', closes, tag, empty] = match
+    const [, before = '', verbatim = '', closes, tag, empty] = match
     const inner = open[open.length - 1]!
-    inner.text += unescape(before)
+    inner.text += unescape(before) + verbatim
     if (tag === undefined) continue
     if (closes) {
       if (inner.tag !== tag) throw broken(`</${tag}> closes <${inner.tag}>`)

@@ -13,6 +13,10 @@ export interface Limits {
   readonly batch?: boolean
   readonly lock?: 'ignored' | 'kept'
   readonly pageSize?: number
+  /** An object's ETag, by the MD5 of its bytes; as it stands in the header. Default: that, in quotes. */
+  readonly etag?: (md5: string) => string
+  /** What a gateway in front of it makes of each answer. */
+  readonly gateway?: (answer: Answer, request: Request) => Answer
   /** Its clock, by which it says when objects were written. Default: all have been just now. */
   readonly now?: () => number
 }
@@ -33,6 +37,7 @@ export interface Answer {
 interface Stored {
   readonly body: Buffer
   readonly tag: string
+  readonly etag?: string
   readonly headers: Record<string, string>
   readonly written?: number | undefined
 }
@@ -49,7 +54,7 @@ export class ScriptedS3 implements AsyncDisposable {
   readonly objects = new Map<string, Stored>()
   readonly requests: Request[] = []
   /** Answers in its place, where it wants to. */
-  script: (request: Request) => Answer | undefined = () => undefined
+  script: (request: Request) => Answer | undefined | Promise<Answer | undefined> = () => undefined
   readonly #server = http.createServer((request, response) => {
     this.#serve(request, response).catch((error: unknown) => response.destroy(error as Error))
   })
@@ -78,7 +83,8 @@ export class ScriptedS3 implements AsyncDisposable {
     const key = decodeURIComponent(url.pathname.split('/').slice(2).join('/'))
     const request = { method: incoming.method!, key, query: url.searchParams, headers: incoming.headers }
     this.requests.push(request)
-    const answer = this.script(request) ?? this.#answer(request, body)
+    const asIs = (await this.script(request)) ?? this.#answer(request, body)
+    const answer = this.limits.gateway?.(asIs, request) ?? asIs
     response.writeHead(answer.status, answer.headers)
     response.end(request.method === 'HEAD' ? undefined : answer.body)
   }
@@ -110,20 +116,21 @@ export class ScriptedS3 implements AsyncDisposable {
     if (absent && create !== 'ignored' && there) return refusal(412, 'PreconditionFailed')
     if (match && swap !== 'ignored') {
       if (!there) return refusal(404, 'NoSuchKey') // as Amazon's does
-      if (match !== (swap === 'bare' ? there.tag : `"${there.tag}"`)) return refusal(412, 'PreconditionFailed')
+      if (match !== (swap === 'bare' ? there.tag : there.etag?.replace('W/', ''))) return refusal(412, 'PreconditionFailed')
     }
     const kept = Object.entries(headers).filter(
       ([name]) => name.startsWith('x-amz-meta-') || (lock === 'kept' && name.startsWith('x-amz-object-lock-')),
     ) as [string, string][]
     const tag = createHash('md5').update(body).digest('hex')
-    this.objects.set(key, { body, tag, headers: Object.fromEntries(kept), written: this.limits.now?.() })
-    return { status: 200, headers: { etag: `"${tag}"` } }
+    const etag = this.limits.etag?.(tag) ?? `"${tag}"`
+    this.objects.set(key, { body, tag, etag, headers: Object.fromEntries(kept), written: this.limits.now?.() })
+    return { status: 200, headers: { etag } }
   }
 
   #get({ key, headers }: Request): Answer {
     const there = this.objects.get(key)
     if (!there) return refusal(404, 'NoSuchKey')
-    const all = { etag: `"${there.tag}"`, ...there.headers }
+    const all = { etag: there.etag ?? `"${there.tag}"`, ...there.headers }
     const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(headers.range ?? '') ?? []
     if (first === undefined) return { status: 200, headers: all, body: there.body }
     if (Number(first) >= there.body.length) return refusal(416, 'InvalidRange')

@@ -2,6 +2,8 @@
 // mistake in the settings that a store tells of.
 
 import net from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { gzipSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import { NotSupported } from '../../src/base/errors.ts'
 import { createLog } from '../../src/base/log.ts'
@@ -38,6 +40,100 @@ const suited = async (name: string, limits: Limits, conditional: boolean) => {
 }
 await suited('a store that does all, as Amazon’s', { pageSize: 7 }, true)
 await suited('a store without conditions and batches', { create: 'refused', swap: 'refused', batch: false, pageSize: 7 }, false)
+
+/** Each name gets a prefix, each text is CDATA, and attributes come along. */
+const rewritten = (xml: string) =>
+  `\ufeff<?xml version='1.0'?>\r\n${xml
+    .replaceAll(/>([^<]+)</g, (_, text: string) => `><![CDATA[${text.replaceAll('&lt;', '<').replaceAll('&amp;', '&')}]]><`)
+    .replaceAll(/<(\/?)(\w+)/g, (_, slash: string, name: string) => `<${slash}s3:${name}${slash ? '' : ' s3:of="a>b"'}`)}`
+const gateway = (answer: Answer, { query }: Request): Answer => {
+  const headers = { ...answer.headers, connection: 'close' }
+  if (typeof answer.body !== 'string') return { ...answer, headers }
+  const body = rewritten(answer.body)
+  return query.has('list-type')
+    ? { ...answer, headers: { ...headers, 'content-encoding': 'gzip' }, body: gzipSync(body) }
+    : { ...answer, headers, body }
+}
+for (const [name, etag] of [
+  ['several parts', (md5: string) => `"${md5}-2"`],
+  ['weak tags', (md5: string) => `W/"${md5}"`],
+] as const)
+  await suited(`a store with ETags as of ${name}, behind a gateway`, { etag, gateway, pageSize: 9 }, true)
+
+t.test('a repository is whole on a store whose ETags have no quotes, and behind a gateway', async t => {
+  const { target } = await storeWith(t, { etag: md5 => `${md5}-12`, swap: 'bare', gateway, pageSize: 3 })
+  const bare = { etag: (md5: string) => md5, pageSize: 3 }
+  t.match(await probe(target), { cas: false }, 'a tag that it does not know itself is none')
+  for (const store of [target, (await storeWith(t, { ...bare, swap: 'bare' })).target]) {
+    const repository = await newRepository(store)
+    const bytes = diskContent(40 * 65536, 1)
+    const { key } = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes) }])
+    t.ok((await restored(repository, key, 'root')).equals(bytes))
+  }
+})
+
+t.test('an error that comes under 200 is an error, and what may be mended by time is asked again', async t => {
+  const { target, store } = await storeWith(t)
+  await target.put('x', Buffer.from('x'))
+  const asks: (() => Promise<unknown>)[] = [
+    () => target.put('x', Buffer.from('y')),
+    () => listed(target, ''),
+    () => target.delete(['a', 'b', 'c']),
+  ]
+  for (const ask of asks) {
+    let failures = 2
+    store.script = () => (failures-- > 0 ? { ...refusal(200, 'InternalError'), headers: { etag: '"x"' } } : undefined)
+    await ask()
+    t.equal(failures, -1, 'three times in all')
+    store.script = () => refusal(200, 'AccessDenied')
+    await t.rejects(ask(), { name: 'Denied' })
+  }
+  store.script = () => undefined
+  const error = Buffer.from('<Error><Code>InternalError</Code></Error>')
+  await target.put('x', error)
+  t.ok(Buffer.from((await target.get('x')).body).equals(error), 'an object may hold what it likes')
+})
+
+t.test('a reply that ends too early is asked for again, and one that is not packed as it says is told of', async t => {
+  const { target, store } = await storeWith(t)
+  await target.put('x', Buffer.from('0123456789'))
+  let cuts = 2
+  store.script = ({ method }) =>
+    method === 'GET' && cuts-- > 0
+      ? { status: 206, headers: { 'content-range': 'bytes 2-5/10', connection: 'close' }, body: '23' }
+      : undefined
+  t.equal(String((await target.get('x', { range: { offset: 2, length: 4 } })).body), '2345')
+  t.equal(cuts, -1)
+  t.equal(String((await target.get('x', { range: { offset: 8, length: 4 } })).body), '89', 'which the object’s end is not')
+  store.script = () => ({ status: 200, headers: { 'content-encoding': 'gzip' }, body: 'none' })
+  await t.rejects(target.get('x'), { name: 'NotS3', message: /something compresses what the store sends/ })
+  store.script = () => ({ status: 200, headers: { 'content-encoding': 'gzip' }, body: gzipSync(Buffer.alloc(100_000_000)) })
+  await t.rejects(listed(target, ''), { name: 'NotS3' }, 'nor is memory made for what it would be')
+  t.ok(store.requests.every(({ headers }) => headers['accept-encoding'] === 'identity'))
+})
+
+t.test('a listing goes on behind pages without keys, ends only where the store says so, and passes over folders', async t => {
+  const { target, store } = await storeWith(t)
+  const token = () => store.requests.at(-1)!.query.get('continuation-token')
+  store.script = () =>
+    token() === null && store.requests.at(-1)!.query.get('start-after') === null
+      ? list('<NextContinuationToken>one</NextContinuationToken>', true)
+      : token() === 'one'
+        ? list(`${entry('a')}<NextContinuationToken>two</NextContinuationToken>`, true)
+        : list(entry('b/') + entry('b/c'))
+  t.same(
+    (await listed(target, '')).map(({ key }) => key),
+    ['a', 'b/c'],
+  )
+  store.script = () => list('<NextContinuationToken>one</NextContinuationToken>', true)
+  await t.rejects(listed(target, ''), { message: /gives no keys/ }, 'nor for ever')
+  for (const truncated of ['', '<IsTruncated/>', '<IsTruncated>1</IsTruncated>']) {
+    store.script = () => ({ status: 200, body: `<ListBucketResult>${truncated}${entry('a')}</ListBucketResult>` })
+    await t.rejects(listed(target, ''), { message: /does not say whether its listing goes on/ })
+  }
+  store.script = () => list(entry('points/a') + entry('q'))
+  await t.rejects(listed(target, 'points/'), { message: /has an entry that cannot be: 'q'/ }, 'what was not asked for')
+})
 
 t.test('a store that refuses or ignores conditions is found out, and they are refused, never pretended', async t => {
   for (const [limits, why] of [
@@ -148,6 +244,16 @@ t.test('each mistake has a sentence of its own that says what to do', async t =>
     [refusal(403, 'InvalidAccessKeyId'), 'WrongAccessKey', /no access key 'ACCESSKEYOFTESTS' at this store; look at access-key/],
     [refusal(403, 'SignatureDoesNotMatch'), 'WrongSecretKey', /does not belong to access key.*look at secret-key/],
     [refusal(400, 'ExpiredToken'), 'WrongSessionToken', /session token is not accepted any more/],
+    [
+      refusal(307, 'TemporaryRedirect', '<Endpoint>bucket.s3.eu-7.example.net</Endpoint>', { location: 'https://other/bucket' }),
+      'WrongRegion',
+      /say its region, or the endpoint that it has \(it sends us to endpoint: https:\/\/s3\.eu-7\.example\.net\)/,
+    ],
+    [
+      { status: 308, headers: { location: 'https://s3.example.net/bucket?x' } },
+      'WrongRegion',
+      /it sends us to endpoint: https:\/\/s3\.example\.net\)/,
+    ],
     [refusal(404, 'NoSuchBucket'), 'NoBucket', /there is no bucket 'bucket'; create it/],
     [refusal(400, 'AuthorizationHeaderMalformed', '<Region>eu-7</Region>'), 'WrongRegion', /but in 'eu-7': say region: eu-7/],
     [{ status: 301, headers: { 'x-amz-bucket-region': 'eu-8' } }, 'WrongRegion', /but in 'eu-8': say region: eu-8/],
@@ -204,6 +310,21 @@ t.test('a wrong clock is noticed, told of once, and signed around', async t => {
   await target.put('x', Buffer.from('x'))
   t.equal(lines.length, 1)
   t.match(lines[0], /clock is 1(08|07)\d\d s behind that of/)
+  // As stores say it that know no such code; and a clock that goes wrong while many requests are under way.
+  for (const code of ['AccessDenied', 'SignatureDoesNotMatch', 'AuthorizationHeaderMalformed']) {
+    let wrong = 0
+    await using target = await S3Target.open(optionsFor(store.endpoint, 'bucket'), log, { now: () => Date.now() + wrong })
+    wrong = hours
+    let later = 0
+    store.script = async request => {
+      if (Math.abs(signedAt(request) - Date.now()) <= 900_000) return undefined
+      await sleep(later++ * 20)
+      return refusal(400, code)
+    }
+    await Promise.all(['x', 'y', 'z'].map(key => target.put(key, Buffer.from('x'))))
+    t.equal(later, 3)
+  }
+  t.equal(lines.length, 4, 'each is told of once')
 })
 
 t.test('keys that were changed while we ran take effect when the old ones are refused', async t => {
@@ -211,10 +332,16 @@ t.test('keys that were changed while we ran take effect when the old ones are re
   t.teardown(() => store[Symbol.asyncDispose]())
   process.env['ROTATING_TOKEN'] = 'old'
   await using target = await openS3(store.endpoint, 'bucket', { 'session-token': 'env:ROTATING_TOKEN' })
-  store.script = ({ headers }) => (headers['x-amz-security-token'] === 'new' ? undefined : refusal(400, 'ExpiredToken'))
+  let later = 0
+  store.script = async ({ headers }) => {
+    if (headers['x-amz-security-token'] === 'new') return undefined
+    await sleep(later++ * 20)
+    return refusal(400, 'ExpiredToken')
+  }
   await t.rejects(target.put('x', Buffer.from('x')), { name: 'WrongSessionToken' })
   process.env['ROTATING_TOKEN'] = 'new'
-  await target.put('x', Buffer.from('x'))
+  await Promise.all(['x', 'y', 'z'].map(key => target.put(key, Buffer.from('x'))))
+  t.equal(later, 4, 'those that were under way with the old ones, too')
   t.equal(String((await target.get('x')).body), 'x')
 })
 

@@ -124,6 +124,8 @@ t.test('XML is read as it was written, and what is none is refused and never loo
   t.equal(textOf(root, 'Key'), 'a & b <>"')
   t.equal(textOf(root, 'Empty'), '')
   t.equal(textOf(root.children[2]!, 'Key'), 'x')
+  const cdata = parseXml('<x:R xmlns:x="a>b" y=\'"/>\'><x:Key x:a=">"><![CDATA[a <&amp;]]]]>&gt;<![CDATA[]]></x:Key></x:R>')
+  t.equal(textOf(cdata, 'Key'), 'a <&amp;]]>', 'as gateways write it anew')
   t.equal(textOf(parseXml('<a><b>&unknown; &#x110000;</b></a>'), 'b'), '&unknown; &#x110000;', 'what is no character stays')
   for (const bad of [
     '',
@@ -136,6 +138,9 @@ t.test('XML is read as it was written, and what is none is refused and never loo
     '<a>'.repeat(100_000),
     '<'.repeat(100_000),
     '<a '.repeat(50_000),
+    '<a "">'.repeat(50_000),
+    `<a ${'"'.repeat(100_001)}`,
+    '<![CDATA['.repeat(50_000),
   ])
     t.throws(() => parseXml(bad), IoError, bad.slice(0, 10))
   fc.assert(
