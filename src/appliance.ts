@@ -56,7 +56,7 @@ const NBD_MEMORY = 256 << 20
 const CLOSE_PATIENCE_MS = 30_000
 
 /** What a listener of the configuration asks of its clients. */
-async function termsOf({ tls, inTheClear, allow, keepAliveMs, idleMs }: Listener): Promise<Partial<NbdServerOptions>> {
+async function termsOf({ tls, inTheClear, allow, keepAliveMs, idleMs, speed }: Listener): Promise<Partial<NbdServerOptions>> {
   const credentials =
     tls &&
     ('psk' in tls ? TlsCredentials.pskFile(tls.psk) : TlsCredentials.x509(tls.certificates, { verifyPeer: tls.verifyPeer }))
@@ -65,6 +65,7 @@ async function termsOf({ tls, inTheClear, allow, keepAliveMs, idleMs }: Listener
     ...(allow && { authorize: accessBy(allow) }),
     ...(keepAliveMs !== undefined && { keepAliveMs }),
     ...(idleMs !== undefined && { idleMs }),
+    ...(speed !== undefined && { speed }),
   }
 }
 

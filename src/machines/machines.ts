@@ -122,7 +122,7 @@ export class Machines implements AsyncDisposable {
     const machine = undo.use(await Machine.open(name, settings, { graph, state, log, emit }))
     const checkpoints = await Checkpoints.open(machine, graph, state)
     for (const disk of machine.disks) {
-      await this.#export(machine, disk)
+      await this.#export(machine, disk, settings.disks[disk.name]!)
       undo.defer(() => this.#unexport(`${name}/${disk.name}`))
     }
     undo.move()
@@ -139,7 +139,7 @@ export class Machines implements AsyncDisposable {
     const disk = await machine.addDisk(name, settings)
     try {
       await this.get(machine.name).checkpoints.continueOverlays()
-      await this.#export(machine, disk)
+      await this.#export(machine, disk, settings)
     } catch (error) {
       await machine.removeDisk(disk)
       throw error
@@ -161,10 +161,11 @@ export class Machines implements AsyncDisposable {
     throw new InvalidParameter(`${why.message}; it stays as it was`, { cause: why })
   }
 
-  async #export(machine: Machine, { name, node }: Disk) {
+  async #export(machine: Machine, { name, node }: Disk, { maxClients, singleWriter }: DiskSettings) {
     const { exports, nodeExports } = this.context
     const id = `${machine.name}/${name}`
-    const options = { id, name: id, node, writable: !node.readOnly, keeper: `machine '${machine.name}'` }
+    const keeper = `machine '${machine.name}'`
+    const options = { id, name: id, node, writable: !node.readOnly, keeper, maxClients, singleWriter }
     this.#exported.set(id, await nodeExports.add(exports, options))
   }
 

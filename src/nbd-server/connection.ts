@@ -6,8 +6,9 @@ import { after } from '../base/time.ts'
 import type { Buffers } from './buffers.ts'
 import type { User } from './exports.ts'
 import { handshake, type HandshakeTerms } from './handshake.ts'
-import type { Link } from './link.ts'
+import type { Link, Peer } from './link.ts'
 import type { Memory } from './memory.ts'
+import type { Pace } from './pace.ts'
 import { Transmission } from './transmission.ts'
 import { Vanished } from './vanished.ts'
 
@@ -18,6 +19,8 @@ export interface ConnectionTerms {
   readonly handshake: HandshakeTerms
   readonly handshakeMs: number
   readonly memory: Memory
+  /** How fast a client is served; until this is disposed of the connection counts as its. */
+  readonly paceOf?: (peer: Peer) => Disposable & { readonly pace: Pace }
   readonly buffers: Buffers
   readonly log: Log
 }
@@ -135,12 +138,17 @@ export class Connection implements User {
 
   async #transmit(agreement: NonNullable<Awaited<ReturnType<typeof handshake>>>) {
     const { memory, buffers, handshake } = this.terms
+    using _seat = agreement.seat
     using lease = handshake.exports.use(agreement.export, this)
     if (!lease) return
+    using paced = this.terms.paceOf?.(this.link.peer)
     this.#log.debug('connected', { export: agreement.export.name, mode: agreement.mode })
     const share = memory.share()
-    const unused = () => lease[Symbol.dispose]()
-    this.#transmission = new Transmission(this.link, agreement, { share, buffers, log: this.#log, unused })
+    const unused = () => {
+      lease[Symbol.dispose]()
+      agreement.seat[Symbol.dispose]()
+    }
+    this.#transmission = new Transmission(this.link, agreement, { share, buffers, log: this.#log, unused, pace: paced?.pace })
     await this.#transmission.run()
   }
 }

@@ -17,6 +17,10 @@ export interface Export {
   readonly io: BlockIo
   /** What it answers about ranges, in the order a client is told of them. */
   readonly contexts: readonly Context[]
+  /** More clients than these are turned away. Default: as many as come. */
+  readonly maxClients?: number | undefined
+  /** One client at a time may write; to others it is read-only until that one has gone. */
+  readonly singleWriter?: boolean | undefined
   /** Where TLS is there to be had, this is to be had over TLS only. */
   readonly tlsOnly?: boolean | undefined
 }

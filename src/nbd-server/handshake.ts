@@ -23,6 +23,7 @@ import {
   optionHeader,
   OptionReply,
   optionReplyHeader,
+  TransmissionFlag,
 } from 'nbd-client-ts/protocol'
 import { TlsFailure, type TlsCredentials, type TlsIdentity } from '../base/tls-credentials.ts'
 import type { Access } from './access.ts'
@@ -32,6 +33,7 @@ import type { Link, Peer } from './link.ts'
 import { listed, readQueries, selected, type SelectedContext } from './meta-contexts.ts'
 import { BLOCK_SIZES, transmissionFlags, type ReplyMode } from './offer.ts'
 import { decodeName, OptionData, OptionRefused, quoted } from './option-data.ts'
+import { seatsOf, type Seat } from './seats.ts'
 import { ProtocolViolation, Vanished } from './vanished.ts'
 
 /** What was agreed on. */
@@ -43,6 +45,8 @@ export interface Agreement {
   readonly flags: number
   /** Bytes, for as long as the connection lasts. */
   readonly size: number
+  /** For whoever has it to give back, once nothing of the client's is left to be done. */
+  readonly seat: Seat
 }
 
 export interface HandshakeTerms {
@@ -171,7 +175,7 @@ class Handshake {
     if (this.#mustBeSecured()) throw new ProtocolViolation('EXPORT_NAME without the TLS that this server wants')
     const name = decodeName(data)
     const { found, access } = await this.#find(name)
-    const agreement = this.#agree(name, found, access)
+    const agreement = this.#choose(name, found, access)
     const reply = Buffer.alloc(exportNameReply.size + (this.#noZeroes ? 0 : EXPORT_NAME_ZEROES))
     exportNameReply.encode(agreement, reply)
     this.link.outbox.large(reply)
@@ -224,15 +228,17 @@ class Handshake {
     for (let count = data.u16(); count > 0; count--) wanted.add(data.u16())
     data.end()
     const { found, access } = await this.#find(name)
-    const agreement = this.#agree(name, found, access)
+    // What INFO tells it would be now; nothing is kept for whoever asks.
+    const agreement = option === Option.GO ? this.#choose(name, found, access) : undefined
+    const offer = agreement ?? this.#offer(name, found, access)
     const info = (...parts: Buffer[]) => this.#reply(option, OptionReply.INFO, ...parts)
     const text = (type: number, value: string) => info(infoHeader.bytes({ type }), Buffer.from(value))
-    info(infoExport.bytes({ type: InfoType.EXPORT, ...agreement }))
+    info(infoExport.bytes({ type: InfoType.EXPORT, ...offer }))
     info(infoBlockSize.bytes({ type: InfoType.BLOCK_SIZE, ...BLOCK_SIZES }))
     if (wanted.has(InfoType.NAME)) text(InfoType.NAME, found.name)
     if (wanted.has(InfoType.DESCRIPTION) && found.description !== undefined) text(InfoType.DESCRIPTION, found.description)
     await this.#answer(option, OptionReply.ACK)
-    return option === Option.GO ? agreement : undefined
+    return agreement
   }
 
   async #metaContexts(option: number, data: OptionData) {
@@ -268,11 +274,26 @@ class Handshake {
     return (await this.terms.authorize?.(this.link.peer, one)) ?? true
   }
 
-  #agree(name: string, found: Export, access: true | 'read-only'): Agreement {
+  /** From here on it is one of the export's clients. @throws OptionRefused where that has as many as it may */
+  #choose(name: string, found: Export, access: true | 'read-only'): Agreement {
+    const seats = seatsOf(found)
+    if (seats.isFull) {
+      const many = found.maxClients === 1 ? 'the one client' : `the ${found.maxClients} clients`
+      throw new OptionRefused(
+        OptionReply.ERR_POLICY,
+        `export ${quoted(name)} has ${many} that it may have: try again when one has gone`,
+      )
+    }
+    const offer = this.#offer(name, found, access)
+    return { ...offer, seat: seats.take((offer.flags & TransmissionFlag.READ_ONLY) === 0) }
+  }
+
+  #offer(name: string, found: Export, access: true | 'read-only'): Omit<Agreement, 'seat'> {
     const chosen = this.#contexts
     const contexts = chosen?.name === name && chosen.export === found ? chosen.selected : []
-    const writable = found.writable && access === true
-    const { multiConn } = this.terms
+    const writable = found.writable && access === true && seatsOf(found).mayWrite
+    // One that is to be alone, or may be: what a second connection were offered might be something else.
+    const multiConn = this.terms.multiConn && found.maxClients !== 1 && found.singleWriter !== true
     const flags = transmissionFlags({ writable }, { mode: this.#mode, multiConn, contexts: contexts.length > 0 })
     return { export: found, mode: this.#mode, contexts, flags, size: found.io.size }
   }

@@ -26,6 +26,9 @@ export interface NodeExportOptions {
   /** As clients see them, `qemu:dirty-bitmap:NAME`; in use by the export from now on. */
   readonly bitmaps?: readonly { readonly name: string; readonly bitmap: DirtyBitmap }[] | undefined
   readonly allocationDepth?: boolean | undefined
+  /** As of an Export. */
+  readonly maxClients?: number | undefined
+  readonly singleWriter?: boolean | undefined
   /** Whoever it goes with, who alone may remove it: `machine 'db'`. Undefined: whoever can name it. */
   readonly keeper?: string | undefined
 }
@@ -87,7 +90,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
 
   /** As `add`, in two steps: nobody sees it before the second, which cannot fail. `by`: what holds bitmaps until then. */
   async prepare(exports: Exports, options: NodeExportOptions, by: object = options): Promise<PreparedExport> {
-    const { id, name, description, node, writable = false, writethrough, bitmaps = [] } = options
+    const { id, name, description, node, writable = false, writethrough, bitmaps = [], maxClients, singleWriter } = options
     this.checkFree(id)
     checkWritable(node, writable)
     for (const { bitmap } of bitmaps) checkAllows(bitmap, 'read', by)
@@ -101,7 +104,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       ...(options.allocationDepth ? [allocationDepth(edge)] : []),
       ...bitmaps.map(({ name, bitmap }) => dirtyBitmap(name, bitmap)),
     ]
-    const wanted = { id, name, description, writable, writethrough, io: edge, contexts }
+    const wanted = { id, name, description, writable, writethrough, io: edge, contexts, maxClients, singleWriter }
     const reserved = new DisposableStack()
     try {
       reserved.use(exports.reserve(wanted))

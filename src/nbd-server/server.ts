@@ -11,6 +11,7 @@ import { Connection } from './connection.ts'
 import { Link, type Peer } from './link.ts'
 import { addressText, listen, type ListenAddress } from './listening.ts'
 import { Memory } from './memory.ts'
+import { Paces } from './pace.ts'
 
 export interface NbdServerOptions {
   readonly exports: Exports
@@ -34,6 +35,8 @@ export interface NbdServerOptions {
   readonly idleMs?: number
   /** After how long a silence the system asks over TCP whether a client is still there; 0: never. Default 30 s. */
   readonly keepAliveMs?: number
+  /** Bytes a second that a client may read and write. Default: as many as go. */
+  readonly speed?: number | undefined
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
   readonly drainMs?: number
   /** Called when a client has gone; `served`: it had chosen an export. */
@@ -50,6 +53,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #connections = new Map<Connection, Promise<void>>()
   readonly #buffers = new Buffers()
   readonly #memory: Memory
+  readonly #paces = new Paces()
   #options: NbdServerOptions
   #timers: readonly NodeJS.Timeout[]
   /** Sockets of clients that are one too many; nothing is read of them. */
@@ -120,10 +124,11 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     this.#makeRoom()
-    const { exports, log, authorize, tls, handshakeMs = 10_000, keepAliveMs = 30_000 } = this.#options
+    const { exports, log, authorize, tls, handshakeMs = 10_000, keepAliveMs = 30_000, speed } = this.#options
     const connection = new Connection(Link.over(socket, keepAliveMs), {
       handshake: { exports, authorize, tls, multiConn: this.#maxConnections !== 1, closing: () => this.#closing },
       handshakeMs,
+      ...(speed !== undefined && { paceOf: (peer: Peer) => this.#paces.of(peer, speed) }),
       memory: this.#memory,
       buffers: this.#buffers,
       log,

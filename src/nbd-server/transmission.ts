@@ -23,6 +23,7 @@ import { MAX_PAYLOAD } from './offer.ts'
 import { FailedAt, Operations, type Admitted } from './operations.ts'
 import { refusalOf, type Refusal, type RefusalTerms } from './refusal.ts'
 import { OneByOne } from './one-by-one.ts'
+import type { Pace } from './pace.ts'
 import { Replies } from './replies.ts'
 import { decodeRequest, type Request } from './request.ts'
 import { trafficOf, type Traffic } from './traffic.ts'
@@ -34,12 +35,15 @@ const MAX_REQUESTS = 128
 /** For so long nothing is begun, so that a connection can be lent, while nothing that is in flight ends; and in all. */
 const LEND_MS = 5
 const LEND_MOST_MS = 50
+/** Whoever is to be served slowly is looked at again after so long, at the latest. */
+const LONGEST_PAUSE_MS = 10_000
 const GOING_AWAY: Refusal = { error: 'ESHUTDOWN', message: 'the export is going away' }
 
 export interface TransmissionTerms {
   readonly share: Share
   readonly buffers: Buffers
   readonly log: Log
+  readonly pace?: Pace | undefined
   /** Called once, when requests are no longer accepted and no call of the node is left. */
   readonly unused: () => void
 }
@@ -69,6 +73,8 @@ export class Transmission {
   /** Waits for room: for memory, or where that is not said for others to be done. */
   #waiting: Request | undefined
   #forgetWaiting: (() => void) | undefined
+  /** It waits because the client has had as much as it may for now. */
+  #paced: NodeJS.Timeout | undefined
   /** Its payload is being received. */
   #receiving: Admitted | undefined
   /** Reads that may be answered at once, and are, all together, when no further request is at hand. */
@@ -93,7 +99,7 @@ export class Transmission {
     const { buffers } = terms
     this.#window = new Window(terms.share)
     this.#traffic = trafficOf(agreement.export)
-    this.#lease = new Lease(link, agreement, this.#traffic, error => this.#returned(error))
+    this.#lease = new Lease(link, agreement, this.#traffic, error => this.#returned(error), terms.pace === undefined)
     this.#extended = mode === 'extended'
     this.#headerSize = (this.#extended ? extendedRequest : compactRequest).size
     this.#magic = this.#extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC
@@ -144,9 +150,7 @@ export class Transmission {
   leave() {
     this.#over = this.#leaving = true
     this.#lease.revoke()
-    this.#forgetWaiting?.()
-    this.#forgetWaiting = undefined
-    this.#waiting = undefined
+    this.#forgetNext()
     this.#settle()
   }
 
@@ -254,7 +258,16 @@ export class Transmission {
   #admit(request: Request) {
     const refusal = this.#shuttingDown ? GOING_AWAY : refusalOf(request, this.#refusals)
     const cost = refusal ? 0 : this.#operations.costOf(request)
-    if (this.#inFlight >= MAX_REQUESTS) this.#waiting = request
+    const paceMs = refusal ? 0 : (this.terms.pace?.waitMs ?? 0)
+    if (paceMs > 0) {
+      this.#waiting = request
+      this.#paced = setTimeout(
+        () => {
+          if (!this.#over) this.#readmit(request)
+        },
+        Math.min(Math.ceil(paceMs), LONGEST_PAUSE_MS),
+      )
+    } else if (this.#inFlight >= MAX_REQUESTS) this.#waiting = request
     else if (this.#window.tryTake(cost)) this.#begin({ request, held: cost, payload: undefined }, refusal)
     else {
       this.#waiting = request
@@ -269,14 +282,23 @@ export class Transmission {
 
   /** There may be room now. */
   #readmit(request: Request) {
-    this.#forgetWaiting?.()
-    this.#forgetWaiting = undefined
-    this.#waiting = undefined
+    this.#forgetNext()
     this.#admit(request)
     this.#parse()
   }
 
+  /** It is not looked at any more, or anew. */
+  #forgetNext() {
+    this.#waiting = undefined
+    this.#forgetWaiting?.()
+    this.#forgetWaiting = undefined
+    clearTimeout(this.#paced)
+    this.#paced = undefined
+  }
+
   #begin(admitted: Admitted, refusal: Refusal | undefined) {
+    const { type, length } = admitted.request
+    if (!refusal && (type === Command.READ || type === Command.WRITE)) this.terms.pace?.spend(length)
     this.#oneByOne.asked(++this.#inFlight)
     const payload = this.#payloadOf(admitted.request)
     if (refusal) {
@@ -366,8 +388,7 @@ export class Transmission {
   /** What is waited for does not come any more. */
   #abandon() {
     this.#over = true
-    this.#waiting = undefined
-    this.#forgetWaiting?.()
+    this.#forgetNext()
     this.#operations.abandon()
   }
 

@@ -133,11 +133,13 @@ function settle(
     control: { socket: absolute(control.socket) },
     nbd: nbd.map(listener => settleListener(listener, absolute)),
     machines: mapValues(machines, ({ disks, quiesce, hooks }, machine) => ({
-      disks: mapValues(disks, ({ image, format, bitmaps, 'read-only': readOnly }, disk) => ({
+      disks: mapValues(disks, ({ image, format, bitmaps, 'read-only': readOnly, ...limits }, disk) => ({
         image: absolute(image),
         format,
         bitmaps: bitmaps === undefined ? join(absolute(state), 'bitmaps', `${machine}.${disk}.qcow2`) : absolute(bitmaps),
         readOnly,
+        ...(limits['max-clients'] !== undefined && { maxClients: limits['max-clients'] }),
+        ...(limits['single-writer'] === true && { singleWriter: true }),
       })),
       ...(quiesce && { quiesce: settleQuiesce(quiesce, absolute) }),
       ...(hooks && { hooks: { before: hooks.before, after: hooks.after, timeoutMs: hooks.timeout } }),
@@ -165,7 +167,17 @@ function settle(
 }
 
 function settleListener(
-  { unix, mode = '660', tcp, tls, allow, 'in-the-clear': inTheClear, 'keep-alive': keepAlive, idle }: Checked['nbd'][number],
+  {
+    unix,
+    mode = '660',
+    tcp,
+    tls,
+    allow,
+    'in-the-clear': inTheClear,
+    'keep-alive': keepAlive,
+    idle,
+    speed,
+  }: Checked['nbd'][number],
   absolute: (path: string) => string,
 ): Listener {
   const where = tcp ?? {
@@ -184,6 +196,7 @@ function settleListener(
     }),
     ...(keepAlive !== undefined && { keepAliveMs: keepAlive }),
     ...(idle !== undefined && { idleMs: idle }),
+    ...(speed !== undefined && { speed }),
   }
 }
 

@@ -129,6 +129,11 @@ const listener = z
     idle: written(silenceOf, SILENCE)
       .optional()
       .describe('A client that has asked for nothing for this long is closed. Default: none is.'),
+    speed: size
+      .optional()
+      .describe(
+        'Bytes a second that a client may read and write, at most: over all connections of a user, a certificate or an address, and over a unix socket each of them. Default: as many as go.',
+      ),
   })
   .superRefine(({ unix, mode, tcp, tls, allow = [], 'in-the-clear': inTheClear, 'keep-alive': keepAlive }, context) => {
     const issue = (path: (string | number)[], message: string) => context.addIssue({ code: 'custom', path, message })
@@ -177,6 +182,17 @@ const disk = z.strictObject({
       'Where the dirty bitmaps of a raw image or block device are kept, a qcow2 file that is made if it is not there. Default: bitmaps/MACHINE.DISK.qcow2 in the state folder. A qcow2 image keeps its own.',
     ),
   'read-only': z.boolean().default(false).describe('Nobody writes to this disk.'),
+  'max-clients': z
+    .int('must be a whole number')
+    .min(1, 'must be 1 or more')
+    .optional()
+    .describe('More clients at once than these are turned away. Default: as many as come.'),
+  'single-writer': z
+    .boolean()
+    .optional()
+    .describe(
+      'One client at a time may write to this disk; to others it is read-only until that one has gone. Default: all may.',
+    ),
 })
 
 const wantedCommand = 'must be a command: a text for the shell, or a list of the program and its arguments'

@@ -101,6 +101,8 @@ export type Listener = ListenerAddress & {
   readonly keepAliveMs?: number | undefined
   /** A client that asks for nothing for this long is closed; undefined: none is. */
   readonly idleMs?: number | undefined
+  /** Bytes a second that a client may read and write; undefined: as many as go. */
+  readonly speed?: number | undefined
 }
 
 /** The path of a unix socket with its permissions; with a NUL in front an abstract name. */
@@ -147,4 +149,8 @@ export interface DiskSettings {
   /** Where the bitmaps of a raw image are kept. */
   readonly bitmaps: string
   readonly readOnly: boolean
+  /** How many clients it may have at once; undefined: as many as come. */
+  readonly maxClients?: number | undefined
+  /** One client at a time may write. */
+  readonly singleWriter?: boolean | undefined
 }

@@ -378,7 +378,7 @@ t.test(
     const pki = await makePki(path('pki2'))
     const tls = ['--object', `tls-creds-x509,id=tls0,dir=${pki},endpoint=server`, '--tls-creds', 'tls0', '--tls-optional', 'f*']
     const rules = ['--allow', 'exports.0=free.raw,exports.1=x,read-only=on', '--allow', 'certificate=O=Example,,CN=backup']
-    const times = ['--keep-alive', '10s', '--idle', '1h']
+    const times = ['--keep-alive', '10s', '--idle', '1h', '--speed', '10G', '--single-writer']
     const server = await start('-t', '-e', '0', '-f', 'raw', '-p', '0', ...tls, ...rules, ...times, 'free.raw', 'dear.raw')
     const { port } = new URL(server.uris[0]!.replace('nbds:', 'http:'))
     t.same(await listed(`nbd://127.0.0.1:${port}/`), [['free.raw', true]])

@@ -27,7 +27,7 @@ nbd:
   - { tcp: "localhost:0", tls: { psk: ./keys.psk }, allow: [{ user: alice }, { user: bob, exports: ["web/*"] }] }
   - { tcp: "[::1]:0", allow: [{ address: 192.0.2.0/24 }, { address: "::1", exports: ["db/data"] }] }
 machines:
-  db: { disks: { root: { image: ./root.raw, format: raw }, data: { image: ./data.raw, format: raw } } }
+  db: { disks: { root: { image: ./root.raw, format: raw, single-writer: true }, data: { image: ./data.raw, format: raw, max-clients: 1 } } }
   web: { disks: { root: { image: ./web.raw, format: raw } } }
 `
 
@@ -35,6 +35,13 @@ const names = async (uri: string) =>
   (JSON.parse(await run('nbdinfo', ['--json', '--list', uri])).exports as { 'export-name': string }[])
     .map(one => one['export-name'])
     .toSorted()
+
+/** As the server offers it just now. */
+const writable = (uri: string) =>
+  run('nbdinfo', ['--can', 'write', uri]).then(
+    () => true,
+    () => false,
+  )
 
 t.test('clients see and use what the rules open for their certificates, keys and addresses', { skip }, async t => {
   await using stack = new AsyncDisposableStack()
@@ -73,7 +80,13 @@ t.test('clients see and use what the rules open for their certificates, keys and
   t.match(await qmp.execute('config-reload'), { changes: [], problems: [] })
   t.same(await names(withKey('bob')), ['web/root'], 'with the new key, which nbdinfo reads from the same file')
   await client.write(0, Buffer.from('still connected'))
+  t.equal(await writable(`nbd+unix:///db/root?socket=${at('nbd.sock')}`), false, 'one writes, whichever way it has come')
   await client.close()
+  while (!(await writable(`nbd+unix:///db/root?socket=${at('nbd.sock')}`)));
+  const alone = await NbdClient.connect(`nbd://[::1]:${six}/db/data`, { connections: 4 })
+  t.equal(alone.connectionCount, 1)
+  t.match((await attempt('nbdinfo', ['--size', `nbd://[::1]:${six}/db/data`])).stderr, /server policy prevents/)
+  await alone.close()
   t.equal((await readFile(at('root.raw'))).subarray(0, 15).toString(), 'still connected')
   for (const name of ['ca-cert.pem', 'server-cert.pem', 'server-key.pem']) await copyFile(join(other, name), join(pki, name))
   t.match(await qmp.execute('config-reload'), { changes: [], problems: [] })

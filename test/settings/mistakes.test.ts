@@ -70,7 +70,7 @@ const mistakes: readonly (readonly [kind: string, marked: string, told: string])
   [
     'the image where the disk is',
     'machines: { db: { disks: { root: ^a.raw } } }\n',
-    '"machines.db.disks.root" must be a map, and is the text "a.raw"; its keys are "image", "format", "bitmaps", "read-only"',
+    '"machines.db.disks.root" must be a map, and is the text "a.raw"; its keys are "image", "format", "bitmaps", "read-only", "max-clients", "single-writer"',
   ],
   [
     'disks without names',

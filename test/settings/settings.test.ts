@@ -55,12 +55,12 @@ nbd:
     tls: { certificates: pki }
     allow: [{ certificate: a.example, address: 192.0.2.0/24 }, { certificate: "O=E,CN=*", exports: ["db/*"] }]
   - { tcp: 192.0.2.2, tls: { psk: keys.psk }, allow: [{ user: bob }] }
-  - { tcp: 192.0.2.3, tls: { psk: keys.psk }, in-the-clear: [iso/*], allow: [{ read-only: true }], keep-alive: never, idle: 10m }
+  - { tcp: 192.0.2.3, tls: { psk: keys.psk }, in-the-clear: [iso/*], allow: [{ read-only: true }], keep-alive: never, idle: 10m, speed: 50M }
 machines:
   db:
     disks:
       root: &root { image: a.raw }
-      data: { image: /dev/vg/data, format: raw, read-only: true }
+      data: { image: /dev/vg/data, format: raw, read-only: true, max-clients: 4, single-writer: true }
 repositories:
   local: { plugin: file, path: ../backup }
   else: { plugin: s3, path: as it is, bucket: b, encryption: { key: env:KEY } }
@@ -103,6 +103,7 @@ notify: [ { exec: page me }, { when: [warning], schedules: [nightly], webhook: h
         allow: [{ exports: ['*'], readOnly: true }],
         keepAliveMs: 0,
         idleMs: 600_000,
+        speed: 50 * 2 ** 20,
       },
     ],
     machines: {
@@ -114,7 +115,14 @@ notify: [ { exec: page me }, { when: [warning], schedules: [nightly], webhook: h
             bitmaps: '/srv/sp/conf/state/bitmaps/db.root.qcow2',
             readOnly: false,
           },
-          data: { image: '/dev/vg/data', format: 'raw', bitmaps: '/srv/sp/conf/state/bitmaps/db.data.qcow2', readOnly: true },
+          data: {
+            image: '/dev/vg/data',
+            format: 'raw',
+            bitmaps: '/srv/sp/conf/state/bitmaps/db.data.qcow2',
+            readOnly: true,
+            maxClients: 4,
+            singleWriter: true,
+          },
         },
       },
     },
@@ -228,6 +236,7 @@ t.test('each mistake is told in one sentence, with its place', async t => {
     ['scratch:', '1:9: "scratch" is empty: give it a value, or leave the key out'],
     ['state:', '1:7: "state" is empty: give it a value, or leave the key out'],
     ['state: ""', '1:8: "state" a path must not be empty'],
+    [disk('max-clients: 0'), '4:39: "machines.db.disks.root.max-clients" must be 1 or more'],
     [disk('read-only: yes'), '4:37: "machines.db.disks.root.read-only" must be true or false, and is the text "yes"'],
     // values
     [disk('format: vmdk'), '4:34: "machines.db.disks.root.format" must be "raw" or "qcow2", and is the text "vmdk"'],

@@ -28,6 +28,8 @@ export interface NbdOptions {
   readonly allow?: readonly string[]
   readonly keepAlive?: number
   readonly idle?: number
+  readonly speed?: string
+  readonly singleWriter?: boolean
   readonly format?: string
   readonly readOnly?: boolean
   readonly snapshot?: boolean
@@ -133,6 +135,8 @@ export const nbd = verb<{ files?: readonly string[] }, NbdOptions>({
       'after how long a silence the system asks over TCP whether a client is still there (default: 30s)',
     ).argParser(seconds),
     new Option('--idle <time>', 'close a client that has asked for nothing for so long (default: none)').argParser(seconds),
+    new Option('--speed <bytes>', 'a second that a client may read and write, at most, such as 50M (default: no limit)'),
+    new Option('--single-writer', 'one client at a time may write; to others the images are read-only until it has gone'),
     new Option('-L, --list', 'list what the server at -k or -p exports, as qemu-nbd does'),
     new Option('--fork', 'go to the background once clients can connect'),
     new Option('--pid-file <path>', 'write the process id there while it runs'),

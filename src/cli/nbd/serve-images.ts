@@ -51,6 +51,7 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
   for (const text of options.object ?? []) await addObjectByText(text, images.graph.objects)
   const tls = tlsOf(images, options)
   const rules = options.allow?.map(ruleOf)
+  const speed = options.speed === undefined ? undefined : sizeOf(options.speed, 'Speed') || undefined
   const exports = new Exports()
   const nodeExports = parts.use(new NodeExports({ graph: images.graph, emit: () => undefined, turns: new Turns(), log }))
   const sizes: number[] = []
@@ -64,6 +65,7 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
       writable: options.readOnly !== true,
       writethrough: options.cache === 'writethrough' || options.cache === 'directsync',
       allocationDepth: options.allocationDepth,
+      singleWriter: options.singleWriter,
       bitmaps: options.bitmap?.map(name => ({ name, bitmap: findBitmap(node, name).bitmap })),
     })
     sizes.push(node.size)
@@ -80,6 +82,7 @@ export async function serveImages(files: readonly string[], options: NbdOptions,
     ...(rules && { authorize: accessBy(rules) }),
     ...(options.keepAlive !== undefined && { keepAliveMs: options.keepAlive * 1000 }),
     ...(options.idle !== undefined && { idleMs: options.idle * 1000 }),
+    speed,
     onLeave(served) {
       const alone = servers.every(({ connections }) => connections === 0)
       if (options.single || (served && alone && !options.persistent)) over.resolve()

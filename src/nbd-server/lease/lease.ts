@@ -67,6 +67,8 @@ export class Lease {
     private readonly traffic: Traffic,
     /** It is here again; what was received is still to come. With an error where nobody knows what the client was sent. */
     private readonly onReturn: (error?: Error) => void,
+    /** False: it stays here, as a thread keeps no pace. */
+    private readonly allowed = true,
   ) {
     this.#writeFlags = agreement.mode === 'extended' ? Flag.PAYLOAD_LEN : 0
   }
@@ -85,7 +87,7 @@ export class Lease {
 
   /** Nothing more should be begun, so that it can be lent. */
   get isWanted() {
-    if (this.#score < this.#after) return false
+    if (!this.allowed || this.#score < this.#after) return false
     if (!lender.hasRoom) this.#score = 0
     return this.#score > 0
   }
