@@ -2,7 +2,7 @@
 // they say of their holes.
 
 import type { Repository } from '../repository/repository.ts'
-import { decide, newestFirst } from './push.ts'
+import { decide, haveParents, newestFirst, type Earlier } from './parents.ts'
 import { addChanges, type DiskStart, type PushDisk } from './push-one.ts'
 import { PushPlan } from './push-plan.ts'
 
@@ -25,8 +25,8 @@ export async function estimate(
   disks: readonly Wanted[],
   signal?: AbortSignal,
 ): Promise<DiskEstimate[]> {
-  const earlier = await newestFirst(repository, machine, signal)
-  const before = earlier.flatMap(point => ('manifest' in point ? point.manifest.disks : []))
+  const isEnough = (known: Earlier) => haveParents(disks, known) && disks.every(({ name }) => ratioOf(disksOf(known, name)))
+  const earlier = await newestFirst(repository, machine, isEnough, signal)
   const estimates: DiskEstimate[] = []
   for (const disk of disks) {
     const { source, name } = disk
@@ -38,13 +38,19 @@ export async function estimate(
       signal?.throwIfAborted()
       if (!zero) read += Math.min((first + count) * chunkSize, source.size) - first * chunkSize
     }
-    const ratio = ratioOf(before.filter(one => one.name === name)) ?? ratioOf(before)
+    const ratio = ratioOf(disksOf(earlier, name)) ?? ratioOf(disksOf(earlier))
     // Where it is compared, most of it is there already, and nobody knows how much.
     const stored = mode === 'compare' || ratio === undefined ? undefined : Math.round(read * ratio)
     estimates.push({ disk: name, size: source.size, mode, why, read, ...(stored !== undefined && { stored }) })
   }
   return estimates
 }
+
+/** As they were, or one of them. */
+const disksOf = (earlier: Earlier, name?: string) =>
+  earlier.flatMap(point =>
+    'manifest' in point ? point.manifest.disks.filter(disk => name === undefined || disk.name === name) : [],
+  )
 
 function ratioOf(disks: readonly { readonly new: number; readonly stored: number }[]): number | undefined {
   const found = disks.find(disk => disk.new > 0)

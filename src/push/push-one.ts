@@ -141,7 +141,10 @@ async function* attempt(
     await work.return(null)
   }
   yield tell()
-  const { dirty, new: fresh, stored } = counts
+  const { done, dirty, new: fresh, stored } = counts
+  // Who trusts the restore point cannot tell that a part of the plan was passed over.
+  if (done !== plan.bytes)
+    throw new Error(`of ${plan.bytes} bytes of disk '${name}' ${done} were dealt with; nothing is committed`)
   const { checkpoint } = disk
   const manifest = {
     name,

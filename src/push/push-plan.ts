@@ -1,5 +1,6 @@
 // Which chunks of a disk a push looks at, in order, and which of them it need not even read.
 
+import { messageOf } from '../base/errors.ts'
 import { alignDown, alignUp, endOf, type Range } from '../base/ranges.ts'
 import { BitSet } from '../base/bit-set.ts'
 import type { BlockIo, Extent } from '../block/driver.ts'
@@ -88,9 +89,9 @@ export class PushPlan {
   }
 
   async *runs(source: Pick<BlockIo, 'extents'>): AsyncGenerator<ChunkRun> {
-    for (const range of this.ranges()) {
+    for await (const { range, zeroRanges } of lookAhead(source, this.ranges())) {
       let at = range.offset // of the first chunk that is not told yet
-      for await (const zeroes of merged(source.extents(range))) {
+      for await (const zeroes of zeroRanges) {
         // Whole chunks inside the zeroes; the last chunk of the disk may be short.
         const from = Math.max(at, alignUp(zeroes.offset, this.chunkSize))
         const to = endOf(zeroes) >= this.size ? this.size : alignDown(endOf(zeroes), this.chunkSize)
@@ -107,6 +108,46 @@ export class PushPlan {
     const first = from / this.chunkSize
     return { first, count: Math.ceil(to / this.chunkSize) - first, zero }
   }
+}
+
+interface Look {
+  readonly range: Range
+  /** Undefined of a range of which there may be more to know than should be kept. */
+  readonly zeroRanges: Promise<readonly Range[]> | undefined
+}
+
+/** Ranges that are asked about before their turn has come; half as many are asked about at once. */
+const AHEAD = 32
+const AHEAD_BYTES = 16 << 20
+
+/**
+ * What of each range reads as zeroes. What has changed lies in many small places, and each time a thread has to ask: to wait for one answer after the
+ * other takes longer than to read it all.
+ */
+async function* lookAhead(source: Pick<BlockIo, 'extents'>, ranges: Iterator<Range>) {
+  const looks: Look[] = []
+  const lookFurther = () => {
+    for (let next = ranges.next(); !next.done; next = ranges.next()) if (looks.push(look(source, next.value)) === AHEAD) return
+  }
+  try {
+    for (;;) {
+      if (looks.length <= AHEAD / 2) lookFurther()
+      const next = looks.shift()
+      if (!next) return
+      const { range, zeroRanges } = next
+      yield { range, zeroRanges: zeroRanges ? await zeroRanges : merged(source.extents(range)) }
+    }
+  } finally {
+    // Nobody uses the source any more.
+    await Promise.allSettled(looks.map(async ({ zeroRanges }) => zeroRanges))
+  }
+}
+
+function look(source: Pick<BlockIo, 'extents'>, range: Range): Look {
+  if (range.length > AHEAD_BYTES) return { range, zeroRanges: undefined }
+  const zeroRanges = Array.fromAsync(merged(source.extents(range)))
+  zeroRanges.catch(messageOf) // a failure is told when its turn comes
+  return { range, zeroRanges }
 }
 
 /** The ranges that read as zeroes, neighbours made one. */

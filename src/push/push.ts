@@ -3,18 +3,19 @@
 // A bitmap is a hint that saves reading. When it is missing, does not fit what the repository has, or turns out to lie, the disk is
 // compared instead: all that is allocated is read, and what changed is uploaded. The manifest says which it was, and why.
 
-import { InvalidParameter, messageOf } from '../base/errors.ts'
+import { InvalidParameter } from '../base/errors.ts'
 import type { SpeedLimit } from '../base/speed-limit.ts'
 import { keepHeapSmall } from '../base/heap.ts'
 import { BlobType } from '../repository/blob.ts'
 import { attachmentBytes } from '../repository/attachment.ts'
 import type { DiskManifest, Manifest } from '../repository/manifest.ts'
 import { CHUNK_SIZES } from '../repository/repository-file.ts'
-import type { Point, Repository } from '../repository/repository.ts'
+import type { Repository } from '../repository/repository.ts'
 import type { Sealer } from '../repository/sealer.ts'
 import { SharedSealers } from '../repository/shared-sealers.ts'
 import { finishCommits, RepositoryWriter } from '../repository/writer.ts'
-import { expectedOf, pushOne, type DiskStart, type PushDisk, type PushProgress } from './push-one.ts'
+import { decide, haveParents, newestFirst, type Earlier } from './parents.ts'
+import { expectedOf, pushOne, type PushDisk, type PushProgress } from './push-one.ts'
 
 export type { Changes, PushDisk, PushProgress } from './push-one.ts'
 
@@ -78,7 +79,7 @@ export async function* push(options: PushOptions): AsyncGenerator<PushProgress, 
     packs: Math.max(2, Math.floor(memory / packSize) - 1),
     signal,
     look: async () => {
-      earlier = await newestFirst(repository, machine, signal)
+      earlier = await newestFirst(repository, machine, known => haveParents(disks, known), signal)
     },
     ...(beatMs !== undefined && { beatMs }),
   })
@@ -139,57 +140,4 @@ function warnOfLater({ warn }: Repository, earlier: Earlier, time: Date) {
     warn(
       `restore point ${later.key} bears a later time than the backup that is made now (${time.toISOString()}), so a clock was or is wrong: set it; "stillpoint point forget" takes a restore point away that would be the latest for too long`,
     )
-}
-
-/** A restore point that cannot be read is no parent; its disks are compared with an older one, or read in full. */
-export async function newestFirst(repository: Repository, machine: string, signal?: AbortSignal) {
-  const points: (Point | { readonly key: string; readonly unreadable: string })[] = []
-  for (const key of (await repository.pointKeys(machine, signal)).reverse()) {
-    try {
-      const point = await repository.findPoint(key, signal)
-      if (point) points.push(point)
-    } catch (error) {
-      signal?.throwIfAborted()
-      points.push({ key, unreadable: messageOf(error) })
-    }
-  }
-  return points
-}
-
-type Earlier = Awaited<ReturnType<typeof newestFirst>>
-
-/** How a disk is read, and why so. */
-export function decide(disk: Pick<PushDisk, 'name' | 'changes'>, earlier: Earlier, chunkSize: number): DiskStart {
-  const candidates = earlier.flatMap(point => {
-    const found = 'manifest' in point ? point.manifest.disks.find(({ name }) => name === disk.name) : undefined
-    return found ? [{ parent: point.key, parentDisk: found, chunkSize: found.chunkSize }] : []
-  })
-  const [newest] = candidates
-  const unreadable = earlier.find(point => 'unreadable' in point)
-  const aside =
-    unreadable && 'unreadable' in unreadable ? ` (restore point ${unreadable.key} cannot be read: ${unreadable.unreadable})` : ''
-  if (!newest)
-    return {
-      mode: 'full',
-      why: `the repository has no earlier restore point of this disk${aside}`,
-      chunkSize,
-      parent: undefined,
-      parentDisk: undefined,
-    }
-  const { changes } = disk
-  if (!changes) return { ...newest, mode: 'compare', why: 'no bitmap was given' }
-  if ('missing' in changes) return { ...newest, mode: 'compare', why: changes.missing }
-  const offered = 'bitmap' in changes ? [changes] : changes
-  for (const one of offered) {
-    const base = candidates.find(({ parent, parentDisk }) => (one.isPoint ? parent : parentDisk.checkpoint) === one.since)
-    const why = one.isPoint
-      ? `the tree says what changed since restore point ${one.since}`
-      : `the bitmap has what changed since checkpoint '${one.since}'`
-    if (base) return { ...base, mode: 'bitmap', why, changes: one }
-  }
-  // The newest first; a machine may have a checkpoint for each push that any repository got.
-  const [first, ...others] = offered
-  const before = others.length > 0 ? `, nor of the ${others.length} before it that the machine has` : ''
-  const why = `the repository has no restore point of checkpoint '${first?.since}'${before}${aside}`
-  return { ...newest, mode: 'compare', why }
 }

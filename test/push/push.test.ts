@@ -77,29 +77,6 @@ for (const passphrase of [undefined, 'correct horse']) {
 
 const sessionsOf = async (target: MemoryTarget) => Array.fromAsync(target.list('sessions/'))
 
-t.test('an increment by bitmap reads what is dirty, and a sample of what is not', async t => {
-  const repository = await newRepository(new MemoryTarget())
-  const bytes = randomBytes(400 * CHUNK, 1)
-  const first = await pushDisks(repository, [{ name: 'root', source: sourceOf(bytes), checkpoint: 'c1' }])
-  const changed = Buffer.from(bytes)
-  changed.fill(7, 5 * CHUNK + 100, 5 * CHUNK + 200)
-  changed.fill(0, 300 * CHUNK, 302 * CHUNK)
-  const node = new BytesSource(changed)
-  const bitmap = bitmapOf([
-    { offset: 5 * CHUNK, length: CHUNK },
-    { offset: 300 * CHUNK, length: 2 * CHUNK },
-  ])
-  const second = await pushDisks(repository, [{ name: 'root', source: node, changes: { bitmap, since: 'c1' }, checkpoint: 'c2' }])
-  const [disk] = second.manifest.disks
-  t.equal(disk!.read.mode, 'bitmap')
-  t.equal(second.manifest.parent, first.key)
-  t.equal(disk!.dirty, 3 * CHUNK)
-  t.equal(disk!.new, CHUNK)
-  t.ok(node.reads.length > 16 && node.reads.length <= 1 + 32, `${node.reads.length} reads`)
-  t.ok((await restored(repository, second.key, 'root')).equals(changed))
-  t.ok((await restored(repository, first.key, 'root')).equals(bytes), 'and the first is as it was')
-})
-
 t.test('a bitmap that lies is caught, and the disk compared instead', async t => {
   const repository = await newRepository(new MemoryTarget())
   const bytes = Buffer.alloc(800 * CHUNK)
@@ -150,21 +127,6 @@ t.test('a backup that finds a restore point of a later time says that a clock wa
   await at(1.5e12)
   t.equal(said.length, 1)
   t.match(said[0], new RegExp(`${later.key} bears a later time than .*so a clock was or is wrong`))
-})
-
-t.test('an increment by bitmap starts at the restore point of its checkpoint, also when there are newer ones', async t => {
-  const repository = await newRepository(new MemoryTarget())
-  const one = diskContent(20 * CHUNK, 1)
-  const first = await pushDisks(repository, [{ name: 'root', source: sourceOf(one), checkpoint: 'c1' }])
-  await pushDisks(repository, [{ name: 'root', source: sourceOf(diskContent(20 * CHUNK, 2)), checkpoint: 'c2' }])
-  const three = Buffer.from(one)
-  three.fill(3, 0, 10)
-  const third = await pushDisks(repository, [
-    { name: 'root', source: sourceOf(three), changes: { bitmap: bitmapOf([{ offset: 0, length: 10 }]), since: 'c1' } },
-  ])
-  t.equal(third.manifest.disks[0]!.read.mode, 'bitmap')
-  t.equal(third.manifest.parent, first.key)
-  t.ok((await restored(repository, third.key, 'root')).equals(three))
 })
 
 t.test('several disks are one restore point, and one that fails leaves none', async t => {
