@@ -1,8 +1,9 @@
 // Activity logs as files of a folder, each called by the id of its session.
 
-import { mkdir, open, readFile, rm, type FileHandle } from 'node:fs/promises'
+import { open, readFile, rm, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { writeAll } from '../base/positional-io.ts'
+import { makeFolder } from '../base/make-folder.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { LogFile, LogFolder } from './activity-log.ts'
 
@@ -12,7 +13,7 @@ export class ActivityFolder implements LogFolder {
   async create(id: string, content: Buffer): Promise<LogFile> {
     const path = this.#pathOf(id)
     try {
-      await mkdir(this.path, { recursive: true, mode: 0o700 })
+      await makeFolder(this.path)
       await using opened = new AsyncDisposableStack()
       const file = await open(path, 'wx', 0o600)
       opened.defer(() => file.close())

@@ -2,9 +2,10 @@
 //
 // A file's name is gone as soon as it is open, so that neither a crash nor a forgotten session leaves one behind.
 
-import { mkdir, open, rm } from 'node:fs/promises'
+import { open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Quota } from '../base/quota.ts'
+import { makeFolder } from '../base/make-folder.ts'
 import { systemFault } from '../base/system-fault.ts'
 import type { Graph } from './graph.ts'
 import type { GraphNode } from './graph-node.ts'
@@ -63,7 +64,7 @@ export class Scratch {
   /** Its name may be taken: by a file of a daemon that was killed before it had taken the name away, with the number that this process has now. */
   async #makeFile(size: number): Promise<string> {
     try {
-      await mkdir(this.folder, { recursive: true, mode: 0o700 })
+      await makeFolder(this.folder)
       for (;;) {
         const filename = join(this.folder, `${process.pid}-${++this.#files}`)
         try {

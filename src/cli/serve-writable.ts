@@ -16,6 +16,7 @@ import { Turns } from '../base/turns.ts'
 import { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission } from '../block/permissions.ts'
+import { FileInUse } from '../drivers/file-locks.ts'
 import { drivers } from '../drivers/index.ts'
 import { NotQcow2 } from '../drivers/qcow2/corrupt-image.ts'
 import { createImage } from '../drivers/qcow2/create.ts'
@@ -81,12 +82,7 @@ export async function serveWritable(repository: Repository, options: WritableOpt
   const nodes = new Map<WritableDisk, GraphNode>()
   for (const disk of disks) {
     const overlay = resolve(folder ? join(options.overlay, `${fileName(disk.name)}.qcow2`) : options.overlay)
-    const { node, needs } = await openOverlay(graph, repository, disk, overlay, options)
-    const io = graph.attach(node, {
-      description: 'this server',
-      perm: Permission.consistentRead | Permission.write,
-      shared: ALL & ~Permission.resize,
-    })
+    const { node, needs, io } = await openAttached(graph, repository, disk, overlay, options)
     const description = `${manifest.machine}/${disk.name} from what it was at ${manifest.time}`
     exports.add({ id: disk.name, name: disk.name, description, writable: true, io, contexts: [baseAllocation(io)] })
     nodes.set({ name: disk.name, size: node.size, overlay, point: needs }, node)
@@ -131,6 +127,21 @@ async function streamOnce(graph: Graph, jobs: Jobs, node: GraphNode, jobId: stri
 }
 
 const noneBehind = () => assert.fail('all of the chain is streamed')
+
+async function openAttached(graph: Graph, repository: Repository, disk: DiskManifest, path: string, options: WritableOptions) {
+  try {
+    const { node, needs } = await openOverlay(graph, repository, disk, path, options)
+    const io = graph.attach(node, {
+      description: 'this server',
+      perm: Permission.consistentRead | Permission.write,
+      shared: ALL & ~Permission.resize,
+    })
+    return { node, needs, io }
+  } catch (error) {
+    if (!(error instanceof FileInUse)) throw error
+    throw new Busy(`'${path}' is in use by ${error.users}: end that first, or name another file`, { cause: error })
+  }
+}
 
 /** Makes it where it is not there. `needs` is the key of the restore point behind it, if there still is one. */
 async function openOverlay(

@@ -2,10 +2,11 @@
 //
 // This is the kind of machine whose disks the daemon itself serves. What is above knows a machine by its name and its disks' nodes only.
 
-import { mkdir, open as openFile, readdir, rm } from 'node:fs/promises'
+import { open as openFile, readdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { z } from 'zod'
 import { Busy, Fault, InvalidParameter, IoError, NotFound } from '../base/errors.ts'
+import { makeFolder } from '../base/make-folder.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { within } from '../base/time.ts'
 import type { Emit } from '../base/events.ts'
@@ -403,7 +404,7 @@ async function filesBeside(bitmaps: string): Promise<string[]> {
 /** The file is there, and empty if it was not: the driver fills it. */
 async function touch(path: string) {
   try {
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+    await makeFolder(dirname(path))
     await (await openFile(path, 'a', 0o600)).close()
   } catch (error) {
     throw systemFault(`cannot make ${path}, where the bitmaps of a disk are kept`, error)

@@ -6,12 +6,12 @@
 // Several files that must be as they were or as they are to be, all of them (`writeTogether`), are written to one file first, which the next
 // start finishes where a crash came in between.
 
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { readFileIfThere, removeFile, writeFileAtomic } from '../base/atomic-file.ts'
 import { Busy, InvalidParameter, IoError } from '../base/errors.ts'
 import { lockFile } from '../base/file-lock.ts'
+import { makeFolder } from '../base/make-folder.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { within } from '../base/time.ts'
 import { Turns } from '../base/turns.ts'
@@ -45,7 +45,7 @@ export class StateFolder implements AsyncDisposable {
   /** @throws Busy while another daemon has it */
   static async open(path: string, patienceMs = PATIENCE_MS): Promise<StateFolder> {
     try {
-      await mkdir(path, { recursive: true, mode: 0o700 })
+      await makeFolder(path)
     } catch (error) {
       throw systemFault(`cannot make the state folder ${path}`, error)
     }

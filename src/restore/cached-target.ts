@@ -7,10 +7,11 @@
 // nobody has read for longest go when there is too much of them. A cache that cannot be written is none; reads go on.
 
 import { randomUUID } from 'node:crypto'
-import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import zlib from 'node:zlib'
 import { messageOf } from '../base/errors.ts'
+import { makeFolder } from '../base/make-folder.ts'
 import { endOf, type Range } from '../base/ranges.ts'
 import { systemFault } from '../base/system-fault.ts'
 import { packOfKey } from '../repository/pack.ts'
@@ -52,12 +53,12 @@ export class CachedTarget implements Target {
   /** @throws a Fault where there can be no such folder */
   static async open(below: Target, options: CacheOptions): Promise<CachedTarget> {
     try {
-      await mkdir(options.folder, { recursive: true, mode: 0o700 })
+      await makeFolder(options.folder)
       const cache = new CachedTarget(below, options)
       await cache.#tidy()
       return cache
     } catch (error) {
-      throw systemFault(`Could not use '${options.folder}' as a cache`, error)
+      throw systemFault(`Could not use '${options.folder}' as a cache; name another folder`, error)
     }
   }
 
@@ -181,7 +182,7 @@ export class CachedTarget implements Target {
     trailer.writeUInt32BE(checksum(path, block), 4)
     const partial = `${path}.${randomUUID()}${PARTIAL}`
     try {
-      await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+      await makeFolder(dirname(path))
       await writeFile(partial, Buffer.concat([block, trailer]), { mode: 0o600 })
       await rename(partial, path)
     } catch (error) {

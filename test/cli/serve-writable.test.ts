@@ -1,6 +1,9 @@
 // stillpoint serve --writable: overlays over a restore point, streamed until they stand alone, through stops and kills; judged by qemu-img.
 
-import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import t from 'tap'
 import { generator, randomBytes } from '../helpers/random-bytes.ts'
@@ -9,7 +12,7 @@ import { CHUNK, servedRepository } from '../helpers/served-repository.ts'
 import { stillpoint } from '../helpers/stillpoint.ts'
 import { attempt, missing, run } from '../helpers/tools.ts'
 
-const skip = missing('qemu-img')
+const skip = missing('qemu-img', 'qemu-nbd')
 
 const stack = new AsyncDisposableStack()
 t.teardown(() => stack.disposeAsync())
@@ -47,6 +50,16 @@ t.test('a disk that is written is an overlay; streamed, it stands alone, and nee
   t.match(await refused(other), { code: 11, stderr: /is an image of 1048576 bytes, and disk 'root' has \d+: it is no overlay/ })
   writeFileSync(path('text'), 'a letter')
   t.match(await refused(path('text')), { code: 11, stderr: /text' is there, and is no qcow2 image: name another file/ })
+  const guest = spawn('qemu-nbd', ['-t', '-f', 'qcow2', '-k', path('guest.sock'), other], { stdio: 'ignore' })
+  while (!existsSync(path('guest.sock'))) await sleep(20)
+  const inUse = await refused(other)
+  t.match(inUse, {
+    code: 11,
+    stderr: /other\.qcow2' is in use by qemu-nbd \(process \d+\): end that first, or name another file/,
+  })
+  t.notMatch(inUse.stderr, /-U/, 'which serve has not')
+  guest.kill()
+  await once(guest, 'exit')
   t.match(await refused(path('none/x')), { code: 1, stderr: /make the folder '.*none' first/ })
   t.match(await stillpoint(['serve', 'local', second, '--writable', '--overlay', overlay, '--config', config]), {
     code: 1,

@@ -68,6 +68,27 @@ for (const passphrase of [undefined, 'x'])
     t.match(await read(), { isRight: true, asked: 0 })
   })
 
+t.test('a cache where no folder can be made is refused at once', async t => {
+  const folder = t.testdir({ file: '' })
+  for (const [place, sentence] of [
+    ['/proc/stillpoint/cache', /No such file or directory/],
+    [`${folder}/file`, /Not a directory/],
+    [`${folder}/file/cache`, /Not a directory/],
+  ] as const)
+    await t.rejects(CachedTarget.open(new MemoryTarget(), { folder: place, bytes: 1 << 20, warn: message => t.fail(message) }), {
+      name: 'IoError',
+      message: new RegExp(`Could not use '${place}' as a cache; name another folder: ${sentence.source}`),
+    })
+  for (let count = 0; count < 2; count++) {
+    await using _made = await CachedTarget.open(new MemoryTarget(), {
+      folder: `${folder}/a/b/`,
+      bytes: 1 << 20,
+      warn: message => t.fail(message),
+    })
+  }
+  t.equal(statSync(`${folder}/a/b`).mode & 0o777, 0o700)
+})
+
 t.test('there is about as much in a cache as may be, whoever writes it', async t => {
   const { read, blocks } = await cached(undefined)
   for (let count = 0; count < 3; count++) t.ok((await read(1 << 20)).isRight)

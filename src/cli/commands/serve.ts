@@ -79,6 +79,7 @@ export const serve = verb<{ repository: string; point: string }, Options>({
       throw new Misuse('--writable and --overlay go together: what is written must be somewhere')
     if (stream && !writable) throw new Misuse('--stream is for --writable: what is read-only has nowhere to be copied to')
     if (options.cacheSize !== undefined && options.cache === undefined) throw new Misuse('--cache-size is for --cache')
+    if (options.cache === '') throw new Misuse('--cache needs a folder; where it comes from a variable, that is empty')
     const { point: name, disk } = parts(args.point)
     if (isArchive(args.repository)) {
       if (writable || options.since || options.cache !== undefined)
