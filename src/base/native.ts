@@ -9,6 +9,7 @@ import { addresses, type AddressOf } from './address.ts'
 import { Aio, type FilePart, RWF_NOWAIT } from './aio.ts'
 import { messageOf } from './errors.ts'
 import { alignDown, alignUp, type Range } from './ranges.ts'
+import { SEEK_DATA, SEEK_HOLE } from './seek-terms.ts'
 import { beginThread, endThread } from './threads.ts'
 
 export interface Native {
@@ -66,9 +67,7 @@ export interface Native {
 /** Pieces that one call sends, at most. */
 export const SENT_AT_ONCE = 256
 
-/** From Linux's include/uapi/linux/fs.h and falloc.h. */
-const SEEK_DATA = 3
-const SEEK_HOLE = 4
+/** From Linux's include/uapi/linux/falloc.h. */
 const KEEP_SIZE = 0x01
 const PUNCH_HOLE = 0x02
 const ZERO_RANGE = 0x10

@@ -6,6 +6,7 @@
 import type { KoffiFunc } from 'koffi'
 import { addresses, type AddressOf } from './address.ts'
 import { NUMBERS, RWF_NOWAIT } from './aio.ts'
+import { SEEK_DATA, SEEK_HOLE } from './seek-terms.ts'
 
 /** From Linux's include/uapi/asm-generic/poll.h. */
 export const POLLIN = 1
@@ -69,6 +70,9 @@ export interface ThreadCalls {
   duplicate(socket: number): number
   /** Nobody sends or receives there any more (shutdown). */
   shutDown(socket: number): void
+  /** As those of base/native.ts: where the next data begin, and the next hole; nothing there is ENXIO (lseek). */
+  seekData(fd: number, offset: number): number
+  seekHole(fd: number, offset: number): number
 }
 
 type Call<Args extends (number | bigint | string)[]> = KoffiFunc<(...args: Args) => number>
@@ -104,6 +108,7 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
   const eventfd: Call<[number, number]> = libc.func('int eventfd(uint32_t, int)')
   const fcntl: Call<[number, number, string, number]> = libc.func('int fcntl(int, int, ...)')
   const shutdown: Call<[number, number]> = libc.func('int shutdown(int, int)')
+  const lseek: Call<[number, number, number]> = libc.func('int64_t lseek(int, int64_t, int)')
 
   const splice: Call<[number, number, number, number, number, number]> = libc.func(
     'int64_t splice(int, uintptr_t, int, uintptr_t, size_t, uint32_t)',
@@ -175,5 +180,7 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
     reset: event => void read(event, oneAddress, one.byteLength),
     duplicate: socket => errnoOr(fcntl(socket, F_DUPFD_CLOEXEC, 'int', 0)),
     shutDown: socket => void shutdown(socket, SHUT_RDWR),
+    seekData: (fd, offset) => errnoOr(lseek(fd, offset, SEEK_DATA)),
+    seekHole: (fd, offset) => errnoOr(lseek(fd, offset, SEEK_HOLE)),
   }
 }

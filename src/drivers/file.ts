@@ -33,6 +33,7 @@ import type {
 import type { NodeInfo } from '../block/node-info.ts'
 import type { PermissionChange, Permissions } from '../block/permissions.ts'
 import { DirectIo, type DirectCalls } from './direct-io.ts'
+import { FileData, refused } from './file-data.ts'
 import { FileLocks } from './file-locks.ts'
 
 const options = z.strictObject({
@@ -150,10 +151,11 @@ const nextTurn = () => new Promise<void>(resolve => waiting.push(resolve))
 export class FileNode implements BlockNode {
   #fd: number
   /** What has not been refused yet. */
-  readonly #able = { cached: true, seek: true, punchHole: true, zeroRange: true, allocate: true }
+  readonly #able = { cached: true, punchHole: true, zeroRange: true, allocate: true }
   /** After a failed fdatasync the kernel forgets which pages are not on the disk, so a later one would lie (QEMU's file-posix too). */
   #lost: IoError | undefined
   readonly #locks: FileLocks | undefined
+  readonly #data: FileData
   readonly #allocated = new LastKnown(() => this.#countAllocated())
   /** How small requests are done: by system calls that do many at once, or else by a thread that does. */
   readonly #small: { readonly read: typeof readUpTo; readonly write: typeof writeAll }
@@ -171,6 +173,7 @@ export class FileNode implements BlockNode {
     locks: boolean,
   ) {
     this.#fd = handle.fd
+    this.#data = new FileData(native, filename)
     if (native) this.#small = { read: readUpTo, write: new WriteBatches(native).write }
     else this.#small = this.#thread = new FileThread()
     if (native && locks) this.#locks = new FileLocks(native, this.#fd, filename)
@@ -272,20 +275,8 @@ export class FileNode implements BlockNode {
     }
   }
 
-  async *extents(range: Range): AsyncGenerator<Extent> {
-    const end = endOf(range)
-    for (let offset = range.offset; offset < end;) {
-      const next = await this.#nextData(offset)
-      if (!next) {
-        yield { offset, length: end - offset, allocated: true, zero: false, hostOffset: offset }
-        return
-      }
-      const data = Math.min(next.data ?? end, end)
-      if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true, hostOffset: offset }
-      const hole = Math.min(next.hole ?? data, end)
-      if (hole > data) yield { offset: data, length: hole - data, allocated: true, zero: false, hostOffset: data }
-      offset = hole // which is `data` again when a hole was punched there in between
-    }
+  extents(range: Range): AsyncIterable<Extent> {
+    return this.#data.extents(() => this.#fd, range)
   }
 
   async resize(size: number) {
@@ -388,19 +379,6 @@ export class FileNode implements BlockNode {
     return this.#able.allocate && (await this.#attempt('punchHole', range)) && (await this.#attempt('allocate', range))
   }
 
-  /** The next data and the hole behind it, each undefined where there is none; nothing where nobody can tell. */
-  async #nextData(offset: number): Promise<{ data: number | undefined; hole: number | undefined } | undefined> {
-    if (!this.native || !this.#able.seek) return undefined
-    try {
-      const data = await this.native.seekData(this.#fd, offset)
-      return { data, hole: data === undefined ? undefined : await this.native.seekHole(this.#fd, data) }
-    } catch (error) {
-      if (!refused(error)) throw systemFault(this.filename, error)
-      this.#able.seek = false // no block device can tell
-      return undefined
-    }
-  }
-
   async #attempt(way: 'punchHole' | 'zeroRange' | 'allocate', range: Range) {
     if (!this.native || !this.#able[way]) return false
     try {
@@ -455,10 +433,6 @@ async function close(handle: fs.promises.FileHandle, direct: DirectIo | undefine
 }
 
 const NO_CHANGE: PermissionChange = { commit() {}, abort() {} }
-
-/** "Not here" in the words of different file systems and devices. */
-const refused = (error: unknown) =>
-  ['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'ENODEV', 'EINVAL'].includes((error as NodeJS.ErrnoException).code ?? '')
 
 const outside = (outer: Range, inner: Range): Range[] =>
   [

@@ -1,15 +1,23 @@
 // The conformance suite over every driver, and what each does of its own.
 
 import { spawnSync } from 'node:child_process'
-import { statSync, truncateSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { closeSync, openSync, statSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { InvalidParameter, IoError, NotSupported } from '../../src/base/errors.ts'
 import { native } from '../../src/base/native.ts'
+import { alignDown, endOf, type Range } from '../../src/base/ranges.ts'
+import { INSIDE } from '../../src/base/seek-terms.ts'
+import { SeekThreads, startWorker, type SeekThreadsOptions } from '../../src/base/seek-threads.ts'
+import { FileData } from '../../src/drivers/file-data.ts'
 import { file, FileNode, hostDevice } from '../../src/drivers/file.ts'
 import { nullCo } from '../../src/drivers/null-co.ts'
 import { raw } from '../../src/drivers/raw.ts'
 import { blockNodeSuite, checkExtents, readAt } from '../helpers/block-node-suite.ts'
 import { fileNode, openContext, scratchFile } from '../helpers/open-context.ts'
+import fc from '../helpers/property.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
 
 const MiB = 1 << 20
@@ -106,6 +114,8 @@ t.test(
     truncateSync(filename, 8 * MiB) // a multiple of 512, as QEMU rounds others up
     const node = stack.use(await file.open({ filename }, openContext()))
     for (const offset of [0, 65536, 3 * MiB + 4096, 7 * MiB]) await node.write(offset, randomBytes(5000, offset))
+    // So many pieces that a thread is asked.
+    for (let offset = 4 * MiB; offset < 7 * MiB; offset += 8192) await node.write(offset, randomBytes(4096, 1))
     await node.flush()
     const { stdout } = spawnSync('qemu-img', ['map', '-f', 'raw', '--output=json', filename], { encoding: 'utf8' })
     const theirs = (JSON.parse(stdout) as { start: number; length: number; zero: boolean }[]).map(({ start, length, zero }) => ({
@@ -120,6 +130,111 @@ t.test(
     )
   },
 )
+
+/** Over a file, by threads of its own; `ready` when they are there. */
+async function fileData(size: number, stack: AsyncDisposableStack, options: SeekThreadsOptions = {}, mostPieces?: number) {
+  const filename = await scratchFile(Buffer.alloc(0), stack)
+  truncateSync(filename, size)
+  const fd = openSync(filename, 'r+')
+  stack.defer(() => closeSync(fd))
+  const threads = new SeekThreads({ startAfter: 1, ...options })
+  const data = new FileData(native, filename, threads, mostPieces)
+  const extents = (range: Range) => data.extents(() => fd, range)
+  const ready = async () => {
+    for (let found; !found;) {
+      found = await threads.find({ fd, offset: 0, end: size, most: 1 })
+      if (!found) await sleep(5)
+    }
+  }
+  return { filename, fd, threads, extents, ready }
+}
+
+t.test(
+  'what is data and what is a hole is told as it is when it is asked for, whatever was there before',
+  { skip: nativeMissing },
+  async () => {
+    await using stack = new AsyncDisposableStack()
+    const PAGE = 4096 // no file system has a coarser one here
+    const PAGES = 300
+    const { fd, extents, ready } = await fileData(PAGES * PAGE, stack, {}, 16)
+    await ready()
+    const model = Array.from({ length: PAGES }, () => false)
+    const range = fc.tuple(fc.nat(PAGES * PAGE - 1), fc.nat(PAGES * PAGE)).map(([offset, most]): Range => {
+      return { offset, length: Math.max(1, Math.min(most, PAGES * PAGE - offset)) }
+    })
+    const step = fc.record({
+      from: fc.nat(PAGES - 1),
+      every: fc.integer({ min: 1, max: 5 }),
+      count: fc.integer({ min: 1, max: 150 }),
+      data: fc.boolean(),
+      range,
+    })
+    const page = randomBytes(PAGE, 1)
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 8, size: 'max' }), async steps => {
+        for (const { from, every, count, data, range } of steps) {
+          for (let at = from, left = count; at < PAGES && left > 0; at += every, left--) {
+            if (data) writeSync(fd, page, 0, PAGE, at * PAGE)
+            else await native!.punchHole(fd, { offset: at * PAGE, length: PAGE })
+            model[at] = data
+          }
+          let at = range.offset
+          for await (const { offset, length, zero, allocated, hostOffset } of extents(range)) {
+            if (offset !== at || length <= 0 || hostOffset !== at || zero === allocated) throw new Error(`at ${at}`)
+            for (const end = offset + length; at < end; at = Math.min(alignDown(at, PAGE) + PAGE, end))
+              if (model[Math.floor(at / PAGE)] === zero) throw new Error(`byte ${at} is said to be ${zero ? 'a hole' : 'data'}`)
+          }
+          if (at !== endOf(range)) throw new Error(`it ends at ${at}, not at ${endOf(range)}`)
+        }
+      }),
+      { numRuns: 30 },
+    )
+  },
+)
+
+t.test('a thread that hangs, ends or is told to stop costs time, and changes no answer', { skip: nativeMissing }, async t => {
+  await using stack = new AsyncDisposableStack()
+  const workers: Worker[] = []
+  const run = (script: string) => () => workers[workers.push(new Worker(script, { eval: true })) - 1]!
+  const say = "const { parentPort } = require('node:worker_threads'); parentPort.postMessage(true);"
+  const hangs = run(`${say} parentPort.on('message', () => {})`)
+  const dies = run(`${say} parentPort.on('message', () => process.exit(5))`)
+  const walk = async ({ fd, extents }: Awaited<ReturnType<typeof fileData>>) => {
+    for (let at = 0; at < 64; at++) writeSync(fd, Buffer.alloc(4096, 1), 0, 4096, at * 8192)
+    let count = 0
+    for await (const { zero } of extents({ offset: 0, length: MiB })) if (zero !== (count++ % 2 === 1)) return -1
+    return count
+  }
+  const hung = await fileData(MiB, stack, { start: hangs })
+  let first: Promise<unknown> | undefined
+  while (!(first = hung.threads.find({ fd: hung.fd, offset: 0, end: MiB, most: 1 }))) await sleep(5)
+  t.equal(await walk(hung), 128)
+  t.equal(await Promise.race([first, sleep(1, 'it waits')]), 'it waits')
+  for (const worker of workers) await worker.terminate()
+  t.equal(await first, undefined)
+
+  const dead = await fileData(MiB, stack, { start: dies })
+  const warned = once(process, 'warning')
+  while (!(first = dead.threads.find({ fd: dead.fd, offset: 0, end: MiB, most: 1 }))) await sleep(5)
+  t.equal(await first, undefined, 'so the pool is asked')
+  t.match(await warned, [{ message: /takes longer from now on: the thread for it has ended \(exit code 5\)/ }])
+  t.equal(await walk(dead), 128)
+
+  // koffi does not survive that a thread is stopped within it.
+  let control: Int32Array | undefined
+  const stopped = await fileData(MiB, stack, {
+    start: memory => {
+      control = new Int32Array(memory)
+      return startWorker(memory)
+    },
+  })
+  await stopped.ready()
+  const asked = stopped.threads.find({ fd: stopped.fd, offset: 0, end: MiB, most: 4096 })
+  stopped.threads.leave()
+  t.equal(Atomics.load(control!, INSIDE), 0)
+  await asked
+  t.equal(await walk(stopped), 128)
+})
 
 t.test('without native help a fast zeroing is refused, a slow one writes', async t => {
   await using stack = new AsyncDisposableStack()
