@@ -237,14 +237,14 @@ class Collector {
         if (!timeOfKey(key)) continue
         const found = await find(target, key, signal)
         if (found && !isTombstone(found.body))
-          needed.push({ key, manifest: this.repository.decode(Buffer.from(found.body), key) })
+          needed.push({ key, manifest: this.repository.decodeAt(Buffer.from(found.body), key) })
       }
     }
     const sessions = async () => {
       for await (const { record } of listSessions(target, signal)) {
         if (record.state === 'expired' || this.#without.has('pins')) continue
         for (const { key, manifest } of manifestsOf(record))
-          needed.push({ key, manifest: this.repository.decode(Buffer.from(manifest, 'base64'), key) })
+          needed.push({ key, manifest: this.repository.decodeAt(Buffer.from(manifest, 'base64'), key) })
       }
     }
     // In this order: see "reader begins" above. And the index after both, so that it has what they need.

@@ -5,7 +5,7 @@ import { leaveDamaged, listSessions } from './commit.ts'
 import { find } from './conditional.ts'
 import { Damaged } from './faults.ts'
 import type { RepositoryKeys } from './keys.ts'
-import { decodeManifest, isTombstone, machinePrefix, POINTS, timeOfKey, type Manifest } from './manifest.ts'
+import { decodeManifest, isTombstone, machinePrefix, pointKey, POINTS, timeOfKey, type Manifest } from './manifest.ts'
 import { thisHost, type Host } from './owner.ts'
 import { openKeys, readRepositoryFile, type RepositoryFile } from './repository-file.ts'
 import type { Target } from './target.ts'
@@ -72,7 +72,7 @@ export class Repository {
     const found = await find(this.target, key, signal)
     const body = found ? Buffer.from(found.body) : await this.#committed(key, signal)
     if (!body || isTombstone(body)) return undefined
-    return { key, body, manifest: this.decode(body, key) }
+    return { key, body, manifest: this.decodeAt(body, key) }
   }
 
   async point(key: string, signal?: AbortSignal): Promise<Point> {
@@ -98,9 +98,19 @@ export class Repository {
     }
   }
 
-  decode(body: Buffer, what: string) {
+  /** The manifest of a restore point: of the one with this key, and of no other, whose manifest may have come in its place. */
+  decodeAt(body: Buffer, key: string) {
+    return this.decode(body, key, manifest => {
+      const own = pointKey(manifest)
+      if (own !== key) throw new Damaged(`what is there is the manifest of ${own}`)
+    })
+  }
+
+  decode(body: Buffer, what: string, check?: (manifest: Manifest) => void) {
     try {
-      return decodeManifest(body, this.keys, this.id, what)
+      const manifest = decodeManifest(body, this.keys, this.id, what)
+      check?.(manifest)
+      return manifest
     } catch (error) {
       if (!(error instanceof Damaged)) throw error
       throw new Damaged(

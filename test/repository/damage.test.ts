@@ -180,6 +180,21 @@ t.test('a damaged restore point hides no other, and forgetting it makes room for
   for (const key of rest) t.ok(points.get(key)!.equals((await served(repository, key)) as Buffer), key)
 })
 
+t.test('the manifest of one restore point in place of another is damage, and is not served for that', async t => {
+  for (const passphrase of [undefined, 'x']) {
+    const { store, points } = await atWork(passphrase)
+    const repository = await Repository.open(new MemoryTarget(store), passphrase === undefined ? {} : { passphrase })
+    const [one, other] = [...points.keys()].filter(key => store.objects.has(key))
+    store.set(one!, store.objects.get(other!)!.body)
+    t.match(await served(repository, one!), { name: 'Damaged', message: new RegExp(`what is there is the manifest of ${other}`) })
+    t.ok(points.get(other!)!.equals((await served(repository, other!)) as Buffer))
+    const { damagedPoints } = await done(verify(repository, { level: 'deep', sealer }))
+    t.match(damagedPoints, [{ key: one }])
+    await collect(repository, { graceMs: 0 }) // ends what was begun before
+    await t.rejects(collect(repository, { graceMs: 0 }), { name: 'Damaged' }, 'nor is what it needs taken')
+  }
+})
+
 t.test('where one host writes, and its name is damaged, taking over writes it anew', async t => {
   const target = new MemoryTarget()
   const put = target.put.bind(target)
