@@ -7,14 +7,11 @@
 docs/repository-format.md explains every byte. Needs Python 3.8 and the program `zstd`; for an encrypted repository the Python package
 `cryptography` too, and its key in the environment as STILLPOINT_KEY.
 """
-import hashlib, hmac, itertools, json, os, struct, subprocess, sys, unicodedata, urllib.parse, zlib
-from base64 import b64decode
+import base64, hashlib, hmac, itertools, json, os, re, struct, subprocess, sys, unicodedata, urllib.parse, zlib
 
 PACK_HEADER, BLOB_HEADER, ENTRY, TYPE_DATA, TYPE_NODE, TYPE_MANIFEST = 64, 64, 48, 1, 2, 4
-
-
-class Damaged(Exception):
-    pass
+Damaged = type('Damaged', (Exception,), {})
+DAMAGE = (Damaged, ValueError, LookupError, struct.error)
 
 
 def check(condition, message):
@@ -69,9 +66,9 @@ class Repository:
         for key in self.keys('keys'):
             try:
                 slot = json.loads(self.read(key))
-                stretched = hashlib.scrypt(unicodedata.normalize('NFC', passphrase).encode(), salt=b64decode(slot['salt']), n=slot['n'],
+                stretched = hashlib.scrypt(unicodedata.normalize('NFC', passphrase).encode(), salt=base64.b64decode(slot['salt']), n=slot['n'],
                                            r=slot['r'], p=slot['p'], maxmem=256 * slot['n'] * slot['r'] + (1 << 20), dklen=32)
-                return aes_gcm_decrypt(stretched, b64decode(slot['nonce']), b64decode(slot['wrapped']), self.id)
+                return aes_gcm_decrypt(stretched, base64.b64decode(slot['nonce']), base64.b64decode(slot['wrapped']), self.id)
             except (Damaged, ValueError, KeyError):
                 pass  # the slot of another key, or damaged
         raise Damaged('the key opens none of the slots')
@@ -88,7 +85,7 @@ class Repository:
             check(magic == b'SPi1' and repository == self.id, key + ' is no index of this repository')
             at = 32
             for _ in range(packs):
-                name, _size, kind, count = struct.unpack_from('>32sIB3xI', data, at)
+                name, kind, count = struct.unpack_from('>32s4xB3xI', data, at)
                 name, at = name.hex(), at + 44
                 pack = ('packs' if kind == 1 else 'meta') + '/' + name[:2] + '/' + name
                 places = self.places[TYPE_DATA if kind == 1 else TYPE_NODE]
@@ -106,14 +103,13 @@ class Repository:
     def decrypt_blob(self, data, kind, session, wanted=None):
         """A blob's id, codec, plain length, and its bytes as the codec left them."""
         check(len(data) >= BLOB_HEADER, 'a blob is cut short')
-        header = data[:BLOB_HEADER]
+        header, data = data[:BLOB_HEADER], data[BLOB_HEADER:]
         magic, typ, codec, flags, stored, length, counter, blob = struct.unpack_from('>4sBBBxIIQ32s', header)
         check(magic == b'SPb1' and typ == kind, 'there is no such blob where one should be')
         check(zlib.crc32(header[:60]) == struct.unpack_from('>I', header, 60)[0], 'the header of a blob is damaged')
         check(wanted in (None, blob) and bool(flags & 1) == bool(self.master), 'this is another blob')
-        data = data[BLOB_HEADER:BLOB_HEADER + stored]
-        if self.master:
-            data = aes_gcm_decrypt(hkdf(self.master, session, b'stillpoint session'), struct.pack('>4xQ', counter), data, header)
+        key = hkdf(self.master, session, b'stillpoint session') if self.master else None
+        data = aes_gcm_decrypt(key, struct.pack('>4xQ', counter), data[:stored], header) if key else data[:stored]
         return blob, codec, length, data
 
     def open_blobs(self, blobs):
@@ -122,8 +118,7 @@ class Repository:
         unpacked = decompress([data for _, data in packed], sum(length for length, _ in packed)) if packed else b''
         plains, at = [], 0
         for blob, codec, length, plain in blobs:
-            if codec == 1:
-                plain, at = unpacked[at:at + length], at + length
+            plain, at = (unpacked[at:at + length], at + length) if codec == 1 else (plain, at)
             digest = hmac.new(self.id_key, plain, hashlib.sha256).digest() if self.master else hashlib.sha256(plain).digest()
             check(len(plain) == length and digest == blob, 'the bytes of a blob are not those that were written')
             plains.append(plain)
@@ -136,12 +131,14 @@ class Repository:
         return self.decrypt_blob(self.read(pack, offset, length), kind, session, blob)
 
     def points(self):
-        """Manifests by name. A tombstone stands for a restore point that was forgotten; it begins with '{'."""
-        found = {}
-        for key in self.keys('points'):
-            data = self.read(key)
-            if data[:1] != b'{':
-                found[urllib.parse.unquote(key)] = json.loads(self.open_blobs([self.decrypt_blob(data[PACK_HEADER:], TYPE_MANIFEST, self.session_of(data))])[0])
+        """Keys by name. A tombstone stands for a restore point that was forgotten; it begins with '{'."""
+        return {urllib.parse.unquote(key): key for key in self.keys('points') if self.read(key, 0, 1) != b'{'}
+
+    def manifest(self, name, key):
+        data = self.read(key)
+        found = json.loads(self.open_blobs([self.decrypt_blob(data[PACK_HEADER:], TYPE_MANIFEST, self.session_of(data))])[0])
+        own = 'points/%s/%s-%s' % (found['machine'], re.sub('[-:.]', '', found['time']), found['id'][:8])
+        check(own == name, name + ' has the manifest of ' + own)
         return found
 
     def chunks(self, disk):
@@ -181,12 +178,15 @@ def main(path, point=None, disk=None, output=None):
     repository = Repository(path, os.environ.get('STILLPOINT_KEY'))
     points = repository.points()
     if point is None:
-        for name, manifest in points.items():
-            for disk in manifest['disks']:
-                print(name, disk['name'], disk['size'], manifest['consistency'])
+        for name, key in points.items():
+            try:
+                for disk in (manifest := repository.manifest(name, key))['disks']:
+                    print(name, disk['name'], disk['size'], manifest['consistency'])
+            except DAMAGE as error:
+                print('damaged:', name, error, file=sys.stderr)
         return
     check(point in points, 'there is no restore point ' + point)
-    found = next((each for each in points[point]['disks'] if each['name'] == disk), None)
+    found = next((each for each in repository.manifest(point, points[point])['disks'] if each['name'] == disk), None)
     check(found, 'the restore point has no disk ' + str(disk))
     repository.restore(found, output)
 
@@ -196,5 +196,5 @@ if __name__ == '__main__':
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except (Damaged, ImportError, OSError) as error:
+    except (*DAMAGE, ImportError, OSError) as error:
         sys.exit('restore-from-files: ' + str(error))

@@ -95,6 +95,21 @@ for (const passphrase of [undefined, 'schlüssel'])
       const healed = python(older, 'root', `${folder}/out/healed`)
       t.equal(healed.status, 0, healed.stderr)
       t.ok(readFileSync(`${folder}/out/healed`).equals(kept.get(`${older} root`)!))
+      // Of another restore point, and of none: neither is taken for it, nor hides the others.
+      const key = (await repository.pointKeys()).find(key => key.startsWith('points/healer/'))!
+      for (const [body, sentence] of [
+        [(await target.get(older)).body, `has the manifest of ${older}`],
+        [Buffer.alloc(7), 'restore-from-files: '],
+        [Buffer.alloc(0), 'restore-from-files: '],
+      ] as const) {
+        await target.put(key, body)
+        const refused = python(key, 'root', `${folder}/out/x`)
+        t.match(refused, { status: 1, stderr: /^restore-from-files: / })
+        t.match(refused.stderr, sentence)
+        const all = python()
+        t.match(all, { status: 0, stderr: new RegExp(`^damaged: ${key} `) })
+        t.ok(all.stdout.includes(`${older} root `))
+      }
       t.match(python('points/x/y', 'root', `${folder}/out/x`).stderr, /there is no restore point/)
       t.match(python(older, 'root', `${folder}/out/healed`), { status: 1, stderr: /^restore-from-files: .*File exists/ })
       t.ok(readFileSync(program, 'utf8').split('\n').length <= 201, 'and it is short')
