@@ -12,6 +12,13 @@ import { alignDown, alignUp, type Range } from './ranges.ts'
 import { SEEK_DATA, SEEK_HOLE } from './seek-terms.ts'
 import { beginThread, endThread } from './threads.ts'
 
+export interface TcpState {
+  /** Segments that were sent and not acknowledged. */
+  readonly unacknowledged: number
+  /** Since anything was acknowledged. */
+  readonly silentMs: number
+}
+
 export interface Native {
   /** Where the first data at or behind `offset` begin; undefined where only a hole follows (lseek, SEEK_DATA). */
   seekData(fd: number, offset: number): Promise<number | undefined>
@@ -46,6 +53,8 @@ export interface Native {
   isByteLocked(fd: number, offset: number): boolean
   /** Lets the system hold so many bytes of what was sent and not yet taken, or as many as it allows (SO_SNDBUF). */
   growSendBuffer(fd: number, bytes: number): void
+  /** What the other end of a TCP connection has said of what it was sent (TCP_INFO); undefined where the system does not tell. */
+  tcpState(fd: number): TcpState | undefined
   /** How many bytes of a socket are there now, and in `into` from now on; 0 where there are none, or none will come any more (recv). */
   receive(fd: number, into: Buffer): number
   /** How many bytes of the first SENT_AT_ONCE pieces a socket takes now, without waiting; 0 also where it has failed (writev). */
@@ -87,6 +96,10 @@ const SO_SNDBUF = 7
 /** And include/linux/socket.h. */
 const MSG_DONTWAIT = 0x40
 const SO_SNDBUFFORCE = 32
+/** And include/uapi/linux/tcp.h; so much of struct tcp_info every kernel has. */
+const IPPROTO_TCP = 6
+const TCP_INFO = 11
+const TCP_INFO_BYTES = 104
 
 /** From Linux's include/uapi/asm-generic/mman-common.h. */
 const MADV_DONTNEED = 4
@@ -127,6 +140,9 @@ function bind(koffi: typeof import('koffi').default): Native {
     libc.func('int fcntl(int, int, ...)')
   const setsockopt: KoffiFunc<(fd: number, level: number, option: number, value: Buffer, length: number) => number> = libc.func(
     'int setsockopt(int, int, int, void *, uint32_t)',
+  )
+  const getsockopt: KoffiFunc<(fd: number, level: number, option: number, value: Buffer, length: Buffer) => number> = libc.func(
+    'int getsockopt(int, int, int, void *, void *)',
   )
   const preadv2 = optional<(fd: number, parts: Uint32Array, count: number, offset: number, flags: number) => number>(() =>
     libc.func('int64_t preadv2(int, void *, int, int64_t, int)'),
@@ -250,6 +266,13 @@ function bind(koffi: typeof import('koffi').default): Native {
       // Only root may go beyond the system's limit; up to there anybody may.
       if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, value, value.length) !== -1) return
       if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, value.length) === -1) throw failed('setsockopt')
+    },
+    tcpState(fd) {
+      const info = Buffer.alloc(TCP_INFO_BYTES)
+      const length = Buffer.alloc(4)
+      length.writeInt32LE(info.length)
+      if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length) === -1 || length.readInt32LE() < info.length) return undefined
+      return { unacknowledged: info.readUInt32LE(24), silentMs: info.readUInt32LE(56) }
     },
     // What fails here fails again where Node does it, and is told there.
     receive: (fd, into) => Math.max(recv(fd, into, into.length, MSG_DONTWAIT), 0),

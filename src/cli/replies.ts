@@ -5,6 +5,7 @@ import type { backupAbort } from '../control/commands/backup-abort.ts'
 import type { backupBegin } from '../control/commands/backup-begin.ts'
 import type { backupEstimate } from '../control/commands/backup-estimate.ts'
 import type { backupFinish } from '../control/commands/backup-finish.ts'
+import type { blockResize } from '../control/commands/block_resize.ts'
 import type { checkpointCreate } from '../control/commands/checkpoint-create.ts'
 import type { checkpointDelete } from '../control/commands/checkpoint-delete.ts'
 import type { checkpointRepair } from '../control/commands/checkpoint-repair.ts'
@@ -36,6 +37,7 @@ export interface Replies {
   'query-schedules': ReplyOf<typeof querySchedules>
   'schedule-run': ReplyOf<typeof scheduleRun>
   'config-reload': ReplyOf<typeof configReload>
+  block_resize: ReplyOf<typeof blockResize>
   'disk-abort': ReplyOf<typeof diskAbort>
   'disk-commit': ReplyOf<typeof diskCommit>
   'disk-copy': ReplyOf<typeof diskCopy>

@@ -165,7 +165,7 @@ export class Machines implements AsyncDisposable {
     const { exports, nodeExports } = this.context
     const id = `${machine.name}/${name}`
     const keeper = `machine '${machine.name}'`
-    const options = { id, name: id, node, writable: !node.readOnly, keeper, maxClients, singleWriter }
+    const options = { id, name: id, node, writable: !node.readOnly, keeper, resizable: true, maxClients, singleWriter }
     this.#exported.set(id, await nodeExports.add(exports, options))
   }
 

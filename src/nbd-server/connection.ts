@@ -42,6 +42,10 @@ export class Connection implements User {
     this.#log = terms.log.child({ peer: link.peer.address })
   }
 
+  get peer() {
+    return this.link.peer.address
+  }
+
   /** It has not chosen an export yet. */
   get negotiating() {
     return this.#negotiating
@@ -117,6 +121,16 @@ export class Connection implements User {
 
   destroy() {
     this.link.destroy()
+  }
+
+  /** As `destroy`, for one that nobody hears any more: the thread that it is lent to gives it back first. */
+  abandon() {
+    if (this.#transmission?.isLent) this.#transmission.leave()
+    else this.link.destroy()
+  }
+
+  deafMs() {
+    return this.link.deafMs()
   }
 
   async #negotiate() {

@@ -32,6 +32,10 @@ export class Link {
   #sending = new Set<() => void>()
   #ending = false
   #error: Error | undefined
+  /** Of a TCP connection; TLS, too, goes over it. */
+  readonly #tcp: { readonly fd?: number } | undefined
+  /** When it was last looked whether the other end is there, and since when it has acknowledged nothing of what it was sent. */
+  readonly #looked = { at: -Infinity, deafSince: Infinity }
   /** Beside Node's streams, while the bytes on the socket are those of the protocol. */
   #direct: Direct | undefined
   readonly #lent = { received: 0, sent: 0 }
@@ -44,6 +48,7 @@ export class Link {
     const { remoteAddress: host, remotePort } = socket
     this.#peer = host === undefined ? { address: 'unix' } : { address: `${host}:${remotePort}`, host }
     if (socket.remoteAddress) {
+      this.#tcp = (socket as unknown as { _handle?: { fd?: number } | null })._handle ?? undefined
       socket.setNoDelay(true)
       if (keepAliveMs > 0) socket.setKeepAlive(true, keepAliveMs)
     } else {
@@ -172,6 +177,22 @@ export class Link {
       this.#socket.writableLength -
       (handle?.writeQueueSize ?? 0)
     )
+  }
+
+  /**
+   * For how long, over TCP, what was sent has been acknowledged by nobody, as far as this was asked before: the system itself gives up after a quarter of
+   * an hour, and asks whether the other end is there (keep-alive) only while nothing is on its way. A client that takes nothing, and is there, acknowledges.
+   */
+  deafMs() {
+    const now = performance.now()
+    const state = this.#tcp?.fd !== undefined && this.#tcp.fd >= 0 ? native?.tcpState(this.#tcp.fd) : undefined
+    const looked = this.#looked
+    const isDeaf = state !== undefined && state.unacknowledged > 0
+    if (!isDeaf) looked.deafSince = Infinity
+    else if (state.silentMs < now - looked.at) looked.deafSince = now
+    else looked.deafSince = Math.min(looked.deafSince, now)
+    looked.at = now
+    return Math.max(0, now - looked.deafSince)
   }
 
   get bytesReceived() {

@@ -26,6 +26,8 @@ export interface NodeExportOptions {
   /** As clients see them, `qemu:dirty-bitmap:NAME`; in use by the export from now on. */
   readonly bitmaps?: readonly { readonly name: string; readonly bitmap: DirtyBitmap }[] | undefined
   readonly allocationDepth?: boolean | undefined
+  /** Its node may be made longer or shorter meanwhile; clients to come see that. QEMU's exports do not let it. */
+  readonly resizable?: boolean | undefined
   /** As of an Export. */
   readonly maxClients?: number | undefined
   readonly singleWriter?: boolean | undefined
@@ -97,7 +99,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
     const edge = this.context.graph.attach(node, {
       description: `block export '${id}'`,
       perm: Permission.consistentRead | (writable ? Permission.write : 0),
-      shared: ALL & ~Permission.resize,
+      shared: options.resizable ? ALL : ALL & ~Permission.resize,
     })
     const contexts = [
       baseAllocation(edge),

@@ -35,6 +35,9 @@ export interface NbdServerOptions {
   readonly idleMs?: number
   /** After how long a silence the system asks over TCP whether a client is still there; 0: never. Default 30 s. */
   readonly keepAliveMs?: number
+  /** A client that for so long has acknowledged nothing of what it was sent over TCP is gone; 0: only the system says so. Default: 10 s more than
+   * `keepAliveMs`, which is when one is gone that was not sent anything. */
+  readonly deafMs?: number
   /** Bytes a second that a client may read and write. Default: as many as go. */
   readonly speed?: number | undefined
   /** How long `[Symbol.asyncDispose]` waits for requests in flight. Default 10 s. */
@@ -69,7 +72,9 @@ export class NbdServer implements AsyncDisposable {
 
   #startTimers() {
     const { stallMs = 60_000, idleMs = 0 } = this.#options
+    const deafMs = this.#deafMs
     return [
+      ...(deafMs > 0 ? [setInterval(() => this.#closeDeaf(deafMs), deafMs / 8).unref()] : []),
       setInterval(() => this.#closeStalled(), stallMs).unref(),
       ...(idleMs > 0 ? [setInterval(() => this.#closeIdle(), idleMs).unref()] : []),
     ]
@@ -189,6 +194,23 @@ export class NbdServer implements AsyncDisposable {
         'closed a client that takes no replies, or sends nothing of what it has announced, while others wait for the memory they hold',
       )
       connection.destroy()
+    }
+  }
+
+  get #deafMs() {
+    const { keepAliveMs = 30_000, deafMs = keepAliveMs > 0 ? keepAliveMs + 10_000 : 0 } = this.#options
+    return deafMs
+  }
+
+  /** One whose host has lost its power, or its network, must not keep what it has: a place, memory, the right to write. */
+  #closeDeaf(deafMs: number) {
+    for (const connection of this.#connections.keys()) {
+      const ms = connection.deafMs()
+      if (ms < deafMs) continue
+      this.#options.log.warn(`closed a client that has not acknowledged anything for ${Math.round(ms / 1000)} s`, {
+        peer: connection.peer,
+      })
+      connection.abandon()
     }
   }
 

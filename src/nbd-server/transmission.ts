@@ -122,6 +122,10 @@ export class Transmission {
     return this.#inFlight > 0 || this.#waiting !== undefined || this.#lease.isOut
   }
 
+  get isLent() {
+    return this.#lease.isOut
+  }
+
   /** From now on requests are answered with ESHUTDOWN; after `lingerMs` without any in flight the connection is over. */
   shutDown(lingerMs: number) {
     if (this.#shuttingDown) return

@@ -1,5 +1,6 @@
 // Checkpoints: what changed since each is known exactly, whatever is made and deleted, or is said to be unknown.
 
+import { stat } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from '../helpers/property.ts'
 import type { NbdClient } from 'nbd-client-ts'
@@ -13,8 +14,10 @@ import type { Disk, Machine } from '../../src/machines/machine.ts'
 import { Guest } from '../../src/machines/quiesce/guest.ts'
 import { StateFolder } from '../../src/machines/state-folder.ts'
 import { startAppliance } from '../helpers/appliance.ts'
+import { stillpointInThread } from '../helpers/stillpoint.ts'
 import { testGraph } from '../helpers/test-graph.ts'
 
+const MIB = 1 << 20
 const GRANULE = 65536
 const SIZE = 20 * GRANULE + 100
 
@@ -274,3 +277,50 @@ t.test('of sixteen disks that are written one after the other, each backup is of
   writing = false
   await Promise.all(writers)
 })
+
+t.test(
+  'a disk grows and shrinks while a guest writes: who is connected keeps the size it has, and all that it grew by has changed',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const appliance = await startAppliance(stack, { disks: { root: Buffer.alloc(MIB, 1) } })
+    await appliance.execute('checkpoint-create', { machine: 'db', name: 'one' })
+    const guest = await appliance.nbd('db/root')
+    const going = { on: true, writes: 0 }
+    const writing = (async () => {
+      for (; going.on; going.writes++) await guest.write((going.writes % 128) * 4096, Buffer.alloc(4096, 2))
+    })()
+    // So many that the connection is lent to a thread, between any two changes.
+    const wrote = async (more: number) => {
+      for (const until = going.writes + more; going.writes < until;) await new Promise(resolve => setTimeout(resolve, 1))
+    }
+    const resize = (args: readonly string[]) =>
+      stillpointInThread(['disk', 'resize', 'db/root', ...args], { STILLPOINT_SOCKET: `${appliance.folder}/control.sock` })
+    await wrote(300)
+    t.match(await resize(['+3M']), { code: 0, stdout: /^db\/root has 4194304 bytes now;/ })
+    await wrote(300)
+    t.equal(guest.size, MIB)
+    await t.rejects(guest.write(MIB, Buffer.alloc(1)), { code: 'EINVAL' })
+    const other = await appliance.nbd('db/root')
+    t.equal(other.size, 4 * MIB)
+    await other.write(3 * MIB, Buffer.from('new'))
+    t.match(await resize(['2M']), { code: 2, stderr: /say --shrink/ })
+    t.match(await resize(['2M', '--shrink', '--json']), { code: 0, stdout: '{"disk":"db/root","size":2097152}\n' })
+    await wrote(300)
+    await t.rejects(other.write(3 * MIB, Buffer.alloc(1)), { code: /ENOSPC|EINVAL/ }, 'it is told, and nothing grows by it')
+    await t.rejects(other.read(3 * MIB, 1), { code: /EINVAL|EIO/ })
+    t.equal((await stat(appliance.image('root'))).size, 2 * MIB)
+    going.on = false
+    await writing
+    await appliance.execute('backup-begin', { machine: 'db', mode: 'pull', name: 's', since: 'one' })
+    const view = await appliance.nbd('s/root', { contexts: ['qemu:dirty-bitmap:backup-root'] })
+    const dirty = (await Array.fromAsync(view.extents())).filter(({ status }) => status['qemu:dirty-bitmap:backup-root'] === 1)
+    t.same(
+      dirty.map(({ offset, length }) => [offset, length]),
+      [
+        [0, MIB / 2],
+        [MIB, MIB],
+      ],
+    )
+    t.match(await resize(['+1M']), { code: 1, stderr: /Permission conflict|in use/ }, 'not while a backup is open')
+  },
+)

@@ -2,10 +2,13 @@
 
 import { NbdClient } from 'nbd-client-ts'
 import { Command, Option } from 'nbd-client-ts/protocol'
-import net from 'node:net'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import type net from 'node:net'
 import t from 'tap'
 import { Exports } from '../../src/nbd-server/exports.ts'
 import { createLog } from '../../src/base/log.ts'
+import { native } from '../../src/base/native.ts'
 import { Pace, Paces } from '../../src/nbd-server/pace.ts'
 import { NbdServer } from '../../src/nbd-server/server.ts'
 import { MemoryNode } from '../helpers/memory-node.ts'
@@ -22,6 +25,8 @@ const seconds = async (work: () => Promise<unknown>) => {
   await work()
   return (performance.now() - begun) / 1000
 }
+
+const read = (length: number) => request({ type: Command.READ, length })
 
 const gone = async (exports: Exports, left: number) => {
   while (exports.usersOf('disk') > left) await new Promise(resolve => setTimeout(resolve, 1))
@@ -164,5 +169,53 @@ t.test(
     await dropped
     await gone(exports, 0)
     t.equal(server.memoryTaken, 0, 'who goes while it is to wait leaves nothing')
+  },
+)
+
+/** Chooses the export, then hears nothing any more of what the system gets for it, asks for a byte, and stays. */
+const DEAF = `
+import ctypes, socket, struct, sys, time
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+s.sendall(bytes.fromhex(sys.argv[2]))
+left = int(sys.argv[3])
+while left > 0: left -= len(s.recv(left))
+drop = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0))
+s.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HP', 1, ctypes.addressof(drop)))
+s.sendall(bytes.fromhex(sys.argv[4]))
+print('deaf', flush=True)
+time.sleep(30)
+`
+
+t.test(
+  'a client whose host is gone in the middle of a reply is closed as soon as one that was silent, and one that takes nothing stays',
+  { skip: missing('python3') || !native },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const exports = new Exports()
+    exports.add(exportOf(new MemoryNode(Buffer.alloc(32 * MIB)), { singleWriter: true }))
+    const lines: string[] = []
+    const log = createLog('warn', { write: line => lines.push(line) })
+    const server = stack.use(await NbdServer.listen({ host: '127.0.0.1', port: 0 }, { exports, log, deafMs: 300 }))
+    const { port } = server.address as net.AddressInfo
+    const choice = Buffer.concat([flags(3), go('disk')])
+    const deaf = spawn('python3', ['-c', DEAF, String(port), choice.toString('hex'), String(NEGOTIATED), read(1).toString('hex')])
+    stack.defer(() => void deaf.kill())
+    await once(deaf.stdout, 'data')
+    await using slow = await RawPeer.connect({ host: '127.0.0.1', port })
+    await slow.send(choice)
+    await slow.upTo(NEGOTIATED)
+    slow.socket.pause()
+    await slow.send(read(32 * MIB))
+    const begun = performance.now()
+    await gone(exports, 1)
+    const took = performance.now() - begun
+    t.ok(took > 150 && took < 10_000, `${took} ms`)
+    t.match(lines, [/closed a client that has not acknowledged anything for \d s/])
+    await new Promise(resolve => setTimeout(resolve, 500))
+    t.equal(server.connections, 1)
+    slow.socket.resume()
+    await slow.upTo(NEGOTIATED + 16 + 32 * MIB)
+    await using next = await NbdClient.connect(`nbd://127.0.0.1:${port}/disk`)
+    t.equal(next.readOnly, false, 'it may write now')
   },
 )

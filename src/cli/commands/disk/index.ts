@@ -8,10 +8,11 @@ import { list } from './list.ts'
 import { map } from './map.ts'
 import { pivot } from './pivot.ts'
 import { pull } from './pull.ts'
+import { resize } from './resize.ts'
 import { snapshot } from './snapshot.ts'
 
 export const disk: Noun = {
   name: 'disk',
   summary: 'the disks of machines',
-  verbs: [list, map, snapshot, copy, pivot, abort, pull, commit],
+  verbs: [list, map, resize, snapshot, copy, pivot, abort, pull, commit],
 }
