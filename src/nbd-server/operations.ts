@@ -1,8 +1,9 @@
 // What each command does: calls of the export's node, and the replies that follow.
 
 import { Command, CommandFlag as Flag } from 'nbd-client-ts/protocol'
-import { alignDown } from '../base/ranges.ts'
-import type { BlockIo } from '../block/driver.ts'
+import { alignDown, endOf, pieces, type Range } from '../base/ranges.ts'
+import type { BlockIo, Extent } from '../block/driver.ts'
+import { someExtents } from '../block/some-extents.ts'
 import { extentSize, maxExtents, readFilter, sendStatus, statusOf } from './block-status.ts'
 import { HEADROOM, type Buffers, type Payload } from './buffers.ts'
 import type { Agreement } from './handshake.ts'
@@ -202,12 +203,26 @@ export class Operations {
     return true
   }
 
-  /** Reads, and lets the system keep what it read. */
+  /** Reads, and lets the system keep what it read. A large hole of the disk would be kept as pages full of zeroes. */
   async #cache(admitted: Admitted) {
     const { offset, length } = admitted.request
     const payload = (admitted.payload = this.terms.buffers.take(Math.min(length, PIECE)))
-    for (let at = offset; at < offset + length && !this.#gone; at += PIECE)
-      await this.#readAt(at, payload.resize(Math.min(PIECE, offset + length - at)))
+    for (let at = offset; at < offset + length && !this.#gone;) {
+      const rest = { offset: at, length: offset + length - at }
+      let from = at
+      for (const part of length > SMALL ? await someExtents(this.#io, rest) : [rest]) {
+        if (isLargeHole(part)) {
+          await this.#readAll({ offset: from, length: at - from }, payload)
+          from = endOf(part)
+        }
+        at = endOf(part)
+      }
+      await this.#readAll({ offset: from, length: at - from }, payload)
+    }
+  }
+
+  async #readAll(range: Range, payload: Payload) {
+    for (const { offset, length } of pieces(range, PIECE)) if (!this.#gone) await this.#readAt(offset, payload.resize(length))
   }
 
   async #blockStatus(admitted: Admitted) {
@@ -241,3 +256,6 @@ export class Operations {
     }
   }
 }
+
+/** What comes from behind the image is read even where it is zero: copy-on-read takes it up then. */
+const isLargeHole = ({ length, zero = false, depth = 1 }: Range & Partial<Extent>) => zero && depth === 1 && length > SMALL

@@ -1,13 +1,14 @@
-// base:allocation against the bytes: what it calls zero is zero, while others write beside it.
+// base:allocation against the bytes: what it calls zero is zero, while others write beside it. And what CACHE makes of holes.
 
 import { copyFile, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import fc from '../helpers/property.ts'
 import { NbdClient } from 'nbd-client-ts'
-import { Allocation } from 'nbd-client-ts/protocol'
+import { Allocation, Command } from 'nbd-client-ts/protocol'
 import t from 'tap'
 import { createLog } from '../../src/base/log.ts'
 import { Turns } from '../../src/base/turns.ts'
+import type { Extent } from '../../src/block/driver.ts'
 import { Graph } from '../../src/block/graph.ts'
 import { drivers } from '../../src/drivers/index.ts'
 import { filters } from '../../src/filters/index.ts'
@@ -15,12 +16,16 @@ import { Exports } from '../../src/nbd-server/exports.ts'
 import { NodeExports } from '../../src/nbd-server/node-exports.ts'
 import { NbdServer } from '../../src/nbd-server/server.ts'
 import { scratchFolder } from '../helpers/control.ts'
+import { MemoryNode } from '../helpers/memory-node.ts'
+import { flags, go, RawPeer, request } from '../helpers/nbd-wire.ts'
 import { randomBytes } from '../helpers/random-bytes.ts'
+import { exportOf, serve } from '../helpers/served.ts'
 import { missing, run } from '../helpers/tools.ts'
 
 /** Of each writer; no multiple of any block, so that neighbours share blocks and clusters. */
 const AREA = 200_001
 const WRITERS = 3
+const MIB = 1 << 20
 const SIZE = Math.ceil((AREA * WRITERS) / 512) * 512
 const BASE = 'base:allocation'
 
@@ -105,3 +110,33 @@ t.test(
     }
   },
 )
+
+t.test('CACHE reads what the disk holds, and of its holes only small ones and those of other layers', async t => {
+  await using stack = new AsyncDisposableStack()
+  const node = new MemoryNode(Buffer.alloc(4 * MIB))
+  const hole = { allocated: false, zero: true }
+  const all: Extent[] = [
+    { offset: 0, length: MIB, ...hole },
+    { offset: MIB, length: 4096, allocated: true, zero: false },
+    { offset: MIB + 4096, length: 8192, ...hole },
+    { offset: MIB + 12_288, length: 4096, allocated: true, zero: false },
+    { offset: MIB + 16_384, length: MIB - 16_384, ...hole },
+    { offset: 2 * MIB, length: MIB, ...hole, depth: 2 },
+    { offset: 3 * MIB, length: MIB, ...hole, depth: 0 },
+  ]
+  node.extents = async function* ({ offset }) {
+    yield* all.filter(extent => extent.offset >= offset)
+  }
+  const { socket } = await serve([exportOf(node)], stack)
+  for (const length of [4 * MIB, 1000]) {
+    await using peer = await RawPeer.connect(socket)
+    await peer.send(flags(3), go('disk'), request({ type: Command.CACHE, length }), request({ type: Command.DISC }))
+    await peer.rest()
+  }
+  t.same(node.requests, [
+    { kind: 'read', offset: MIB, length: 16_384 },
+    { kind: 'read', offset: 2 * MIB, length: MIB },
+    { kind: 'read', offset: 3 * MIB, length: MIB },
+    { kind: 'read', offset: 0, length: 1000 },
+  ])
+})
