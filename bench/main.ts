@@ -8,15 +8,16 @@ import { parseArgs } from 'node:util'
 import { messageOf } from '../src/base/errors.ts'
 import { root } from './demo/tools.ts'
 import { bitmaps } from './parts/bitmaps.ts'
+import { increments } from './parts/increments.ts'
 import { nbd } from './parts/nbd.ts'
 import { push } from './parts/push.ts'
 import { qcow2 } from './parts/qcow2.ts'
 import { Report, type Part } from './report.ts'
 
-const parts: readonly Part[] = [nbd, qcow2, bitmaps, push]
+const parts: readonly Part[] = [nbd, qcow2, bitmaps, push, increments]
 
 const USAGE = `usage: npm run bench [-- [PART...] [--rounds N] [--folder DIR]]
-${parts.map(({ name, title }) => `  ${name.padEnd(10)} ${title}`).join('\n')}
+${parts.map(({ name, title }) => `  ${name.padEnd(11)} ${title}`).join('\n')}
 All of them without a name. --rounds: how often those that are compared take turns (3). --folder: where images are made, a temporary one.`
 
 function asked() {

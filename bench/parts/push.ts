@@ -1,16 +1,13 @@
-// Push and restore on files: ours against zstd alone, restic, borg and qemu-img, on the same image of real data, in turns; and what an
-// increment, an unchanged disk and a served restore point take. All is measured until it would survive a power cut. Who is not installed is
-// said, and left out.
+// Push and restore on files: ours against zstd alone, restic, borg and qemu-img, on the same image of real data, in turns; and what a served restore
+// point takes. All is measured until it would survive a power cut. Who is not installed is said, and left out.
 
-import { randomBytes } from 'node:crypto'
-import { mkdir, open, rm, stat, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from 'nbd-client-ts'
 import { formatSize } from '../../src/base/units.ts'
-import { QmpClient } from '../../src/control/qmp-client.ts'
-import { find, root, run } from '../demo/tools.ts'
+import { find, run } from '../demo/tools.ts'
 import { measured, watchMemory, type Measured } from '../measured.ts'
+import { main, startDaemon } from '../push-daemon.ts'
 import { makeRealImage } from '../real-data.ts'
 import { digits, median, spread, type Part, type Report } from '../report.ts'
 import { startProgram } from '../servers.ts'
@@ -20,9 +17,7 @@ const GiB = 2 ** 30
 /** As much as where the goals are from: what a push costs however small the disk is, is a tenth of the time of one of 1 GiB. */
 const SIZE = 3 * GiB
 const LEAST = GiB
-const SPARSE = 1024 * GiB
 const MEMORY_GOAL = 256 * MiB
-const main = [process.execPath, join(root, 'dist/src/main.js')] as const
 
 interface Contender {
   readonly name: string
@@ -129,8 +124,8 @@ export const push: Part = {
       return false
     })
     await compare(report, there, { rounds, folder, image })
-    report.begin('push: increments, unchanged disks, and served restore points')
-    await oneAfterAnother(report, folder, image, rounds)
+    report.begin('push: served restore points')
+    await served(report, { folder, image, size, rounds })
   },
 }
 
@@ -195,39 +190,23 @@ async function compare(
   }
 }
 
-async function oneAfterAnother(report: Report, folder: string, image: string, rounds: number) {
-  await using stack = new AsyncDisposableStack()
-  const sparse = join(folder, 'sparse.raw')
-  await writeFile(sparse, randomBytes(MiB))
-  await truncate(sparse, SPARSE)
+/** What a restore point takes that is served: in turns with a restore, each time by a new server, which has nothing cached. */
+async function served(
+  report: Report,
+  {
+    folder,
+    image,
+    size,
+    rounds,
+  }: { readonly folder: string; readonly image: string; readonly size: number; readonly rounds: number },
+) {
   const place = join(folder, 'place')
   await mkdir(place)
-  const daemon = await startDaemon(stack, place, { disks: { root: image }, more: { sparse }, encrypted: false })
-  await daemon.push()
-  const guest = await NbdClient.connect(`nbd+unix:///bench/root?socket=${join(place, 'nbd.sock')}`)
-  const { size } = await stat(image)
-  for (let offset = 0; offset < size; offset += 100 * MiB) await guest.write(offset, randomBytes(MiB))
-  await guest[Symbol.asyncDispose]()
-  const { seconds, progress } = await daemon.push()
-  const changed = Math.ceil(size / (100 * MiB)) * MiB
-  report.add({
-    what: `an increment of 1 % (${digits(seconds)} s): what is read beside it, its sample of clean chunks among that`,
-    value: formatSize(progress.read - changed),
-  })
-  await daemon.push('sparse')
-  const unchanged = await daemon.push('sparse')
-  const full = await daemon.push('sparse', 'full')
-  for (const [what, { seconds }] of [
-    ['an unchanged disk of 1 TiB, by its bitmap', unchanged],
-    ['the same, compared', full],
-  ] as const)
-    report.add({ what, value: `${digits(seconds)} s`, goal: '< 2 s', reached: seconds < 2 })
-
-  await served(report, place, size, rounds)
-}
-
-/** What a restore point takes that is served: in turns with a restore, each time by a new server, which has nothing cached. */
-async function served(report: Report, place: string, size: number, rounds: number) {
+  {
+    await using stack = new AsyncDisposableStack()
+    const daemon = await startDaemon(stack, place, { disks: { root: image }, encrypted: false })
+    await daemon.push()
+  }
   const config = ['--config', join(place, 'config.yaml')]
   const [restored, socket] = [join(place, 'restored'), join(place, 'served.sock')]
   const firsts: number[] = []
@@ -255,63 +234,4 @@ async function served(report: Report, place: string, size: number, rounds: numbe
     goal: '>= 0.7',
     reached: median(speeds) >= 0.7,
   })
-}
-
-interface Machines {
-  /** Of machine `bench`. */
-  readonly disks: Readonly<Record<string, string>>
-  /** Machines of one disk. */
-  readonly more?: Readonly<Record<string, string>>
-  readonly encrypted: boolean
-}
-
-interface Session {
-  readonly name: string
-  readonly status: string
-  readonly reason?: string
-  readonly progress: { readonly read: number }
-}
-
-const disksOf = (paths: Readonly<Record<string, string>>) =>
-  Object.fromEntries(Object.entries(paths).map(([name, image]) => [name, { image, format: 'raw' }]))
-
-/** Over a repository that is new; it is ready to push. */
-async function startDaemon(stack: AsyncDisposableStack, folder: string, { disks, more = {}, encrypted }: Machines) {
-  const config = join(folder, 'config.yaml')
-  const control = join(folder, 'control.sock')
-  await writeFile(join(folder, 'key'), 'a key for a measurement')
-  const settings = {
-    state: join(folder, 'state'),
-    control: { socket: control },
-    nbd: [{ unix: join(folder, 'nbd.sock') }],
-    machines: {
-      bench: { disks: disksOf(disks) },
-      ...Object.fromEntries(Object.entries(more).map(([name, image]) => [name, { disks: disksOf({ disk: image }) }])),
-    },
-    repositories: {
-      bench: {
-        plugin: 'file',
-        path: join(folder, 'repository'),
-        ...(encrypted && { encryption: { key: `file:${join(folder, 'key')}` } }),
-      },
-    },
-  }
-  await writeFile(config, JSON.stringify(settings))
-  await measured(main[0], [main[1], 'repo', 'init', 'bench', '--config', config])
-  const pid = await startProgram(stack, [...main, 'daemon', '--log-level', 'warn', '--config', config], control)
-  const qmp = stack.use(await QmpClient.connect(control))
-  return {
-    pid,
-    async push(machine = 'bench', since = 'auto') {
-      const begun = performance.now()
-      const { name } = (await qmp.execute('backup-begin', { machine, mode: 'push', repository: 'bench', since })) as Session
-      for (;;) {
-        const [session] = (await qmp.execute('query-backups', { name })) as [Session]
-        const seconds = (performance.now() - begun) / 1000
-        if (session.status === 'failed') throw new Error(`a push has failed: ${session.reason}`)
-        if (session.status === 'finished') return { seconds, progress: session.progress }
-        await sleep(20)
-      }
-    },
-  }
 }
