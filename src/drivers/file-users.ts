@@ -1,7 +1,7 @@
-// Who holds a lock on a file, for the sentence that says so. The kernel names no process for locks of open files, but each process's
-// own list has them (/proc/PID/fdinfo), for us as far as we may look.
+// Who holds a lock on a file, or has it open, for the sentence that says so. The kernel names no process for locks of open files, but each
+// process's own list has them (/proc/PID/fdinfo), for us as far as we may look.
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { constants, readdirSync, readFileSync, readlinkSync, statSync, type Stats } from 'node:fs'
 import { basename } from 'node:path'
 
 /** Nobody waits longer for a better sentence: meanwhile everything else stands still. */
@@ -12,7 +12,7 @@ export function usersOf(fd: number, byte: number): string[] {
   const file = locksIn('self', String(fd))[0]?.file
   const until = performance.now() + PATIENCE_MS
   const users: string[] = []
-  for (const pid of listed('/proc').filter(name => /^\d+$/.test(name))) {
+  for (const pid of processes()) {
     if (performance.now() > until) break
     const holds = (other: string) =>
       !(Number(pid) === process.pid && Number(other) === fd) &&
@@ -21,6 +21,38 @@ export function usersOf(fd: number, byte: number): string[] {
   }
   return users
 }
+
+/**
+ * Other processes that have something open so that they can write to it, with a lock or without. Only what may be it by its name is looked at
+ * more closely: to look at a file of a server that is gone would wait for it.
+ */
+export function writersOf(mayBeNamed: (name: string) => boolean, isIt: (stats: Stats) => boolean): string[] {
+  const has = (pid: string) => (fd: string) => {
+    const name = orGone(() => readlinkSync(`/proc/${pid}/fd/${fd}`))
+    if (name === undefined || !mayBeNamed(name)) return false
+    const stats = orGone(() => statSync(`/proc/${pid}/fd/${fd}`))
+    if (!stats || !isIt(stats)) return false
+    const flags = /^flags:\s*([0-7]+)$/m.exec(orGone(() => readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8')) ?? '')?.[1]
+    return flags !== undefined && (Number.parseInt(flags, 8) & (constants.O_WRONLY | constants.O_RDWR)) !== 0
+  }
+  return processes()
+    .filter(pid => Number(pid) !== process.pid && listed(`/proc/${pid}/fd`).some(has(pid)))
+    .map(describe)
+}
+
+/** What other processes see mounted: a line of /proc/PID/mountinfo each, once for each view of the file systems that there is. */
+export function* mountsElsewhere(): Generator<{ line: string; process: string }> {
+  const seen = new Set([orGone(() => readlinkSync('/proc/self/ns/mnt'))])
+  for (const pid of processes()) {
+    const view = orGone(() => readlinkSync(`/proc/${pid}/ns/mnt`))
+    if (seen.has(view)) continue
+    seen.add(view)
+    for (const line of (orGone(() => readFileSync(`/proc/${pid}/mountinfo`, 'utf8')) ?? '').trimEnd().split('\n'))
+      yield { line, process: describe(pid) }
+  }
+}
+
+const processes = () => listed('/proc').filter(name => /^\d+$/.test(name))
 
 /** Of lines such as `lock:	1: OFDLCK ADVISORY  READ -1 fe:00:612 100 101`. */
 function locksIn(pid: string, fd: string) {

@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import {
   constants,
   existsSync,
+  linkSync,
   mkdirSync,
   openSync,
   closeSync,
@@ -246,6 +247,47 @@ const loop = () => {
   }
 }
 
+/** Another process that has it open and does nothing. */
+async function openElsewhere(file: string, flags: 'r' | 'r+') {
+  const fd = openSync(file, flags)
+  const other = spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', fd] })
+  await once(other, 'spawn')
+  closeSync(fd)
+  return {
+    sentence: new RegExp(`is in use by sleep \\(process ${other.pid}\\), which may write to it; is it the right one`),
+    async close() {
+      other.kill()
+      await once(other, 'exit')
+    },
+  }
+}
+
+t.test('who writes to a file without a lock keeps it', async t => {
+  writeFileSync(path('mine.raw'), older.root)
+  const writer = await openElsewhere(path('mine.raw'), 'r+')
+  for (const how of ['--force', '--in-place'])
+    t.match(await restore(`${second} root ${path('mine.raw')} ${how}`), { code: 11, stderr: writer.sentence }, how)
+  await writer.close()
+  t.ok(readFileSync(path('mine.raw')).equals(older.root))
+})
+
+t.test('a device that only another mount namespace has mounted is in use by who sees it', async t => {
+  const works = missing('mkfs.ext4', 'unshare') === false && (await attempt('unshare', ['-m', 'true'])).code === 0
+  const device = works ? loop() : undefined
+  if (device === undefined) return t.pass('there are no loop devices, file systems or namespaces here')
+  t.teardown(() => execFileSync('losetup', ['-d', device]))
+  mkdirSync(path('mounted'))
+  await run('mkfs.ext4', ['-q', '-F', device])
+  const other = spawn('unshare', ['-m', 'sh', '-c', `mount ${device} ${path('mounted')} && echo && read wait`])
+  await once(other.stdout, 'data')
+  t.match(await restore(`${first} root ${device} --force`), {
+    code: 11,
+    stderr: /is in use by the file system that sh \(process \d+\) sees mounted at .*mounted, in a mount namespace of its own/,
+  })
+  other.stdin.end()
+  await once(other, 'exit')
+})
+
 t.test('a block device is claimed as mount claims it', async t => {
   const device = loop()
   if (device === undefined) return t.pass('there are no loop devices here')
@@ -257,9 +299,22 @@ t.test('a block device is claimed as mount claims it', async t => {
   t.match(await restore(`${second} root ${device} --force`), { code: 11, stderr: /is in use by .*; is it the right device\?/ })
   closeSync(other)
   t.ok(readFileSync(device).equals(older.root))
+  linkSync(path('loop.raw'), path('also.raw'))
   for (const how of ['--force', '--in-place'])
-    t.match(await restore(`${second} root ${path('loop.raw')} ${how}`), { code: 11, stderr: /is what .*loop\d+ shows/ }, how)
+    for (const name of ['loop.raw', 'also.raw'])
+      t.match(
+        await restore(`${second} root ${path(name)} ${how}`),
+        { code: 11, stderr: /is what .*loop\d+ shows/ },
+        `${name} ${how}`,
+      )
+  const writer = await openElsewhere(device, 'r+')
+  const reader = await openElsewhere(device, 'r')
+  for (const how of ['--force', '--in-place'])
+    t.match(await restore(`${second} root ${device} ${how}`), { code: 11, stderr: writer.sentence }, `without a lock, ${how}`)
+  await writer.close()
+  t.ok(readFileSync(device).equals(older.root))
   t.equal((await restore(`${second} root ${device} --force`)).code, 0)
+  await reader.close()
   t.ok(readFileSync(device).equals(newer.root))
   execFileSync('blockdev', ['--setro', device])
   t.teardown(() => execFileSync('blockdev', ['--setrw', device])) // it would outlive the file

@@ -15,7 +15,7 @@ import type { Edge } from '../../block/edge.ts'
 import { fileCreation } from '../../drivers/create-file.ts'
 import { FileInUse } from '../../drivers/file-locks.ts'
 import { formatOf, type Images } from '../image/images.ts'
-import { claimDevice, refuseShown } from './block-device.ts'
+import { claimDevice, refuseShown, refuseWritten } from './block-device.ts'
 
 export type TargetFormat = 'raw' | 'qcow2'
 
@@ -60,6 +60,7 @@ export async function openSink(images: Images, wanted: Wanted): Promise<Sink> {
       `'${wanted.target}' looks like ${found}: say --format ${found} if it is an image of the disk, or --format raw if these are the disk's own bytes`,
     )
   await refuseShown(wanted.target)
+  await refuseWritten(wanted.target)
   return openPresent(images, wanted, format)
 }
 
@@ -163,6 +164,7 @@ async function checkUnused(images: Images, path: string, format: TargetFormat) {
   } finally {
     await images.graph.delete(node.name)
   }
+  await refuseWritten(path)
 }
 
 async function openDevice(images: Images, wanted: Wanted, format: TargetFormat): Promise<Sink> {
