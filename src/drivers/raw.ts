@@ -2,6 +2,7 @@
 
 import { z } from 'zod'
 import { InvalidParameter, NotSupported } from '../base/errors.ts'
+import { mapped } from '../base/mapped.ts'
 import type { Range } from '../base/ranges.ts'
 import type {
   BlockDriver,
@@ -125,8 +126,10 @@ class RawNode implements BlockNode {
     return this.below.flush()
   }
 
-  async *extents(range: Range): AsyncGenerator<Extent> {
-    for await (const extent of this.below.extents(this.#moved(range))) yield { ...extent, offset: extent.offset - this.start }
+  extents(range: Range): AsyncIterable<Extent> {
+    const { start } = this
+    if (start === 0) return this.below.extents(range)
+    return mapped(this.below.extents(this.#moved(range)), extent => ({ ...extent, offset: extent.offset - start }))
   }
 
   async resize(size: number) {

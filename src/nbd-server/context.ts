@@ -1,6 +1,7 @@
 // Metadata contexts: what a client may ask of ranges besides their bytes, and how each is told from a node or a bitmap.
 
 import { Allocation, BASE_ALLOCATION, DIRTY, QEMU_ALLOCATION_DEPTH, QEMU_DIRTY_BITMAP } from 'nbd-client-ts/protocol'
+import { mapped } from '../base/mapped.ts'
 import { endOf, type Range } from '../base/ranges.ts'
 import type { BitmapReader, BlockIo } from '../block/driver.ts'
 
@@ -19,18 +20,18 @@ export interface Context {
 /** `base:allocation`: holes, and what is known to read as zeroes. */
 export const baseAllocation = (io: BlockIo): Context => ({
   name: BASE_ALLOCATION,
-  async *extents(range) {
-    for await (const { offset, length, allocated, zero } of io.extents(range))
-      yield { offset, length, flags: (allocated ? 0 : Allocation.HOLE) | (zero ? Allocation.ZERO : 0) }
-  },
+  extents: range =>
+    mapped(io.extents(range), ({ offset, length, allocated, zero }) => ({
+      offset,
+      length,
+      flags: (allocated ? 0 : Allocation.HOLE) | (zero ? Allocation.ZERO : 0),
+    })),
 })
 
 /** `qemu:allocation-depth`: which layer of the backing chain decides; 1 is the export's own, 0 is none of them. */
 export const allocationDepth = (io: BlockIo): Context => ({
   name: QEMU_ALLOCATION_DEPTH,
-  async *extents(range) {
-    for await (const { offset, length, depth = 1 } of io.extents(range)) yield { offset, length, flags: depth }
-  },
+  extents: range => mapped(io.extents(range), ({ offset, length, depth = 1 }) => ({ offset, length, flags: depth })),
 })
 
 /** `qemu:dirty-bitmap:NAME`: what was written since the bitmap began to record. */
