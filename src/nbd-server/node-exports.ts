@@ -13,6 +13,7 @@ import type { Graph } from '../block/graph.ts'
 import type { GraphNode } from '../block/graph-node.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 import { allocationDepth, baseAllocation, dirtyBitmap } from './context.ts'
+import type { Export } from './export.ts'
 import type { Exports, RemoveMode } from './exports.ts'
 
 export interface NodeExportOptions {
@@ -121,7 +122,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       commit: () => {
         reserved.dispose()
         exports.add(wanted)
-        return this.#added(exports, options, edge)
+        return this.#added(exports, options, { edge, wanted })
       },
       abort: () => {
         reserved.dispose()
@@ -130,7 +131,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
     }
   }
 
-  #added(exports: Exports, options: NodeExportOptions, edge: Edge): NodeExport {
+  #added(exports: Exports, options: NodeExportOptions, { edge, wanted }: { edge: Edge; wanted: Export }): NodeExport {
     const { id, bitmaps = [] } = options
     const holds = bitmaps.map(({ bitmap }) => bitmap.hold(options, { shared: true }))
     const release = async () => {
@@ -140,7 +141,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
       this.context.emit('BLOCK_EXPORT_DELETED', { id })
     }
     const { patienceMs = LONG_PATIENCE_MS, log } = this.context
-    const added = new NodeExport(options, edge, exports, release, { patienceMs, log })
+    const added = new NodeExport(options, wanted, edge, exports, release, { patienceMs, log })
     this.#byId.set(id, added)
     return added
   }
@@ -188,6 +189,7 @@ export class NodeExports implements Iterable<NodeExport>, AsyncDisposable {
 export class NodeExport {
   constructor(
     readonly options: NodeExportOptions,
+    private readonly exported: Export,
     private readonly edge: Edge,
     private readonly exports: Exports,
     /** For whoever has shut it down: lets go of the node and the bitmaps. */
@@ -210,6 +212,15 @@ export class NodeExport {
   /** The one it shows now: it follows when the node is replaced. */
   get node(): GraphNode {
     return this.edge.node
+  }
+
+  /** To ask for ranges, as a client does, until it is disposed of: it counts as one meanwhile. @throws Busy where it is about to go */
+  look(): Disposable & Pick<Export, 'contexts'> & { readonly size: number } {
+    // Whoever looks is through soon, and needs no word that it is to end.
+    const use = this.exports.use(this.exported, { shutDown: () => undefined, part: () => undefined })
+    if (!use) throw new Busy(`Export '${this.id}' is shutting down`)
+    const { contexts, io } = this.exported
+    return { contexts, size: io.size, [Symbol.dispose]: () => use[Symbol.dispose]() }
   }
 
   isOf(exports: Exports) {

@@ -1,11 +1,12 @@
-// The status page over HTTP: to be read and never to be changed. The page's files, one document (/status.json), and what is under way as
-// server-sent events (/events).
+// The status page over HTTP: to be read and never to be changed. The page's files, one document (/status.json), what is under way as
+// server-sent events (/events), and for programs what is where in an export (/map).
 //
 // Whoever asks may be anybody's page in the operator's browser. So a request must name us (our-host.ts), must not come from another site, and
 // what is answered may load nothing but ours and be shown in nobody's frame. How many may ask, how long and how much is bounded.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { hostname } from 'node:os'
+import { Busy, Fault, InvalidParameter, NotFound } from '../base/errors.ts'
 import type { Log } from '../base/log.ts'
 import type { CommandContext } from '../control/context.ts'
 import type { Events } from '../control/events.ts'
@@ -14,6 +15,7 @@ import type { Settings } from '../settings/settings.ts'
 import { statusDocument } from './document.ts'
 import { HeatMaps } from './heat-map.ts'
 import { liveOf } from './live.ts'
+import { Maps } from './map.ts'
 import { isOurHost } from './our-host.ts'
 import { readPageFiles, tagOf, type PageFile } from './page-files.ts'
 import { Rates } from './rates.ts'
@@ -61,6 +63,7 @@ export class WebServer implements AsyncDisposable {
   readonly #names: ReadonlySet<string>
   readonly #rates = new Rates()
   readonly #heat = new HeatMaps()
+  readonly #maps: Maps
   readonly #survey: RepositorySurvey
   readonly #subscribers = new Subscribers(() => {
     this.#notice()
@@ -75,6 +78,7 @@ export class WebServer implements AsyncDisposable {
     private readonly options: WebOptions,
   ) {
     this.#names = new Set('unix' in place ? hosts : [...hosts, place.host.toLowerCase()])
+    this.#maps = new Maps(options.context.nodeExports)
     this.#survey = new RepositorySurvey(options.log, () => this.#generation++)
     this.#listening = options.events.listen(() => this.#generation++)
     server.on('request', (request, response) => {
@@ -135,17 +139,31 @@ export class WebServer implements AsyncDisposable {
       return send(405, 'This is only to be read.\n', { Allow: 'GET, HEAD' })
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) !== 0)
       return send(400, 'Nothing is to be sent here.\n', { Connection: 'close' })
-    const path = (request.url ?? '/').split('?', 1)[0]!
+    const { url = '/' } = request
+    const path = url.split('?', 1)[0]!
     const file = this.files.get(path)
     if (file) return this.#send(request, response, { status: 200, ...file })
-    if (path !== '/status.json' && path !== '/events') return send(404, 'There are /, /status.json and /events.\n')
+    if (path !== '/status.json' && path !== '/events' && path !== '/map')
+      return send(404, 'There are /, /status.json, /events and /map.\n')
     // Browsers say where a request comes from, and a page of somebody else has no business here.
     const site = request.headers['sec-fetch-site']
     if (site !== undefined && site !== 'same-origin' && site !== 'none')
       return send(403, 'This is for the page of this server only.\n')
     if (path === '/events') return this.#subscribe(request, response)
+    if (path === '/map') return await this.#map(new URLSearchParams(url.slice(path.length)), request, response)
     const body = await this.#currentDocument()
     this.#send(request, response, { status: 200, type: 'application/json', body, tag: tagOf(body) })
+  }
+
+  async #map(query: URLSearchParams, request: IncomingMessage, response: ServerResponse) {
+    try {
+      const body = JSON.stringify(await this.#maps.page(query, () => response.destroyed))
+      this.#send(request, response, { status: 200, type: 'application/json', body })
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      const status = error instanceof InvalidParameter ? 400 : error instanceof NotFound ? 404 : error instanceof Busy ? 503 : 500
+      this.#send(request, response, { status, type: PLAIN, body: `${error.message}\n` })
+    }
   }
 
   /** One is made at a time, for all who ask meanwhile and know of nothing newer. */
