@@ -53,7 +53,7 @@ export async function* copyPoint(options: CopyOptions): AsyncGenerator<PushProgr
     const { name, checkpoint } = disk
     const source = sources.use(new PointDisk({ reader, disk, sealer }))
     const changes = (base && (await changesSince(reader, base, disk))) ?? { missing: `it is copied from ${from.target.location}` }
-    disks.push({ name, source, changes, checkpoint })
+    disks.push({ name, source, changes, checkpoint, mapIsAtHand: true })
     kept.set(name, source)
   }
   const attachments = []

@@ -39,6 +39,8 @@ export interface DiskWork {
   readonly release?: ((range: Range) => Promise<void>) | undefined
   /** Of reading. */
   readonly speed?: SpeedLimit | undefined
+  /** Places that are no longer, bytes, are read without asking whether they are holes. */
+  readonly readAnyway: number
 }
 
 /** What is released at once. */
@@ -73,7 +75,7 @@ interface Found {
 export async function* pushDisk(work: DiskWork, progress: DiskProgress): AsyncGenerator<void, string | null> {
   const pipeline = new Pipeline(work, progress)
   try {
-    for await (const { first, count, zero } of work.plan.runs(work.source)) {
+    for await (const { first, count, zero } of work.plan.runs(work.source, work.readAnyway)) {
       const end = first + count
       if (zero) {
         for await (const _leaf of pipeline.addZeroes(first, end)) yield

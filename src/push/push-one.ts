@@ -29,6 +29,8 @@ export interface PushDisk {
   readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
   /** What changed since a checkpoint, or since each of several, of which the first that the repository knows counts; or why there is none. */
   readonly changes?: Changes | readonly Changes[] | { readonly missing: string } | undefined
+  /** What it has where is in memory, as of a restore point: to ask costs nothing, however small a place is. */
+  readonly mapIsAtHand?: boolean
   /** The checkpoint of this instant, for a later push to start from. */
   readonly checkpoint?: string | undefined
   /** Told of each range that is not read again: nobody needs to keep it any more. */
@@ -69,6 +71,8 @@ interface Pushed {
   readonly liar?: { readonly checkpoint: string; readonly why: string } | undefined
 }
 
+/** To read so much and see whether it is zero takes no longer than to ask whether it is a hole, which a thread does. */
+const READ_ANYWAY = 1 << 20
 /** How often progress is told. */
 const TELL_MS = 100
 const COUNTS = ['done', 'total', 'read', 'dirty', 'new', 'stored'] as const
@@ -129,7 +133,8 @@ async function* attempt(
     return { ...progress }
   }
   let told = 0
-  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer, release, speed }, counts)
+  const readAnyway = disk.mapIsAtHand ? 0 : READ_ANYWAY
+  const work = pushDisk({ source, plan, parent: parentDisk, touched, writer, sealer, release, speed, readAnyway }, counts)
   let step = await work.next()
   try {
     for (; !step.done; step = await work.next()) {

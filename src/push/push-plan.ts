@@ -88,8 +88,9 @@ export class PushPlan {
     return sum
   }
 
-  async *runs(source: Pick<BlockIo, 'extents'>): AsyncGenerator<ChunkRun> {
-    for await (const { range, zeroRanges } of lookAhead(source, this.ranges())) {
+  /** Of places that are no longer than `least`, bytes, the disk is not asked whether they are zero. */
+  async *runs(source: Pick<BlockIo, 'extents'>, least = 0): AsyncGenerator<ChunkRun> {
+    for await (const { range, zeroRanges } of lookAhead(source, this.ranges(), least)) {
       let at = range.offset // of the first chunk that is not told yet
       for await (const zeroes of zeroRanges) {
         // Whole chunks inside the zeroes; the last chunk of the disk may be short.
@@ -124,10 +125,11 @@ const AHEAD_BYTES = 16 << 20
  * What of each range reads as zeroes. What has changed lies in many small places, and each time a thread has to ask: to wait for one answer after the
  * other takes longer than to read it all.
  */
-async function* lookAhead(source: Pick<BlockIo, 'extents'>, ranges: Iterator<Range>) {
+async function* lookAhead(source: Pick<BlockIo, 'extents'>, ranges: Iterator<Range>, least: number) {
   const looks: Look[] = []
   const lookFurther = () => {
-    for (let next = ranges.next(); !next.done; next = ranges.next()) if (looks.push(look(source, next.value)) === AHEAD) return
+    for (let next = ranges.next(); !next.done; next = ranges.next())
+      if (looks.push(look(source, next.value, least)) === AHEAD) return
   }
   try {
     for (;;) {
@@ -143,7 +145,8 @@ async function* lookAhead(source: Pick<BlockIo, 'extents'>, ranges: Iterator<Ran
   }
 }
 
-function look(source: Pick<BlockIo, 'extents'>, range: Range): Look {
+function look(source: Pick<BlockIo, 'extents'>, range: Range, least: number): Look {
+  if (range.length <= least) return { range, zeroRanges: Promise.resolve([]) }
   if (range.length > AHEAD_BYTES) return { range, zeroRanges: undefined }
   const zeroRanges = Array.fromAsync(merged(source.extents(range)))
   zeroRanges.catch(messageOf) // a failure is told when its turn comes
