@@ -13,10 +13,10 @@ import { Negotiation } from './negotiation.ts'
 import type { Session } from './session.ts'
 import { isHangUp } from './tls-failure.ts'
 import { Transport, nameOfAddress } from './transport.ts'
-import type { NbdAddress } from './uri.ts'
+import type { NbdAddress, NbdDial } from './uri.ts'
 
 export interface Goal {
-  readonly address: NbdAddress
+  readonly address: NbdAddress | NbdDial
   /** What `tls.connect` is told; undefined: no TLS. */
   readonly tls: tls.ConnectionOptions | undefined
   readonly exportName: string
@@ -27,6 +27,8 @@ export interface Goal {
   readonly connectTimeout: number
   /** Of TCP, in ms; 0: none. */
   readonly keepAlive: number
+  /** Of a host's addresses; undefined: any. */
+  readonly family: 4 | 6 | undefined
 }
 
 export interface Connected {
@@ -82,7 +84,7 @@ async function attempts<T>(
 
 /** Does the work with a transport that is connected; it is closed where that fails, is aborted or takes too long. */
 async function withTransport<T>(
-  goal: Pick<Goal, 'address' | 'tls' | 'keepAlive' | 'connectTimeout'>,
+  goal: Pick<Goal, 'address' | 'tls' | 'keepAlive' | 'family' | 'connectTimeout'>,
   timeoutMs: number,
   signal: AbortSignal | undefined,
   work: (transport: Transport) => Promise<T>,
@@ -92,6 +94,7 @@ async function withTransport<T>(
   const { transport, connected } = Transport.connect(goal.address, {
     willUseTls: goal.tls !== undefined,
     keepAlive: goal.keepAlive,
+    family: goal.family,
   })
   const timer = setTimeout(
     () => transport.destroy(new NbdTimeoutError(`${where}: no NBD export within ${goal.connectTimeout} ms`)),

@@ -8,6 +8,7 @@ import { NbdConnectionError, NbdError, NbdProtocolError, NbdTimeoutError } from 
 import { Intake } from './intake.ts'
 import { Outbox } from './outbox.ts'
 import { Command } from './protocol.ts'
+import { ReadRequest } from './read-request.ts'
 import { parseReplies } from './replies.ts'
 import { PlainRequest, type Request } from './request.ts'
 import type { Session } from './session.ts'
@@ -43,18 +44,21 @@ export class Connection implements Receiver {
   #usedByKernel: Request | undefined
   #filling: Request | undefined
   #closing = false
+  #pinging: NodeJS.Timeout | undefined
+  /** Since it was looked last. */
+  #wasAsked = true
   readonly #drained = Promise.withResolvers<void>()
 
   constructor(
     private readonly transport: Transport,
     readonly session: Session,
-    requestTimeoutMs: number,
+    { requestTimeout, ping }: { readonly requestTimeout: number; readonly ping: number },
     private readonly events: ConnectionEvents,
   ) {
-    this.#watchdog = new Watchdog(requestTimeoutMs, {
+    this.#watchdog = new Watchdog(requestTimeout, {
       oldest: () => this.#oldest(),
       inPayload: () => this.#intake.inPayload,
-      expired: () => this.#expired(requestTimeoutMs),
+      expired: () => this.#expired(requestTimeout),
     })
     this.#outbox = new Outbox(transport, session.mode === 'extended', this.#tag, () => {
       if (this.#oldest()?.isSent === false) this.#watchdog.moved()
@@ -71,6 +75,19 @@ export class Connection implements Receiver {
       }),
     )
     transport.receiver = this
+    if (ping > 0) this.#pinging = setInterval(() => this.#ping(), ping).unref()
+  }
+
+  /** Whatever the answer is, there is one; where there is none the connection ends, and that is told. */
+  #ping() {
+    const length = this.session.export.blockSizes?.minimum ?? 512
+    if (!this.#wasAsked && this.#pending.size === 0 && !this.#closing && length <= this.session.export.size) {
+      const request = new ReadRequest(0, 0, Buffer.allocUnsafe(length))
+      const answered = () => this.events.changed()
+      request.promise.then(answered, answered)
+      this.send(request)
+    }
+    this.#wasAsked = false
   }
 
   get count(): number {
@@ -87,6 +104,7 @@ export class Connection implements Receiver {
   }
 
   send(request: Request): void {
+    this.#wasAsked = true
     // A cookie is free again after 2^32 others.
     do this.#lastCookie = (this.#lastCookie + 1) >>> 0
     while (this.#pending.has(this.#lastCookie))
@@ -160,6 +178,7 @@ export class Connection implements Receiver {
   closed(error: NbdError): void {
     this.#closing = true
     this.#watchdog.stop()
+    clearInterval(this.#pinging)
     this.#outbox.close()
     this.#releasePlaced()
     const requests = [...this.#pending.values()]

@@ -25,6 +25,8 @@ export interface PoolOptions {
   readonly maxInFlightBytes: number
   /** In ms; 0: for ever. */
   readonly requestTimeout: number
+  /** After so many ms without a request a connection is tried; 0: never. */
+  readonly ping: number
   readonly reconnect: Required<ReconnectOptions> | undefined
 }
 
@@ -118,7 +120,7 @@ export class Pool {
   }
 
   #add({ transport, session }: Connected) {
-    const connection: Connection = new Connection(transport, session, this.options.requestTimeout, {
+    const connection: Connection = new Connection(transport, session, this.options, {
       changed: () => this.#pump(),
       lost: (error, requests) => this.#lost(connection, error, requests),
     })

@@ -9,7 +9,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import tls from 'node:tls'
 import { NbdTlsError, NbdUriError, NbdUsageError } from './errors.ts'
-import type { NbdAddress, UriTls } from './uri.ts'
+import type { NbdAddress, NbdDial, UriTls } from './uri.ts'
 
 export interface TlsOptions {
   /** Who may sign the server's certificate (PEM); by default who Node trusts. */
@@ -31,9 +31,9 @@ export interface TlsOptions {
 }
 
 /** What `tls.connect` needs. Throws NbdUsageError where the server could not be verified, and NbdTlsError where it cannot be done. */
-export function connectionOptions(options: TlsOptions, address: NbdAddress): tls.ConnectionOptions {
+export function connectionOptions(options: TlsOptions, address: NbdAddress | NbdDial): tls.ConnectionOptions {
   const { ca, cert, key, passphrase, psk, serverName, verify = true, anonymous = false } = options
-  const host = 'path' in address ? undefined : address.host
+  const host = 'host' in address ? address.host : undefined
   const name = serverName ?? host
   if (name === undefined && verify && !psk && !anonymous)
     throw new NbdUsageError(

@@ -6,11 +6,12 @@
 // After `closed()` the receiver hears nothing more, and no buffer it placed or wrote is used any more.
 
 import net from 'node:net'
+import type { Duplex } from 'node:stream'
 import tls from 'node:tls'
 import { NbdConnectionError, type NbdError } from './errors.ts'
 import { DEFAULT_PORT } from './protocol.ts'
 import { tlsFailure, tlsHangUp } from './tls-failure.ts'
-import type { NbdAddress } from './uri.ts'
+import type { NbdAddress, NbdDial } from './uri.ts'
 
 export interface Receiver {
   /** These bytes arrived; the buffer is used again after the call. */
@@ -31,14 +32,16 @@ const SCRATCH_BYTES = 64 << 10
 const ignoreAll: Receiver = { received() {}, place: () => undefined, placed() {}, closed() {} }
 
 /** How an address reads in messages. */
-export const nameOfAddress = (address: NbdAddress) =>
-  'path' in address
-    ? address.path.replaceAll('\0', '@')
-    : `${address.host.includes(':') ? `[${address.host}]` : address.host}:${address.port ?? DEFAULT_PORT}`
+export const nameOfAddress = (address: NbdAddress | NbdDial) =>
+  'connect' in address
+    ? (address.name ?? 'the server')
+    : 'path' in address
+      ? address.path.replaceAll('\0', '@')
+      : `${address.host.includes(':') ? `[${address.host}]` : address.host}:${address.port ?? DEFAULT_PORT}`
 
 export class Transport {
   #receiver: Receiver = ignoreAll
-  #socket: net.Socket
+  #socket: Duplex
   #error: NbdError | undefined
   #paused = false
   #isConnected = false
@@ -46,7 +49,7 @@ export class Transport {
   #unheard: tls.ConnectionOptions | undefined
 
   private constructor(
-    socket: net.Socket,
+    socket: Duplex,
     private readonly where: string,
   ) {
     this.#socket = socket
@@ -54,7 +57,9 @@ export class Transport {
   }
 
   /** Begins to connect; `connected` says when it is. With `willUseTls`, `startTls` may be called. */
-  static connect(address: NbdAddress, { willUseTls, keepAlive }: { willUseTls: boolean; keepAlive: number }): Connecting {
+  static connect(address: NbdAddress | NbdDial, options: TransportOptions): Connecting {
+    if ('connect' in address) return Transport.#over(address)
+    const { willUseTls, keepAlive, family } = options
     const scratch = Buffer.allocUnsafeSlow(SCRATCH_BYTES)
     const made: { transport?: Transport } = {} // the socket asks for a buffer before it is there
     let placed: Buffer | undefined
@@ -72,7 +77,7 @@ export class Transport {
       },
     }
     const socket = net.connect({
-      ...('path' in address ? address : { port: DEFAULT_PORT, ...address }),
+      ...('path' in address ? address : { port: DEFAULT_PORT, ...address, ...(family && { family }) }),
       noDelay: true,
       keepAlive: keepAlive > 0,
       keepAliveInitialDelay: keepAlive,
@@ -86,6 +91,28 @@ export class Transport {
       transport.#isConnected = true
       resolve()
     })
+    socket.once('close', () => reject(transport.#error!))
+    return { transport, connected: promise }
+  }
+
+  /** What the caller has made, in which nothing can be placed. */
+  static #over(address: NbdDial): Connecting {
+    const where = nameOfAddress(address)
+    let socket: Duplex
+    try {
+      socket = address.connect()
+    } catch (error) {
+      throw new NbdConnectionError(`no connection to ${where}: ${String(error)}`, { cause: error })
+    }
+    const transport = new Transport(socket, where)
+    transport.#listenToData(socket)
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const connected = () => {
+      transport.#isConnected = true
+      resolve()
+    }
+    if (socket instanceof net.Socket && socket.connecting) socket.once('connect', connected)
+    else connected()
     socket.once('close', () => reject(transport.#error!))
     return { transport, connected: promise }
   }
@@ -154,7 +181,7 @@ export class Transport {
     this.#receiver = ignoreAll
   }
 
-  #listen(socket: net.Socket) {
+  #listen(socket: Duplex) {
     socket.on('error', (error: NodeJS.ErrnoException) => this.destroy(this.#failure(error)))
     const hungUp = (message: string) => this.destroy(this.#unheard ? tlsHangUp(this.#unheard) : new NbdConnectionError(message))
     socket.on('end', () => hungUp('the server closed the connection'))
@@ -168,12 +195,18 @@ export class Transport {
     return new NbdConnectionError(`${what}: ${message || code}`, { code, cause: error })
   }
 
-  #listenToData(socket: net.Socket) {
+  #listenToData(socket: Duplex) {
     socket.on('data', (bytes: Buffer) => {
       this.#unheard = undefined
       if (!this.#error) this.#receiver.received(bytes)
     })
   }
+}
+
+interface TransportOptions {
+  readonly willUseTls: boolean
+  readonly keepAlive: number
+  readonly family: 4 | 6 | undefined
 }
 
 interface Connecting {

@@ -1,11 +1,20 @@
 // NBD URIs, as the NBD project's doc/uri.md has them, with libnbd's two parameters that name local files.
 
 import { isIPv6 } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { NbdUriError } from './errors.ts'
 import { DEFAULT_PORT, MAX_STRING } from './protocol.ts'
 
 /** Where a server listens. A unix path that begins with NUL is in Linux's abstract namespace. */
 export type NbdAddress = { readonly host: string; readonly port?: number } | { readonly path: string }
+
+/** A way of the caller's own: over ssh, through a proxy, to a program that is started for it. */
+export interface NbdDial {
+  /** Called for each connection, those that are made anew too. What it returns is closed by the client. */
+  readonly connect: () => Duplex
+  /** For messages. */
+  readonly name?: string
+}
 
 export interface NbdUri {
   readonly address: NbdAddress
@@ -72,12 +81,13 @@ export function parseNbdUri(uri: string): NbdUri {
 const MAX_PATH = 107
 
 /** Throws where nothing can be connected to: what `net.connect` would refuse in its own words, or take for something else. */
-export function checkAddress(address: NbdAddress): void {
+export function checkAddress(address: NbdAddress | NbdDial): void {
+  if (typeof (address as Partial<NbdDial> | undefined)?.connect === 'function') return
   const { path, host, port = DEFAULT_PORT } = (address ?? {}) as { path?: unknown; host?: unknown; port?: unknown }
   const name = path ?? host
   if (typeof name !== 'string' || name === '')
     throw new NbdUriError(
-      'an NBD server is named by a URI, by { host, port } or by { path } of its socket, and none may be empty',
+      'an NBD server is named by a URI, by { host, port }, by { path } of its socket or by { connect() }, and none may be empty',
     )
   if (name.includes('\0', path === undefined ? 0 : 1))
     throw new NbdUriError(`the ${path === undefined ? 'host' : 'path'} has a NUL in it`)

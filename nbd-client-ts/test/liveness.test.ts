@@ -442,3 +442,26 @@ t.test('what comes in while nothing is asked for ends the connection', async t =
   const client = await NbdClient.connect(uri)
   t.match(await new Promise(resolve => client.once('close', resolve)), { name: 'NbdProtocolError' })
 })
+
+t.test(
+  'a server that hangs is noticed before it is needed, and one that answers is kept, where it is asked now and then',
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const asked: number[] = []
+    const uri = await play(stack, async peer => {
+      if (!(await handshake(peer, big))) return
+      for (;;) {
+        const request = await peer.request()
+        asked.push(request.type)
+        if (asked.length < 4) peer.send(serve(request, 'structured')!)
+      }
+    })
+    const client = await NbdClient.connect(uri, { ping: 30, requestTimeout: 200 })
+    await client.read(0, 512)
+    t.match(await new Promise(resolve => client.once('close', resolve)), { name: 'NbdTimeoutError' })
+    t.same(asked, [Command.READ, Command.READ, Command.READ, Command.READ])
+    await using quiet = await NbdClient.connect(await play(stack, peer => serveAll(peer)), { ping: 20, requestTimeout: 200 })
+    await sleep(300)
+    t.equal((await quiet.read(0, 512)).length, 512)
+  },
+)

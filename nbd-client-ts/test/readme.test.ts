@@ -48,6 +48,7 @@ t.test('every example is run below', async t => {
       'Errors',
       'Looking around',
       'TLS',
+      'A way of your own',
       'The other doors',
     ],
   )
@@ -63,6 +64,8 @@ t.test('the tour does what it says', { skip }, async t => {
   t.match(where.printed.join('\n'), /^0 \d+ data\n\d+ \d+ zero/)
   const copy = await runExample('From one server to another', { [SOCKET]: memory.socket, '/tmp/other.sock': other.socket })
   t.same(copy.printed, copy.wanted)
+  const own = await runExample('A way of your own', {})
+  t.same(own.printed, own.wanted)
   const doors = await runExample('The other doors', {})
   t.same(doors.printed, doors.wanted)
 })

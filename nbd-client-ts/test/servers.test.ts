@@ -2,7 +2,11 @@
 
 import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
+import { once } from 'node:events'
+import net from 'node:net'
+import { Duplex } from 'node:stream'
 import t from 'tap'
 import { NbdClient, NbdNegotiation, NbdOptionError, NbdReplyError, NbdUsageError } from '../src/index.ts'
 import { makePki } from './helpers/pki.ts'
@@ -12,6 +16,10 @@ const noNbdkit = missing('nbdkit')
 const noQemu = missing('qemu-nbd', 'qemu-img', 'qemu-io')
 const MiB = 1 << 20
 const BASE = 'base:allocation'
+
+const fail = () => {
+  throw new Error('no way')
+}
 
 const random = (length: number) => randomFillSync(Buffer.alloc(length))
 
@@ -426,4 +434,53 @@ exportname = ${image}`,
   t.ok((await client.read(0, MiB)).equals(content))
   await client.write(4000, Buffer.alloc(100_000, 'x'))
   t.ok((await client.read(4000, 100_000)).equals(Buffer.alloc(100_000, 'x')))
+})
+
+t.test(
+  'a server is reached in any way that the caller has: a program that is started for it, a socket of his own',
+  { skip: noNbdkit },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const started: ChildProcess[] = []
+    const connect = () => {
+      const child = spawn('nbdkit', ['-s', 'memory', '1M'], { stdio: ['pipe', 'pipe', 'inherit'] })
+      started.push(child)
+      return Duplex.from({ writable: child.stdin, readable: child.stdout })
+    }
+    await using client = await NbdClient.connect({ connect, name: 'nbdkit' }, { contexts: [BASE], reconnect: { pause: 1 } })
+    await client.write(0, random(3 * 65_536))
+    t.equal((await Array.fromAsync(client.extents()))[0]!.status[BASE], 0)
+    const [first] = started
+    first!.kill('SIGKILL')
+    t.same(await client.read(0, 4), Buffer.alloc(4), 'another one, whose memory is its own')
+    t.equal(started.length, 2)
+    await client.close()
+    await using looking = await NbdNegotiation.open({ connect })
+    t.match(await looking.list(), [{ name: '' }])
+
+    const server = await nbdkit(stack, 'memory', '1M')
+    await using own = await NbdClient.connect({ connect: () => net.connect(server.socket) })
+    t.equal(own.size, MiB)
+    await t.rejects(NbdClient.connect({ connect: () => net.connect('/no/such'), name: 'my way' }), {
+      name: 'NbdConnectionError',
+      code: 'ENOENT',
+      message: /^no connection to my way/,
+    })
+    await t.rejects(NbdClient.connect({ connect: fail, name: 'it' }), {
+      name: 'NbdConnectionError',
+      message: /no connection to it: .*no way/,
+    })
+  },
+)
+
+t.test('of a host’s addresses only those of one kind are tried, where that is said', async t => {
+  const server = net.createServer(socket => socket.destroy())
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  const { port } = server.address() as net.AddressInfo
+  const connect = (family: 4 | 6) => NbdClient.connect({ host: 'localhost', port }, { family })
+  await t.rejects(connect(6), { code: /^(ECONNREFUSED|ENOTFOUND|EADDRNOTAVAIL|EAI_.*)$/ })
+  await t.rejects(connect(4), { message: /the server closed the connection|lost/ })
+  await t.rejects(connect(5 as 4), { name: 'NbdUsageError', message: /must be 4 or 6/ })
 })
