@@ -13,10 +13,14 @@ export interface Marked {
   readonly used: ReadonlyMap<string, number>
 }
 
-/** Marks the restore points given. Shared parts of their trees are walked once. Throws Damaged when anything they need is nowhere. */
+/**
+ * Marks the restore points given. Shared parts of their trees are walked once; what has been seen is noted by its number in the index: names of
+ * it would take ten times the memory, and of more than 16 million a Set holds none. Throws Damaged when anything they need is nowhere.
+ */
 export class Marker {
   readonly used = new Map<string, number>()
-  readonly #seen = new Set<string>()
+  /** 1 by the number of a blob. */
+  readonly #seen: { readonly data: Uint8Array; readonly meta: Uint8Array }
 
   constructor(
     private readonly index: RepositoryIndex,
@@ -24,37 +28,33 @@ export class Marker {
     private readonly signal?: AbortSignal | undefined,
     /** Told of each blob once, and where it is. */
     private readonly found?: (id: Buffer, at: Location) => void,
-  ) {}
+  ) {
+    this.#seen = { data: new Uint8Array(index.data.count), meta: new Uint8Array(index.meta.count) }
+  }
 
   async mark({ disks, attachments }: Manifest, key: string) {
+    /** True for the first time. */
     const need = (where: 'data' | 'meta', id: Buffer) => {
-      const place = this.index[where].find(id)
-      if (!place)
+      const blobs = this.index[where]
+      const number = blobs.numberOf(id)
+      if (number === undefined)
         throw new Damaged(
           `restore point ${key} needs ${id.toString('hex')}, and the repository does not have it: run "stillpoint point verify"`,
         )
+      if (this.#seen[where][number] === 1) return false
+      this.#seen[where][number] = 1
+      const place = blobs.find(id)!
       const name = packKey(place.pack.kind, place.pack.name)
       this.used.set(name, (this.used.get(name) ?? 0) + place.length)
       this.found?.(id, place)
-    }
-    const first = (id: Buffer) => {
-      const name = id.toString('base64', 0, 16)
-      if (this.#seen.has(name)) return false
-      this.#seen.add(name)
       return true
     }
-    for (const { id } of attachments) if (first(Buffer.from(id, 'hex'))) need('meta', Buffer.from(id, 'hex'))
-    for (const disk of disks) {
-      const enter = (id: Buffer) => {
-        if (!first(id)) return false
-        need('meta', id)
-        return true
-      }
-      for await (const { level, node } of walkNodes(this.nodes, disk, enter)) {
+    for (const { id } of attachments) need('meta', Buffer.from(id, 'hex'))
+    for (const disk of disks)
+      for await (const { level, node } of walkNodes(this.nodes, disk, id => need('meta', id))) {
         this.signal?.throwIfAborted()
         if (level > 0) continue
-        for (const id of node.places) if (id && first(id)) need('data', id)
+        for (const id of node.places) if (id) need('data', id)
       }
-    }
   }
 }
