@@ -21,9 +21,21 @@ async function world(stack: AsyncDisposableStack) {
   await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, '64M'])
   await run('qemu-io', ['-c', 'write -P 1 1M 3M', '-c', 'write -z 8M 1M', image])
   await run('qemu-img', ['bitmap', '--add', image, 'backup-root'])
-  await run('qemu-io', ['-c', 'write -P 2 2M 64k', '-c', 'write -P 2 32M 128k', image])
+  await run('qemu-io', ['-c', 'write -P 2 2M 64k', image])
+  await run('qemu-img', ['bitmap', '--add', image, 'later'])
+  await run('qemu-io', ['-c', 'write -P 2 32M 128k', image])
   const socket = `${daemon.folder}/nbd.sock`
-  const options = ['--persistent', '--read-only', '--shared=4', '--socket', socket, '--bitmap', 'backup-root']
+  const options = [
+    '--persistent',
+    '--read-only',
+    '--shared=4',
+    '--socket',
+    socket,
+    '--bitmap',
+    'backup-root',
+    '--bitmap',
+    'later',
+  ]
   const server = spawn('qemu-nbd', [...options, '--export-name', 'more/root', image], { stdio: 'ignore' })
   const gone = new Promise<void>(resolve => server.once('exit', () => resolve()))
   stack.defer(() => {
@@ -64,6 +76,50 @@ t.test('a map reads as qemu-img and nbdinfo read it', { skip: missing('qemu-nbd'
     )
   })
 
+  await t.test('any export is mapped, a part of it, with several bitmaps side by side', async t => {
+    const both = ['--bitmap', 'backup-root', '--bitmap', 'later']
+    const ours = await map(uri, ...both, '--offset', '2M', '--length', '40M', '--json')
+    t.equal(ours.code, 0, ours.stderr)
+    const ranges = JSON.parse(ours.stdout) as { start: number; length: number; data: boolean; bitmaps: Record<string, boolean> }[]
+    t.same(
+      ranges.map(({ start, length, data, bitmaps }) => [
+        start / 1024,
+        length / 1024,
+        data,
+        bitmaps['backup-root'],
+        bitmaps['later'],
+      ]),
+      [
+        [2048, 64, true, true, false],
+        [2112, 1984, true, false, false],
+        [4096, 28_672, false, false, false],
+        [32_768, 128, true, true, true],
+        [32_896, 10_112, false, false, false],
+      ],
+    )
+    const people = await map(uri, ...both, '--offset', '32M', '--length', '1M')
+    t.equal(
+      people.stdout,
+      `   START    LENGTH      SIZE  CONTENT  backup-root  later
+33554432    131072   128 KiB  data     changed      changed
+33685504    917504   896 KiB  hole     -            -
+
+  BYTES     SIZE  SHARE  CONTENT
+ 131072  128 KiB   13 %  data
+ 917504  896 KiB   88 %  hole
+ 131072  128 KiB   13 %  changed, backup-root
+ 131072  128 KiB   13 %  changed, later
+1048576    1 MiB  100 %  total, 2 ranges
+`,
+    )
+    const wrong = await Promise.all([map(uri, '--offset', '65M'), map(uri, '--length', 'x'), map('nbd://127.0.0.1:1/')])
+    t.match(wrong, [
+      { code: 1, stderr: /--offset 68157440 is behind the end of .*, which is at 67108864/ },
+      { code: 2, stderr: /--length must be a size such as/ },
+      { code: 1, stderr: /nbd:\/\/127.0.0.1:1\/: no connection to/ },
+    ])
+  })
+
   await t.test('people read ranges with sizes, and totals', async t => {
     const { code, stdout } = await map('more/root')
     t.equal(code, 0)
@@ -97,7 +153,7 @@ t.test('a map reads as qemu-img and nbdinfo read it', { skip: missing('qemu-nbd'
     t.match(bitmap, {
       code: 1,
       stdout: '',
-      stderr: /^stillpoint: The export more\/root has no bitmap mine; it has: backup-root\n$/,
+      stderr: /^stillpoint: The export more\/root has no bitmap mine; it has: later, backup-root\n$/,
     })
     t.match(refused, { code: 1, stdout: '', stderr: /^stillpoint: db\/root: .*\n$/ })
   })

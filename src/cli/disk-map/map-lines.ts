@@ -1,7 +1,7 @@
 // What is where in a disk, as lines: for people with a size to each range and totals, for programs as `qemu-img map --output=json`.
 
 import { formatSize } from '../../base/units.ts'
-import { formatShare, plural } from '../format.ts'
+import { clean, formatShare, plural } from '../format.ts'
 import { table } from '../table.ts'
 
 export interface MapRange {
@@ -11,8 +11,8 @@ export interface MapRange {
   readonly hole: boolean
   /** It reads as zeroes. */
   readonly zero: boolean
-  /** The bitmap's bit; undefined where no bitmap was asked for. */
-  readonly dirty?: boolean | undefined
+  /** The bits of the bitmaps that were asked for, in their order. */
+  readonly dirty: readonly boolean[]
 }
 
 /** Takes the ranges in order and gives the lines, so that a map of any length is written as it comes. */
@@ -22,9 +22,11 @@ export interface MapWriter {
   end(): string
 }
 
-/** An array with an object on each line, its members those of qemu-img 7.2 and, with a bitmap, `dirty`. */
+/** An array with an object on each line, its members those of qemu-img 7.2 and, with a bitmap, `dirty`; with several, `bitmaps`. */
 export class JsonMap implements MapWriter {
   #first = true
+
+  constructor(private readonly bitmaps: readonly string[]) {}
 
   begin() {
     return '['
@@ -34,7 +36,12 @@ export class JsonMap implements MapWriter {
     const place = `"start": ${offset}, "length": ${length}, "depth": 0, "present": true, "zero": ${zero}, "data": ${!hole}, "offset": ${offset}`
     const before = this.#first ? '' : ',\n'
     this.#first = false
-    return `${before}{ ${place}${dirty === undefined ? '' : `, "dirty": ${dirty}`}}`
+    return `${before}{ ${place}${this.#changed(dirty)}}`
+  }
+
+  #changed(dirty: readonly boolean[]) {
+    if (this.bitmaps.length < 2) return dirty.map(one => `, "dirty": ${one}`).join('')
+    return `, "bitmaps": ${JSON.stringify(Object.fromEntries(this.bitmaps.map((name, index) => [name, dirty[index]])))}`
   }
 
   end() {
@@ -46,43 +53,52 @@ export class MapTable implements MapWriter {
   readonly #width: number
   readonly #totals = new Map<string, number>()
   #ranges = 0
-  #changed = 0
+  readonly #titles: readonly string[]
+  readonly #changed: number[]
 
   constructor(
-    private readonly size: number,
-    private readonly withBitmap: boolean,
+    /** Of all ranges together, and where they end. */
+    private readonly length: number,
+    end: number,
+    bitmaps: readonly string[],
   ) {
-    this.#width = Math.max('LENGTH'.length, String(size).length)
+    this.#width = Math.max('LENGTH'.length, String(end).length)
+    this.#titles = bitmaps.length < 2 ? bitmaps.map(() => 'BITMAP') : bitmaps.map(clean)
+    this.#changed = bitmaps.map(() => 0)
   }
 
   begin() {
-    return this.#line('START', 'LENGTH', 'SIZE', 'CONTENT', 'BITMAP')
+    return this.#line('START', 'LENGTH', 'SIZE', 'CONTENT', this.#titles)
   }
 
   range({ offset, length, hole, zero, dirty }: MapRange) {
     const content = contentOf(hole, zero)
     this.#ranges++
     this.#totals.set(content, (this.#totals.get(content) ?? 0) + length)
-    if (dirty) this.#changed += length
-    return this.#line(String(offset), String(length), formatSize(length), content, dirty ? 'changed' : '-')
+    for (const [index, one] of dirty.entries()) if (one) this.#changed[index]! += length
+    const changed = dirty.map(one => (one ? 'changed' : '-'))
+    return this.#line(String(offset), String(length), formatSize(length), content, changed)
   }
 
   end() {
     const rows = [...this.#totals].map(([what, bytes]) => ({ what, bytes }))
-    if (this.withBitmap) rows.push({ what: 'changed', bytes: this.#changed })
-    rows.push({ what: `total, ${plural(this.#ranges, 'range')}`, bytes: this.size })
+    const several = this.#changed.length > 1
+    for (const [index, bytes] of this.#changed.entries())
+      rows.push({ what: several ? `changed, ${this.#titles[index]}` : 'changed', bytes })
+    rows.push({ what: `total, ${plural(this.#ranges, 'range')}`, bytes: this.length })
     const totals = table(rows, [
       { title: 'BYTES', right: true, of: ({ bytes }) => bytes },
       { title: 'SIZE', right: true, of: ({ bytes }) => formatSize(bytes) },
-      { title: 'SHARE', right: true, of: ({ bytes }) => formatShare(bytes, this.size) },
+      { title: 'SHARE', right: true, of: ({ bytes }) => formatShare(bytes, this.length) },
       { title: 'CONTENT', of: ({ what }) => what },
     ])
     return `\n${totals}`
   }
 
-  #line(start: string, length: string, size: string, content: string, bitmap: string) {
+  #line(start: string, length: string, size: string, content: string, bitmaps: readonly string[]) {
     const cells = [start.padStart(this.#width), length.padStart(this.#width), size.padStart(8)]
-    return `${[...cells, ...(this.withBitmap ? [content.padEnd(7), bitmap] : [content])].join('  ')}\n`
+    const changes = bitmaps.map((text, index) => text.padEnd(Math.max('changed'.length, this.#titles[index]!.length)))
+    return `${[...cells, content.padEnd(7), ...changes].join('  ').trimEnd()}\n`
   }
 }
 
