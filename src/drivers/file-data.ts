@@ -19,6 +19,8 @@ export const refused = (error: unknown) =>
 
 export class FileData {
   #canTell = true
+  /** Where who walked last has stopped, and how many pieces he took: a view asks for some, again and again, from where it was. */
+  #last = { end: -1, pieces: 1 }
 
   constructor(
     private readonly native: Pick<Native, 'seekData' | 'seekHole'> | undefined,
@@ -30,10 +32,12 @@ export class FileData {
   /** Where nobody can tell all is data. `fd`: the file stays open until this returns. */
   async *extents(fd: () => number, range: Range): AsyncGenerator<Extent> {
     const end = endOf(range)
-    let offset = range.offset
+    let { offset } = range
+    let pieces = 0
+    let most = offset === this.#last.end ? this.#last.pieces : 1
     let ahead: Promise<Places | undefined> | undefined
     try {
-      for (let most = 1; offset < end; most = Math.min(GROWTH * most, this.mostPieces)) {
+      for (; offset < end; most = Math.min(GROWTH * most, this.mostPieces)) {
         const places = (await ahead) ?? (await this.#find(fd(), offset, end, most))
         ahead = undefined
         if (!places) {
@@ -44,14 +48,16 @@ export class FileData {
         // While these are taken.
         if (most === this.mostPieces && next < end) ahead = this.threads.find({ fd: fd(), offset: next, end, most })
         for (let at = 0; at < places.length; at += 2) {
-          const data = Math.min(places[at]!, end)
-          if (data > offset) yield { offset, length: data - offset, allocated: false, zero: true, hostOffset: offset }
-          const hole = Math.min(places[at + 1]!, end)
+          const begin = offset
+          const data = (offset = Math.min(places[at]!, end))
+          if (data > begin) yield { offset: begin, length: data - begin, allocated: false, zero: true, hostOffset: begin }
+          pieces++
+          const hole = (offset = Math.min(places[at + 1]!, end)) // which is `data` again when a hole was punched there in between
           if (hole > data) yield dataAt(data, hole)
-          offset = hole // which is `data` again when a hole was punched there in between
         }
       }
     } finally {
+      this.#last = { end: offset, pieces: Math.min(pieces + 1, this.mostPieces) }
       await ahead // it asks about a file that may be closed, and its number another's, when this returns
     }
   }
