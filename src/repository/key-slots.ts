@@ -91,20 +91,23 @@ export async function removeSlot(repository: KeyedRepository, key: string): Prom
   throw new Busy(`somebody else has taken ${other.key} away at the same time; ${key} is there again`)
 }
 
-/** The passphrase opens it no more, and the new one does. */
+/** The passphrase opens it no more, whichever slots it had, and the new one does; by a slot that is there already where an earlier change was cut off. */
 export async function changePassphrase(
   repository: KeyedRepository,
   changed: string,
   options: { cost?: InitOptions['cost']; label?: string } = {},
-): Promise<{ added: string; removed: string }> {
+): Promise<{ slot: string; isNew: boolean; removed: string[] }> {
   const { target, file } = repository
   const passphrase = need(repository)
   if (changed.normalize('NFC') === passphrase.normalize('NFC')) throw new InvalidParameter('the new key is the present one')
-  const { slot: old } = await findMaster(target, file, passphrase)
-  const label = (await Array.fromAsync(listSlots(target))).find(({ key }) => key === old)?.read().label
-  const added = await addPassphrase(repository, changed, { ...(label !== undefined && { label }), ...options })
-  await removeSlot({ ...repository, passphrase: changed }, old)
-  return { added, removed: old }
+  await findMaster(target, file, passphrase)
+  const old = (await slotsOf(repository)).filter(({ opens }) => opens)
+  const label = old.find(slot => slot.label !== undefined)?.label
+  const next = { ...repository, passphrase: changed }
+  const there = (await slotsOf(next)).find(({ opens }) => opens)?.key
+  const slot = there ?? (await addPassphrase(repository, changed, { ...(label !== undefined && { label }), ...options }))
+  for (const { key } of old) await removeSlot(next, key)
+  return { slot, isNew: there === undefined, removed: old.map(({ key }) => key) }
 }
 
 /** By its id, or as much of it as only one has. */

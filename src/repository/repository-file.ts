@@ -108,7 +108,9 @@ export async function openKeys(target: Target, file: RepositoryFile, passphrase:
 /** The master key, and the slot that the passphrase opens. One that is damaged does no harm as long as another one opens. */
 export async function findMaster(target: Target, { id }: RepositoryFile, passphrase: string, signal?: AbortSignal) {
   let damaged: Damaged | undefined
+  let slots = 0
   for await (const { key: name, read } of listSlots(target, signal)) {
+    slots++
     try {
       return { slot: name, key: await unwrapKey(read(), passphrase, id) }
     } catch (error) {
@@ -116,7 +118,16 @@ export async function findMaster(target: Target, { id }: RepositoryFile, passphr
       else if (!(error instanceof WrongKey)) throw error
     }
   }
-  throw damaged ?? new WrongKey(`${target.location}: the key does not open this repository; is it that of another one?`)
+  if (slots === 0)
+    throw new Damaged(
+      `${target.location}: the repository is encrypted, and its key slots (${KEYS}) are gone; nobody can read it until one is back from a copy`,
+    )
+  if (damaged)
+    throw new Damaged(
+      `${target.location}: the key opens no slot, and one is damaged: ${damaged.message}; try another key of the repository, or bring that object back from a copy`,
+      { cause: damaged },
+    )
+  throw new WrongKey(`${target.location}: the key does not open this repository; is it that of another one?`)
 }
 
 /** Every slot; `read` throws Damaged where it is none. */

@@ -84,7 +84,7 @@ interface Told {
   readonly label?: string | undefined
   readonly opens?: boolean
   readonly damaged?: boolean
-  readonly done?: 'added' | 'removed'
+  readonly done?: 'added' | 'removed' | 'there already'
 }
 
 async function act(action: Action, repository: KeyedRepository, given: Options & { slot: string | undefined }): Promise<Told[]> {
@@ -101,10 +101,10 @@ async function act(action: Action, repository: KeyedRepository, given: Options &
       return [{ slot: shortSlot(key), done: 'removed' }]
     }
     case 'change': {
-      const { added, removed } = await slots.changePassphrase(repository, await newKey(given.newKey!), label)
+      const { slot, isNew, removed } = await slots.changePassphrase(repository, await newKey(given.newKey!), label)
       return [
-        { slot: shortSlot(added), done: 'added' },
-        { slot: shortSlot(removed), done: 'removed' },
+        { slot: shortSlot(slot), done: isNew ? 'added' : 'there already' },
+        ...removed.map(key => ({ slot: shortSlot(key), done: 'removed' as const })),
       ]
     }
   }
