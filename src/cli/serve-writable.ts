@@ -23,7 +23,7 @@ import { createImage } from '../drivers/qcow2/create.ts'
 import { filters } from '../filters/index.ts'
 import { Jobs } from '../jobs/jobs.ts'
 import { startStream } from '../jobs/stream.ts'
-import { baseAllocation } from '../nbd-server/context.ts'
+import { allocationDepth, baseAllocation } from '../nbd-server/context.ts'
 import { Exports } from '../nbd-server/exports.ts'
 import { NbdServer } from '../nbd-server/server.ts'
 import type { Place } from '../push/open-place.ts'
@@ -84,7 +84,14 @@ export async function serveWritable(repository: Repository, options: WritableOpt
     const overlay = resolve(folder ? join(options.overlay, `${fileName(disk.name)}.qcow2`) : options.overlay)
     const { node, needs, io } = await openAttached(graph, repository, disk, overlay, options)
     const description = `${manifest.machine}/${disk.name} from what it was at ${manifest.time}`
-    exports.add({ id: disk.name, name: disk.name, description, writable: true, io, contexts: [baseAllocation(io)] })
+    exports.add({
+      id: disk.name,
+      name: disk.name,
+      description,
+      writable: true,
+      io,
+      contexts: [baseAllocation(io), allocationDepth(io)],
+    })
     nodes.set({ name: disk.name, size: node.size, overlay, point: needs }, node)
   }
   const jobs = new Jobs(() => undefined, new Turns())

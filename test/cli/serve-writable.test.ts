@@ -27,13 +27,23 @@ t.test('a disk that is written is an overlay; streamed, it stands alone, and nee
   {
     const server = await serve(...args)
     t.match(server.disks, [{ disk: 'root', size: model.length, overlay, point: second }])
-    const client = await NbdClient.connect(server.disks[0]!.uri)
+    const client = await NbdClient.connect(server.disks[0]!.uri, { contexts: ['qemu:allocation-depth'] })
+    const written = async () =>
+      (await Array.fromAsync(client.extents()))
+        .filter(({ status }) => status['qemu:allocation-depth'] === 1)
+        .map(({ offset, length }) => [offset, length])
+    t.same(await written(), [], 'nothing differs from the restore point')
     const bytes = randomBytes(3 * CHUNK, 9)
     await client.write(7 * CHUNK + 100, bytes)
     model.set(bytes, 7 * CHUNK + 100)
     await client.zero(30 * CHUNK, 2 * CHUNK)
     model.fill(0, 30 * CHUNK, 32 * CHUNK)
     t.ok((await client.read(0, model.length)).equals(model))
+    const clusters = [
+      [7 * CHUNK, 4 * CHUNK],
+      [30 * CHUNK, 2 * CHUNK],
+    ]
+    t.same(await written(), clusters, 'what was written since')
     t.equal(pins().length, 1, 'what the overlay needs is pinned')
     await client[Symbol.asyncDispose]()
     t.same(await server.stop(), [0, null])
