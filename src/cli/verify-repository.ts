@@ -65,7 +65,7 @@ export async function checkRepository(
       )
     }
     print(
-      `${level}: ${plural(packs, 'pack')}${bytes > 0 ? `, ${formatSize(bytes)} read` : ''}; ${damaged ? 'there is damage' : 'all is well'}\n`,
+      `${level}: ${[...(points ? [] : [plural(packs, 'pack')]), ...(bytes > 0 || points ? [`${formatSize(bytes)} read`] : [])].join(', ')}; ${damaged ? 'there is damage' : 'all is well'}\n`,
     )
     if (!complete) note('The budget is used up; the next run goes on from there.')
   }
@@ -78,7 +78,7 @@ async function follow(work: AsyncGenerator<Verified, Verified>, what: string): P
   let step = await work.next()
   for (; !step.done; step = await work.next()) {
     const { packs, bytes } = step.value
-    shown.says(`${plural(packs, 'pack')}, ${formatSize(bytes)} read`)
+    shown.says(`${packs > 0 ? `${plural(packs, 'pack')}, ` : ''}${formatSize(bytes)} read`)
   }
   return step.value
 }

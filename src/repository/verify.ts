@@ -35,7 +35,7 @@ export interface VerifyOptions {
   readonly level: VerifyLevel
   /** Damaged packs are not to be relied on by new backups. */
   readonly quarantine?: boolean
-  /** Only these restore points (deep). Default: all. */
+  /** Only these restore points (deep), and nothing of the repository that they do not need. Default: all. */
   readonly points?: readonly string[]
   /** Bytes to be read in this run. Not with `points`. */
   readonly budget?: number | undefined
@@ -81,13 +81,14 @@ export async function* verify(repository: Repository, options: VerifyOptions): A
       key,
       what: `${error.message.replace(`${key} `, '')}; a collection removes it when nobody writes it any more`,
     })
-  await Array.fromAsync(listSessions(target, signal, session))
+  if (!options.points) await Array.fromAsync(listSessions(target, signal, session))
   const { index } = await loadIndex(target, id, { forReading: true, signal })
-  for await (const packs of checkPacks(repository, index, result, signal)) {
-    yield result
-    if (level === 'scrub' || (level === 'deep' && budget === undefined))
-      for await (const _ of scrub(target, packs, budget, result, signal)) yield result
-  }
+  if (!options.points)
+    for await (const packs of checkPacks(repository, index, result, signal)) {
+      yield result
+      if (level === 'scrub' || (level === 'deep' && budget === undefined))
+        for await (const _ of scrub(target, packs, budget, result, signal)) yield result
+    }
   const toQuarantine = async () => {
     if (options.quarantine) for (const { key } of result.damagedPacks) await quarantine(target, key)
   }

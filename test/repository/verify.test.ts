@@ -42,6 +42,29 @@ t.test('a repository that is well passes every level', async t => {
   }
 })
 
+t.test('of one restore point nothing is read that it does not need, and damage elsewhere is not its own', async t => {
+  for (const passphrase of [undefined, 'x']) {
+    const { target, repository, key } = await fresh(passphrase)
+    const packs = async () => (await Array.fromAsync(target.list('packs/'))).map(({ key }) => key)
+    const own = await packs()
+    await pushDisks(repository, [{ name: 'root', source: sourceOf(randomBytes(5 * 65536, 99)) }], { machine: 'other' })
+    const others = (await packs()).find(pack => !own.includes(pack))
+    target.store.set(others!, Buffer.from('damaged'))
+    target.store.set('sessions/odd', Buffer.from('{'))
+    target.requests.length = 0
+    const result = await done(verify(repository, { level: 'deep', sealer, points: [key] }))
+    t.match(result, { damagedPacks: { length: 0 }, damagedPoints: { length: 0 }, damagedSessions: { length: 0 } })
+    t.notOk(target.requests.some(({ key }) => key === others))
+    t.ok(result.bytes > 0)
+    const [one] = own
+    target.store.set(one!, Buffer.from(target.store.objects.get(one!)!.body).fill(7, 100))
+    t.match(await done(verify(repository, { level: 'deep', sealer, points: [key] })), {
+      damagedPacks: [{ key: one }],
+      damagedPoints: [{ key }],
+    })
+  }
+})
+
 t.test('every kind of damage to every object is found, and nothing damaged is restored as good', async t => {
   const kinds = {
     'is cut short': (body: Buffer) => body.subarray(0, body.length - 1),
