@@ -11,6 +11,7 @@ import type { Range } from '../base/ranges.ts'
 import type { DebugEvent } from './debug-event.ts'
 import type { BlockIo, Borrower, Extent, LentFile, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
 import type { GraphNode } from './graph-node.ts'
+import { HeldExtents } from './held-extents.ts'
 import { ALL, Permission, type Permissions } from './permissions.ts'
 
 /** Who uses the node, as people call it: `node 'cbw'`, `block device 'db/root'`, `backup job 'j'`. */
@@ -118,11 +119,13 @@ export class Edge implements BlockIo {
     await node.io.flush()
   }
 
-  async *extents(range: Range): AsyncGenerator<Extent> {
-    const node = this.child
-    if (isEmpty(node, range.offset, range.length)) return
-    using _open = node.use()
-    yield* node.io.extents(range)
+  extents(range: Range): AsyncIterableIterator<Extent> {
+    return new HeldExtents(() => {
+      const node = this.child
+      if (isEmpty(node, range.offset, range.length)) return undefined
+      const iterator = node.io.extents(range)[Symbol.asyncIterator]()
+      return { iterator, open: node.use() }
+    })
   }
 
   resize(size: number) {
