@@ -7,7 +7,7 @@
 docs/repository-format.md explains every byte. Needs Python 3.8 and the program `zstd`; for an encrypted repository the Python package
 `cryptography` too, and its key in the environment as STILLPOINT_KEY.
 """
-import base64, hashlib, hmac, itertools, json, os, re, struct, subprocess, sys, unicodedata, urllib.parse, zlib
+import base64, contextlib, hashlib, hmac, itertools, json, os, re, struct, subprocess, sys, unicodedata, urllib.parse, zlib
 
 PACK_HEADER, BLOB_HEADER, ENTRY, TYPE_DATA, TYPE_NODE, TYPE_MANIFEST = 64, 64, 48, 1, 2, 4
 Damaged = type('Damaged', (Exception,), {})
@@ -32,12 +32,10 @@ def hkdf(master, salt, info):
 
 
 def aes_gcm_decrypt(key, nonce, data, associated):
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-    try:
-        return AESGCM(key).decrypt(nonce, data, associated)
-    except InvalidTag:
-        raise Damaged('bytes do not decrypt: another key, or they were changed')
+    import cryptography.exceptions, cryptography.hazmat.primitives.ciphers.aead as ciphers
+    with contextlib.suppress(cryptography.exceptions.InvalidTag):
+        return ciphers.AESGCM(key).decrypt(nonce, data, associated)
+    raise Damaged('bytes do not decrypt: another key, or they were changed')
 
 
 class Repository:
@@ -64,13 +62,11 @@ class Repository:
     def unlock(self, passphrase):
         check(passphrase, 'the repository is encrypted: put its key into STILLPOINT_KEY')
         for key in self.keys('keys'):
-            try:
+            with contextlib.suppress(Damaged, ValueError, KeyError):  # the slot of another key, or damaged
                 slot = json.loads(self.read(key))
                 stretched = hashlib.scrypt(unicodedata.normalize('NFC', passphrase).encode(), salt=base64.b64decode(slot['salt']), n=slot['n'],
                                            r=slot['r'], p=slot['p'], maxmem=256 * slot['n'] * slot['r'] + (1 << 20), dklen=32)
                 return aes_gcm_decrypt(stretched, base64.b64decode(slot['nonce']), base64.b64decode(slot['wrapped']), self.id)
-            except (Damaged, ValueError, KeyError):
-                pass  # the slot of another key, or damaged
         raise Damaged('the key opens none of the slots')
 
     def load_index(self):
@@ -131,11 +127,16 @@ class Repository:
         return self.decrypt_blob(self.read(pack, offset, length), kind, session, blob)
 
     def points(self):
-        """Keys by name. A tombstone stands for a restore point that was forgotten; it begins with '{'."""
-        return {urllib.parse.unquote(key): key for key in self.keys('points') if self.read(key, 0, 1) != b'{'}
+        """Manifest objects by name. A tombstone stands for a restore point that was forgotten; it begins with '{'."""
+        found = {urllib.parse.unquote(key): self.read(key) for key in self.keys('points')}
+        for key in self.keys('sessions'):
+            with contextlib.suppress(*DAMAGE):  # of one that is damaged nobody can tell what it was
+                session = json.loads(self.read(key))
+                if session['state'] == 'committed':  # it is a restore point, whether or not it has got its own object
+                    found.setdefault(urllib.parse.unquote(session['point']['key']), base64.b64decode(session['point']['manifest']))
+        return {name: data for name, data in found.items() if data[:1] != b'{'}
 
-    def manifest(self, name, key):
-        data = self.read(key)
+    def manifest(self, name, data):
         found = json.loads(self.open_blobs([self.decrypt_blob(data[PACK_HEADER:], TYPE_MANIFEST, self.session_of(data))])[0])
         own = 'points/%s/%s-%s' % (found['machine'], re.sub('[-:.]', '', found['time']), found['id'][:8])
         check(own == name, name + ' has the manifest of ' + own)
@@ -156,10 +157,8 @@ class Repository:
         for place in range(256):
             if node[8 + place // 8] >> place % 8 & 1:
                 child, at = node[at:at + 32], at + 32
-                if level == 0:
-                    yield first + place, child
-                else:
-                    yield from self.below(child, level - 1, first + place * 256 ** level)
+                number = first + place * 256 ** level
+                yield from self.below(child, level - 1, number) if level else [(number, child)]
 
     def restore(self, disk, output):
         with open(output, 'xb') as file:
@@ -178,9 +177,9 @@ def main(path, point=None, disk=None, output=None):
     repository = Repository(path, os.environ.get('STILLPOINT_KEY'))
     points = repository.points()
     if point is None:
-        for name, key in points.items():
+        for name, data in points.items():
             try:
-                for disk in (manifest := repository.manifest(name, key))['disks']:
+                for disk in (manifest := repository.manifest(name, data))['disks']:
                     print(name, disk['name'], disk['size'], manifest['consistency'])
             except DAMAGE as error:
                 print('damaged:', name, error, file=sys.stderr)

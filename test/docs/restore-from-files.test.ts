@@ -82,6 +82,23 @@ for (const passphrase of [undefined, 'schlüssel'])
           t.equal(compared.stdout, 'Images are identical.\n', compared.stderr)
         }
       }
+      // A commit whose second half nobody has done; a session that is damaged is nothing, and one that has not committed neither.
+      const committed = [...kept.keys()].at(-1)!.split(' root')[0]!
+      const whole = (await target.get(committed)).body
+      const manifest = Buffer.from(whole).toString('base64')
+      await target.delete([committed])
+      for (const [id, record] of Object.entries({
+        a: JSON.stringify({ state: 'committed', point: { key: committed, manifest } }),
+        b: JSON.stringify({ state: 'active', point: { key: `${committed}0`, manifest } }),
+        c: '{"state": "committed", "po',
+      }))
+        await target.put(`sessions/${id}`, Buffer.from(record))
+      t.equal(python().stdout, stdout)
+      const halfway = python(committed, 'root', `${folder}/out/halfway`)
+      t.equal(halfway.status, 0, halfway.stderr)
+      t.ok(readFileSync(`${folder}/out/halfway`).equals(kept.get(`${committed} root`)!))
+      await target.put(committed, whole)
+      await target.delete(['sessions/a', 'sessions/b', 'sessions/c'])
       // A damaged pack, whose chunks a later backup has uploaded anew.
       const [pack] = await Array.fromAsync(target.list('packs/'))
       const broken = Buffer.from((await target.get(pack!.key)).body)
