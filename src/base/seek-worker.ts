@@ -1,13 +1,13 @@
 // A thread of seek-threads.ts: says where files have data, one question after the other, until it is told to end.
 
+import { constants } from 'node:os'
 import { parentPort, workerData } from 'node:worker_threads'
 import { INSIDE, MOST_PIECES, STOP, type SeekQuestion } from './seek-terms.ts'
 import { threadCalls, type ThreadCalls } from './thread-calls.ts'
 
 /** Who asks wants to go on: what was found by then is told. It is as old as this when it is told, at most, where the disk does not hang. */
 const LONGEST_MS = 2
-/** From include/uapi/asm-generic/errno-base.h. */
-const ENXIO = 6
+const { ENXIO } = constants.errno
 
 const control = new Int32Array(workerData as SharedArrayBuffer)
 const isToStop = () => Atomics.load(control, STOP) === 1
