@@ -95,6 +95,15 @@ export interface Through {
   readonly marks: LentFile['marks']
 }
 
+/** Where a range stands in a file as it is, for a thread that reads it there by itself, through the page cache. In use until it is disposed of. */
+export interface ReadPlace extends Disposable {
+  readonly fd: number
+  /** Of the range's first byte, in the file. */
+  readonly at: number
+  /** Asked when it was read: whether that is what `read` would have filled in. If not, it is to be read so. */
+  isGood(): boolean
+}
+
 /** Who reads and writes by himself. */
 export interface Borrower {
   /** To give back what he was lent, soon. He may be asked more than once. */
@@ -116,6 +125,8 @@ export interface BlockIo {
    * there is always something to wait for. They are small: who calls it wants them all before it goes on.
    */
   readReady?(reads: readonly ReadyRead[]): void
+  /** Undefined where there is more to a read than to read from one file. */
+  readPlace?(range: Range): ReadPlace | undefined
   /**
    * For as long as nothing but reads and writes of a file is to be done for a read or a write; undefined where there is more to it. Counts as a
    * write under way until it has ended, which a drain asks for and waits for, even where it is only read.
@@ -141,6 +152,7 @@ export interface BlockIo {
 /** A view that does not move while the node that offers it is written. */
 export interface Snapshot {
   read(offset: number, into: Buffer): Promise<void>
+  readPlace?(range: Range): ReadPlace | undefined
   extents(range: Range): AsyncIterable<Extent>
   /** The reader is done with a range: what was kept for it may be given back. */
   discard(range: Range): Promise<void>

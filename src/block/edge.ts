@@ -9,7 +9,7 @@
 import { OutOfRange, ReadOnly } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
 import type { DebugEvent } from './debug-event.ts'
-import type { BlockIo, Borrower, Extent, LentFile, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
+import type { BlockIo, Borrower, Extent, LentFile, ReadPlace, ReadyRead, WriteFlags, ZeroFlags } from './driver.ts'
 import type { GraphNode } from './graph-node.ts'
 import { HeldExtents } from './held-extents.ts'
 import { ALL, Permission, type Permissions } from './permissions.ts'
@@ -75,6 +75,20 @@ export class Edge implements BlockIo {
   readReady(reads: readonly ReadyRead[]) {
     const { io } = this.child
     if (io.readReady && reads.every(({ offset, bytes }) => isWithin(io.size, offset, bytes.length))) io.readReady(reads)
+  }
+
+  readPlace(range: Range): ReadPlace | undefined {
+    const node = this.child
+    const place = isEmpty(node, range.offset, range.length) ? undefined : node.io.readPlace?.(range)
+    if (!place) return undefined
+    const open = node.use()
+    return {
+      ...place,
+      [Symbol.dispose]() {
+        place[Symbol.dispose]()
+        open[Symbol.dispose]()
+      },
+    }
   }
 
   lend(borrower: Borrower): LentFile | undefined {

@@ -25,6 +25,7 @@ import type {
   Extent,
   LentFile,
   OpenContext,
+  ReadPlace,
   ReadyRead,
   Reopened,
   WriteFlags,
@@ -235,6 +236,11 @@ export class FileNode implements BlockNode {
     if (!this.native || !this.#able.cached) return
     const small = reads.filter(({ offset, bytes }) => bytes.length <= READY_MOST && !this.direct?.takes(offset, bytes.length))
     for (let from = 0; from < small.length; from += MOST_PARTS) this.#readReady(this.native, small.slice(from, from + MOST_PARTS))
+  }
+
+  readPlace({ offset }: Range): ReadPlace | undefined {
+    if (this.direct || !this.native || !this.#able.cached) return undefined
+    return { fd: this.#fd, at: offset, isGood: () => true, [Symbol.dispose]() {} }
   }
 
   lend(): LentFile | undefined {

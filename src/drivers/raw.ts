@@ -12,6 +12,7 @@ import type {
   ChildRule,
   Extent,
   LentFile,
+  ReadPlace,
   ReadyRead,
   WriteFlags,
   ZeroFlags,
@@ -90,6 +91,10 @@ class RawNode implements BlockNode {
     const moved = reads.map(read => ({ ...read, offset: this.start + read.offset }))
     this.below.readReady?.(moved)
     for (const [at, { ready }] of moved.entries()) reads[at]!.ready = ready
+  }
+
+  readPlace(range: Range): ReadPlace | undefined {
+    return this.below.readPlace?.(this.#moved(range))
   }
 
   lend(borrower: Borrower): LentFile | undefined {

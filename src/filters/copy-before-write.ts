@@ -145,7 +145,8 @@ class CopyBeforeWrite implements BlockNode {
   ) {
     this.#timeoutMs = options['cbw-timeout'] * 1000
     const throwIfBroken = () => this.#throwIfBroken()
-    this.snapshot = new FrozenView({ clusters, source, target, copying: this.#copying, throwIfBroken })
+    const isBroken = () => this.#broken !== undefined
+    this.snapshot = new FrozenView({ clusters, source, target, copying: this.#copying, isBroken, throwIfBroken })
   }
 
   get size() {

@@ -7,7 +7,7 @@
 import { InvalidParameter } from '../base/errors.ts'
 import { endOf, type Range } from '../base/ranges.ts'
 import type { RangeLock } from '../base/range-lock.ts'
-import type { BlockIo, Extent, Snapshot } from '../block/driver.ts'
+import type { BlockIo, Extent, ReadPlace, Snapshot } from '../block/driver.ts'
 import { someExtents } from '../block/some-extents.ts'
 import type { ClusterMap } from './cluster-map.ts'
 
@@ -17,8 +17,9 @@ export interface FrozenParts {
   readonly target: BlockIo
   /** Held alone by whoever copies clusters. */
   readonly copying: RangeLock
+  isBroken(this: void): boolean
   /** Throws once the view is lost. */
-  throwIfBroken(): void
+  throwIfBroken(this: void): void
 }
 
 export class FrozenView implements Snapshot {
@@ -42,6 +43,13 @@ export class FrozenView implements Snapshot {
         at = endOf(this.#stillWaiting(run))
       }
     }
+  }
+
+  /** Of what still waits, as a whole: if it does behind the reading too, nobody has written it. */
+  readPlace(range: Range): ReadPlace | undefined {
+    if (!this.#isAllWaiting(range)) return undefined
+    const place = this.parts.source.readPlace?.(range)
+    return place && { ...place, isGood: () => place.isGood() && this.#isAllWaiting(range) }
   }
 
   async *extents(range: Range): AsyncGenerator<Extent> {
@@ -77,6 +85,13 @@ export class FrozenView implements Snapshot {
     const run = this.#clusters.firstRun({ offset: at, length: endOf(range) - at })
     if (run.state === 'outside') throw new InvalidParameter(`bytes ${run.offset}+${run.length} are no part of the frozen view`)
     return run
+  }
+
+  /** Not of a view that is lost: reading it will tell. */
+  #isAllWaiting(range: Range) {
+    if (this.parts.isBroken()) return false
+    const { state, length } = this.#clusters.firstRun(range)
+    return state === 'waiting' && length === range.length
   }
 
   /** The first part of what the source said of a range that is the instant's: nobody can have written it yet. Empty, maybe. */

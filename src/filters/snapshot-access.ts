@@ -3,7 +3,7 @@
 import { z } from 'zod'
 import { InvalidParameter, ReadOnly } from '../base/errors.ts'
 import type { Range } from '../base/ranges.ts'
-import type { BlockDriver, BlockNode, Snapshot } from '../block/driver.ts'
+import type { BlockDriver, BlockNode, ReadPlace, Snapshot } from '../block/driver.ts'
 import { ALL, Permission } from '../block/permissions.ts'
 
 export const snapshotAccess: BlockDriver<Record<string, never>> = {
@@ -34,6 +34,10 @@ class SnapshotAccess implements BlockNode {
 
   read(offset: number, into: Buffer) {
     return this.view.read(offset, into)
+  }
+
+  readPlace(range: Range): ReadPlace | undefined {
+    return this.view.readPlace?.(range)
   }
 
   extents(range: Range) {

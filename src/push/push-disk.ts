@@ -7,6 +7,7 @@ import { alignUp, type Range } from '../base/ranges.ts'
 import type { SpeedLimit } from '../base/speed-limit.ts'
 import type { BlockIo } from '../block/driver.ts'
 import { BlobType } from '../repository/blob.ts'
+import type { FileBytes } from '../repository/seal-job.ts'
 import type { Sealer, Slot } from '../repository/sealer.ts'
 import { TreeEditor } from '../repository/tree-editor.ts'
 import { emptyNode, FAN_OUT } from '../repository/tree-node.ts'
@@ -27,7 +28,7 @@ export interface DiskProgress {
 }
 
 export interface DiskWork {
-  readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
+  readonly source: Pick<BlockIo, 'size' | 'read' | 'readPlace' | 'extents'>
   readonly plan: PushPlan
   /** The same disk in an earlier restore point, with the same chunk size. */
   readonly parent: DiskShape | undefined
@@ -42,6 +43,9 @@ export interface DiskWork {
   /** Places that are no longer, bytes, are read without asking whether they are holes. */
   readonly readAnyway: number
 }
+
+/** When a thread could not read at once, so many slots are filled before the next one is asked to. */
+const UNREAD = 8
 
 /** What is released at once. */
 const RELEASE_BYTES = 4 << 20
@@ -64,6 +68,12 @@ type Item = { readonly leaf: Leaf } & (
       ready: boolean
     }
 )
+
+/** For each chunk whether it is all zeroes, and its blob if it was sealed already. */
+interface Looked {
+  readonly zeroes: readonly boolean[]
+  readonly blobs: readonly (Buffer | undefined)[] | undefined
+}
 
 /** The chunk's id, and its sealed blob where the repository does not have it; no id: all zeroes. */
 interface Found {
@@ -110,6 +120,8 @@ class Pipeline {
   #taking: Leaf | undefined
   readonly #untouched: Set<number>
   #lastIsNew: boolean
+  /** Slots to fill before a thread is asked to read again. */
+  #unread = 0
   /** Chunks that are done with, and not released yet. */
   readonly #over = { from: 0, to: 0 }
 
@@ -209,22 +221,44 @@ class Pipeline {
 
   /** Runs beside others: reads nothing of the leaf but the chunk's own place, and changes nothing. */
   async #find(from: number, to: number, slot: Slot): Promise<Found[]> {
-    const { source, plan, writer } = this.work
-    const bytes = plan.bytesOf(from, to)
-    await source.read(from * plan.chunkSize, slot.input.subarray(0, bytes))
-    this.progress.read += bytes
+    const { plan, writer } = this.work
     const { idKey } = writer.repository.keys
     const lengths = Array.from({ length: to - from }, (_, number) => plan.lengthOf(from + number))
     const sealing = () => ({ type: BlobType.data, counter: writer.nextCounter(lengths.length), key: writer.key })
     // Where the last was new these are likely to be, and are sealed before we know: that saves asking the thread twice.
-    const early = this.#lastIsNew ? await slot.store(lengths, { ...sealing(), idKey }) : undefined
-    const zeroes = early ? early.map(blob => !blob) : await slot.identifyEach(lengths, idKey)
+    const isEarly = this.#lastIsNew
+    const look = async (place?: FileBytes): Promise<Looked | undefined> => {
+      const blobs = isEarly ? await slot.store(lengths, { ...sealing(), idKey }, place) : undefined
+      const zeroes = isEarly ? blobs?.map(blob => !blob) : await slot.identifyEach(lengths, idKey, place)
+      return zeroes && { zeroes, blobs }
+    }
+    const range = { offset: from * plan.chunkSize, length: plan.bytesOf(from, to) }
+    const { zeroes, blobs: early } = (await this.#readAnd(look, range)) ?? (await this.#fillAnd(look, range, slot))
+    this.progress.read += range.length
     const ids = zeroes.map((zero, number) => (zero ? undefined : Buffer.from(slot.id(number))))
     const isNew = ids.map(id => id !== undefined && !writer.index.data.usable(id))
     const last = ids.findLastIndex(id => id !== undefined)
     if (last >= 0) this.#lastIsNew = isNew[last]!
     const sealed = early ?? (isNew.includes(true) ? await slot.seal(lengths, isNew, sealing()) : [])
     return ids.map((id, number) => ({ ...(id && { id }), ...(isNew[number] && { sealed: sealed[number]! }) }))
+  }
+
+  /** The thread reads what it looks at. Undefined where that is not to be had so, or not at once, or is not the instant's any more. */
+  async #readAnd(look: (place: FileBytes) => Promise<Looked | undefined>, range: Range): Promise<Looked | undefined> {
+    if (this.#unread > 0) {
+      this.#unread--
+      return undefined
+    }
+    using place = this.work.source.readPlace?.(range)
+    if (!place) return undefined
+    const looked = await look(place)
+    if (!looked) this.#unread = UNREAD
+    return place.isGood() ? looked : undefined
+  }
+
+  async #fillAnd(look: () => Promise<Looked | undefined>, { offset, length }: Range, slot: Slot): Promise<Looked> {
+    await this.work.source.read(offset, slot.input.subarray(0, length))
+    return (await look())!
   }
 
   async #takeOne() {

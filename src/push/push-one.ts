@@ -26,7 +26,7 @@ export interface Changes {
 export interface PushDisk {
   readonly name: string
   /** The disk as it was at the instant; it does not change while it is read. */
-  readonly source: Pick<BlockIo, 'size' | 'read' | 'extents'>
+  readonly source: Pick<BlockIo, 'size' | 'read' | 'readPlace' | 'extents'>
   /** What changed since a checkpoint, or since each of several, of which the first that the repository knows counts; or why there is none. */
   readonly changes?: Changes | readonly Changes[] | { readonly missing: string } | undefined
   /** What it has where is in memory, as of a restore point: to ask costs nothing, however small a place is. */

@@ -125,13 +125,11 @@ export function sealBlob(plain: Uint8Array, options: SealOptions, into: Buffer):
   return HEADER + bytes.length + TAG
 }
 
-export interface OpenOptions {
+export interface UnsealOptions {
   readonly type: BlobType
   /** Which it must be; undefined: the one it says it is. */
   readonly id?: Uint8Array | undefined
   readonly key: Uint8Array | undefined
-  /** Of plain bytes (keys.ts). */
-  readonly idOf: (plain: Uint8Array) => Buffer
   readonly zstd?: Zstd | undefined
   /** The bytes are the caller's only until its next call. */
   readonly gcm?: AesGcm | undefined
@@ -139,9 +137,26 @@ export interface OpenOptions {
   readonly into?: Buffer | undefined
 }
 
+export interface OpenOptions extends UnsealOptions {
+  /** Of plain bytes (keys.ts). */
+  readonly idOf: (plain: Uint8Array) => Buffer
+}
+
 /** The plain bytes of a blob, which are what its id says, or Damaged. */
 export function openBlob(blob: Buffer, options: OpenOptions): Buffer {
-  const { type, id, key, idOf } = options
+  const { plain, id } = unsealBlob(blob, options)
+  checkId(options.idOf(plain), id)
+  return plain
+}
+
+/** Of the plain bytes that a blob has, and what it says that it is. */
+export function checkId(found: Buffer, id: Uint8Array) {
+  if (!timingSafeEqual(found, id)) throw new Damaged('the bytes of a blob are not those that were written')
+}
+
+/** The plain bytes, and the id that they are to have: to be checked by the caller, who may do so with several at once. */
+export function unsealBlob(blob: Buffer, options: UnsealOptions): { readonly plain: Buffer; readonly id: Buffer } {
+  const { type, id, key } = options
   const header = decodeBlobHeader(blob)
   if (header.type !== type) throw new Damaged(`a blob of type ${header.type} is where one of type ${type} should be`)
   if (id && !header.id.equals(id)) throw new Damaged('another blob is where this one should be')
@@ -154,8 +169,7 @@ export function openBlob(blob: Buffer, options: OpenOptions): Buffer {
   const bytes = key ? decrypt(blob.subarray(0, HEADER), stored, header.counter, key, options.gcm) : stored
   const plain = header.codec === codecs.raw ? bytes : decompress(bytes, header.plainLength, options)
   if (plain.length !== header.plainLength) throw new Damaged('a blob has not the length it says')
-  if (!timingSafeEqual(idOf(plain), header.id)) throw new Damaged('the bytes of a blob are not those that were written')
-  return plain
+  return { plain, id: header.id }
 }
 
 function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Array, gcm = portableGcm) {
@@ -165,7 +179,7 @@ function decrypt(header: Buffer, stored: Buffer, counter: number, key: Uint8Arra
   return bytes
 }
 
-function decompress(bytes: Buffer, plainLength: number, { zstd = portableZstd, into }: Pick<OpenOptions, 'zstd' | 'into'>) {
+function decompress(bytes: Buffer, plainLength: number, { zstd = portableZstd, into }: Pick<UnsealOptions, 'zstd' | 'into'>) {
   if (plainLength === 0) throw new Damaged('an empty blob is compressed')
   const room = into && plainLength <= into.length ? into.subarray(0, plainLength) : Buffer.allocUnsafeSlow(plainLength)
   try {

@@ -23,8 +23,16 @@ export interface Place extends Area {
   readonly place: number
 }
 
+/** Bytes of a file, to be read into a slot by the thread that works in it. */
+export interface FileBytes {
+  readonly fd: number
+  readonly at: number
+}
+
 export interface SlotJob extends Place {
   readonly op: 'identify' | 'seal' | 'store'
+  /** Where the input comes from, if it is not there yet: only what the page cache holds, as nobody waits for a disk here. */
+  readonly from?: FileBytes | undefined
   /** Of plain bytes, as many as the slot's input has. */
   readonly inputBytes: number
   /** Of the chunks, in order. */
@@ -49,8 +57,11 @@ export type Job = { readonly number: number } & (
   | { readonly op: 'digest'; readonly bytes: Uint8Array }
 )
 
-/** Of a slot: for each chunk 0 where it is zero, or not wanted; else 1, or the length of its blob, which follows the one before. */
-export type SlotResult = readonly number[]
+/**
+ * Of a slot: for each chunk 0 where it is zero, or not wanted; else 1, or the length of its blob, which follows the one before. Undefined where the
+ * input could not be read at once.
+ */
+export type SlotResult = readonly number[] | undefined
 export type Result = string | SlotResult | Unpacked
 
 export interface Answer {

@@ -160,7 +160,7 @@ class Thread {
     this.#jobs.delete(number)
     this.load -= waiting.weight
     if (this.#jobs.size === 0 && !this.#ending) this.#worker!.unref()
-    if (!failure) waiting.resolve(result!)
+    if (!failure) waiting.resolve(result)
     else if (failure.damaged) waiting.reject(new Damaged(failure.message))
     else waiting.reject(Object.assign(new Error(failure.message), { stack: failure.stack }))
   }

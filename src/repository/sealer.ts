@@ -6,7 +6,7 @@
 import { releaseShared } from '../base/shared-memory.ts'
 import { ID } from './blob.ts'
 import { Pool } from './pool.ts'
-import { slotBytesFor, slotChunks, slotView, type Sealing, type SlotJob, type SlotResult } from './seal-job.ts'
+import { slotBytesFor, slotChunks, slotView, type FileBytes, type Sealing, type SlotJob, type SlotResult } from './seal-job.ts'
 import { newArea, SealThreads, type Work } from './seal-threads.ts'
 import { Tray, trayBytesFor, type Unpacked, type UnpackJob } from './tray.ts'
 
@@ -18,9 +18,9 @@ interface SealerOptions {
 }
 
 /** Plain bytes of a slot; one chunk always fits. */
-const SLOT = 1 << 20
-/** For each thread: one that it works on, one that it goes on with, and one that is filled meanwhile. */
-const SLOTS = 3
+const SLOT = 2 << 20
+/** For each thread: one that it works on, and one that it goes on with, or that is filled meanwhile. */
+const SLOTS = 2
 /** Bytes of all trays, and how few and many there are: as many requests are in flight. */
 const TRAY_MEMORY = 64 << 20
 const LEAST_TRAYS = 4
@@ -136,37 +136,43 @@ export class Slot implements Disposable {
 
   /** Whether the input is all zeroes; if not, its id is there afterwards. */
   async identify(length: number, idKey: Uint8Array | undefined): Promise<{ zero: boolean }> {
-    const [zero] = await this.identifyEach([length], idKey)
+    const [zero] = (await this.identifyEach([length], idKey))!
     return { zero: zero! }
   }
 
-  /** For each chunk whether it is all zeroes. */
-  async identifyEach(lengths: readonly number[], idKey: Uint8Array | undefined): Promise<boolean[]> {
-    return (await this.#run({ op: 'identify', ...this.#work(lengths), idKey })).map(result => result === 0)
+  /** For each chunk whether it is all zeroes. Undefined if the bytes are to be read first, and could not be had at once. */
+  async identifyEach(
+    lengths: readonly number[],
+    idKey: Uint8Array | undefined,
+    from?: FileBytes,
+  ): Promise<boolean[] | undefined> {
+    return (await this.#run({ op: 'identify', ...this.#work(lengths, from), idKey }))?.map(result => result === 0)
   }
 
   /** The blobs of those that are wanted and have an id: views of memory that is the slot's. */
   async seal(lengths: readonly number[], wanted: readonly boolean[], sealing: Sealing): Promise<(Buffer | undefined)[]> {
-    return this.#blobs(await this.#run({ op: 'seal', ...this.#work(lengths), wanted, ...sealing }))
+    return this.#blobs((await this.#run({ op: 'seal', ...this.#work(lengths), wanted, ...sealing }))!)
   }
 
-  /** Both in one: for each chunk its blob, or undefined where it is all zeroes. For bytes that are likely to be new. */
+  /** Both in one: for each chunk its blob, or undefined where it is all zeroes. For bytes that are likely to be new. Undefined as above. */
   async store(
     lengths: readonly number[],
     { idKey, ...sealing }: Sealing & { readonly idKey: Uint8Array | undefined },
-  ): Promise<(Buffer | undefined)[]> {
-    return this.#blobs(await this.#run({ op: 'store', ...this.#work(lengths), idKey, ...sealing }))
+    from?: FileBytes,
+  ): Promise<(Buffer | undefined)[] | undefined> {
+    const result = await this.#run({ op: 'store', ...this.#work(lengths, from), idKey, ...sealing })
+    return result && this.#blobs(result)
   }
 
-  #work(lengths: readonly number[]): Omit<SlotJob, 'op'> {
-    return { ...this.at, inputBytes: this.inputBytes, lengths }
+  #work(lengths: readonly number[], from?: FileBytes): Omit<SlotJob, 'op'> {
+    return { ...this.at, inputBytes: this.inputBytes, lengths, ...(from && { from: { fd: from.fd, at: from.at } }) }
   }
 
   async #run(work: Work & SlotJob): Promise<SlotResult> {
     return (await this.run(work, work.lengths.length > 1)) as SlotResult
   }
 
-  #blobs(lengths: SlotResult) {
+  #blobs(lengths: NonNullable<SlotResult>) {
     let at = 0
     return lengths.map(length => (length === 0 ? undefined : this.#output.subarray(at, (at += length))))
   }

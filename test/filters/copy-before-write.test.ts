@@ -33,6 +33,14 @@ blockNodeSuite(
   { writable: false },
 )
 
+const halves = ({ offset, length }: Range): Range[] => {
+  const half = Math.floor(length / 2)
+  return [
+    { offset, length: half },
+    { offset: offset + half, length: length - half },
+  ]
+}
+
 /** A disk that has been written to in every way since the instant. */
 async function overwritten(content: Buffer, stack: AsyncDisposableStack, times: number) {
   const target = await fileNode(Buffer.alloc(content.length), stack)
@@ -58,12 +66,13 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
       return { offset, length: Math.min(Math.ceil(length / unit) * unit, SIZE - offset) }
     })
   const guest = fc.record({ kind: fc.constantFrom('write', 'thread', 'zero', 'discard'), range, seed: fc.nat() })
-  const reader = fc.record({ kind: fc.constantFrom('read', 'read', 'extents', 'release'), range })
+  const reader = fc.record({ kind: fc.constantFrom('read', 'read', 'place', 'extents', 'release'), range })
   const batches = fc.array(
     fc.record({ guests: fc.array(guest, { maxLength: 4 }), readers: fc.array(reader, { maxLength: 3 }) }),
     { maxLength: 5 },
   )
   let byThreads = 0
+  const places = { good: 0, overtaken: 0 }
 
   await fc.assert(
     fc.asyncProperty(fc.scheduler(), batches, async (scheduler, batches) => {
@@ -103,7 +112,19 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
           ...readers.map(async ({ kind, range }) => {
             if (kind === 'release') return view.discard(range)
             if (whole.some(gone => intersect(gone, range))) return // it may be refused, or not yet
-            if (kind === 'extents') await checkExtents(view, range, content)
+            if (kind === 'place') {
+              using place = view.readPlace?.(range)
+              if (!place) return
+              const read = Buffer.alloc(range.length)
+              for (const half of halves(range)) {
+                await scheduler.schedule(Promise.resolve())
+                read.set(source.bytes.subarray(half.offset, endOf(half)), half.offset - range.offset)
+              }
+              await scheduler.schedule(Promise.resolve())
+              places[place.isGood() ? 'good' : 'overtaken']++
+              if (place.isGood() && !read.equals(content.subarray(range.offset, endOf(range))))
+                throw new Error(`what a thread has read differs at ${range.offset}+${range.length}`)
+            } else if (kind === 'extents') await checkExtents(view, range, content)
             else if (!(await readAt(view, range.offset, range.length)).equals(content.subarray(range.offset, endOf(range)))) {
               throw new Error(`the view differs at ${range.offset}+${range.length}`)
             }
@@ -130,6 +151,7 @@ t.test('the view equals the disk at the instant, whatever is written meanwhile a
     { numRuns: 150 },
   )
   t.ok(byThreads > 0, 'threads wrote by themselves')
+  t.ok(places.good > 0 && places.overtaken > 0, `threads read by themselves: ${JSON.stringify(places)}`)
 })
 
 t.test('who writes by himself may write what is copied or not in the view, and all of it once the view is broken', async t => {

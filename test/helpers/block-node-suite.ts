@@ -1,5 +1,6 @@
 // What every driver and every filter must do, whatever it is: behave as a plain buffer does, and never say zero of what is not.
 
+import fs from 'node:fs'
 import fc from './property.ts'
 import type { Test } from 'tap'
 import { InvalidParameter, NotSupported, ReadOnly } from '../../src/base/errors.ts'
@@ -181,6 +182,7 @@ async function take(node: BlockNode, model: Buffer, stores: boolean, { kind, ran
     case 'read':
       if (!(await readAt(node, offset, length)).equals(modelled)) throw new Error(`bytes ${offset}+${length} differ`)
       if (readyAt(node, offset, length)?.equals(modelled) === false) throw new Error(`bytes ${offset}+${length} differ at once`)
+      if (fromPlace(node, range)?.equals(modelled) === false) throw new Error(`bytes ${offset}+${length} differ in their file`)
       return
     case 'write':
     case 'write zeroes': {
@@ -225,6 +227,15 @@ function readyAt(node: BlockIo, offset: number, length: number) {
   const [wanted, other] = [0, 1].map(() => ({ offset, bytes: Buffer.alloc(length, 0xa5), ready: false }))
   node.readReady?.([wanted!, other!])
   return wanted!.ready ? wanted!.bytes : undefined
+}
+
+/** The same from the file where it stands; undefined where that is not to be had, or not good any more. */
+function fromPlace(node: BlockIo, range: Range) {
+  using place = node.readPlace?.(range)
+  if (!place) return undefined
+  const bytes = Buffer.alloc(range.length, 0xa5)
+  fs.readSync(place.fd, bytes, 0, range.length, place.at)
+  return place.isGood() ? bytes : undefined
 }
 
 /** The extents cover the range exactly, and none says zero where the model holds something else. Returns them. */

@@ -1,6 +1,6 @@
 // A filter that keeps the instant of a disk in memory, the view of it, and what a thread would do that was lent the disk through it.
 
-import type { BlockIo, LentFile } from '../../src/block/driver.ts'
+import type { BlockIo, LentFile, ReadPlace } from '../../src/block/driver.ts'
 import type { Range } from '../../src/base/ranges.ts'
 import { WritableRegions } from '../../src/block/writable-regions.ts'
 import { copyBeforeWrite } from '../../src/filters/copy-before-write.ts'
@@ -24,8 +24,12 @@ export async function freeze(file: BlockIo, target: BlockIo, options: object = {
   return { filter, view, events: context.events }
 }
 
-/** One that threads may write by themselves. */
+/** One that threads may read and write by themselves. */
 export class LendingNode extends MemoryNode {
+  readPlace({ offset }: Range): ReadPlace {
+    return { fd: -1, at: offset, isGood: () => true, [Symbol.dispose]() {} }
+  }
+
   lend(): LentFile {
     return { fd: -1, start: 0, marks: [], regions: [], end() {} }
   }

@@ -1,12 +1,16 @@
 // Push and restore over random histories, and each way in which a disk is read.
 
+import { open } from 'node:fs/promises'
 import fc from '../helpers/property.ts'
 import t from 'tap'
 import { NotFound } from '../../src/base/errors.ts'
+import { native } from '../../src/base/native.ts'
+import type { Range } from '../../src/base/ranges.ts'
 import { Damaged, WrongKey } from '../../src/repository/faults.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { RepositoryReader } from '../../src/repository/reader.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
+import { scratchFile } from '../helpers/open-context.ts'
 import {
   BytesSink,
   BytesSource,
@@ -238,6 +242,41 @@ t.test('restore points of random histories restore as the model says', async () 
     { numRuns: 10, endOnFailure: true },
   )
 })
+
+t.test(
+  'threads read the disk by themselves; what they cannot have at once, and what was written meanwhile, is read for them',
+  { skip: !native && 'needs koffi' },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    for (const passphrase of [undefined, 'x']) {
+      const bytes = diskContent(700 * CHUNK + 77, 5)
+      const fd = stack.use(await open(await scratchFile(Buffer.concat([bytes, Buffer.alloc(100 * CHUNK, 1)]), stack))).fd
+      const source = opaque(bytes)
+      const asked = { good: 0, overtaken: 0, 'behind the end': 0 }
+      let using = 0
+      let count = 0
+      const readPlace = ({ offset, length }: Range) => {
+        using++
+        const kind = (['good', 'overtaken', 'good', 'behind the end'] as const)[count++ % 4]!
+        asked[kind]++
+        const at = kind === 'good' ? offset : kind === 'overtaken' ? 100 * CHUNK : 800 * CHUNK - length + 100
+        return { fd, at, isGood: () => kind === 'good', [Symbol.dispose]: () => void using-- }
+      }
+      const disk = { size: source.size, read: source.read.bind(source), extents: source.extents.bind(source), readPlace }
+      const repository = await newRepository(new MemoryTarget(), { passphrase })
+      const first = await pushDisks(repository, [{ name: 'root', source: disk, checkpoint: 'one' }])
+      bytes.set(randomBytes(300, 1), 9 * CHUNK - 5)
+      const { key } = await pushDisks(repository, [{ name: 'root', source: disk, changes: { missing: 'lost' } }])
+      t.equal(using, 0)
+      t.ok(
+        Object.values(asked).every(times => times > 1),
+        JSON.stringify(asked),
+      )
+      t.ok(source.reads.length > 0)
+      t.ok(first.key !== key && (await restored(repository, key, 'root')).equals(bytes))
+    }
+  },
+)
 
 /** A disk of holes, with a byte that is not zero at each mark. */
 const sparse = (size: number, marks: readonly number[]) => ({

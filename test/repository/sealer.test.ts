@@ -1,6 +1,7 @@
 // The sealing threads: whatever is asked of them at once, each chunk gets its own id and a blob that opens to its bytes.
 
 import { createHmac, hash, randomBytes, randomUUID } from 'node:crypto'
+import { open } from 'node:fs/promises'
 import t from 'tap'
 import { copyBytes } from '../../src/base/copy-bytes.ts'
 import { native } from '../../src/base/native.ts'
@@ -16,6 +17,7 @@ import { Sealer } from '../../src/repository/sealer.ts'
 import { SealThreads } from '../../src/repository/seal-threads.ts'
 import { SharedSealers } from '../../src/repository/shared-sealers.ts'
 import { MemoryTarget } from '../helpers/memory-target.ts'
+import { scratchFile } from '../helpers/open-context.ts'
 import fc from '../helpers/property.ts'
 
 const KiB = 1024
@@ -65,7 +67,7 @@ async function work(sealer: Sealer, way: 'identify' | 'seal' | 'store', chunks: 
     )
   const sealed =
     way === 'store'
-      ? await slot.store(lengths, { ...sealing, idKey })
+      ? (await slot.store(lengths, { ...sealing, idKey }))!
       : way === 'seal'
         ? await slot.seal(lengths, wanted, sealing)
         : []
@@ -96,13 +98,13 @@ t.test('chunks that are sealed at once, by sealers that share threads, each get 
   t.ok(awake)
   await fc.assert(
     fc.asyncProperty(
-      fc.array(piece(64 * KiB, 16), { maxLength: 12 }),
+      fc.array(piece(64 * KiB, 32), { maxLength: 12 }),
       fc.array(piece(2048 * KiB, 1), { maxLength: 4 }),
       async (small, large) => {
         // New ones each time, so that the threads get to know their memory by whatever comes first, and forget it.
         await using one = sealers.use(64 * KiB)
         await using other = sealers.use(2048 * KiB)
-        t.equal(one.sealer.together(64 * KiB), 16)
+        t.equal(one.sealer.together(64 * KiB), 32)
         t.equal(other.sealer.together(2048 * KiB), 1)
         await Promise.all([
           ...small.map(({ way, chunks, encrypted }) => work(one.sealer, way, chunks, encrypted)),
@@ -115,6 +117,39 @@ t.test('chunks that are sealed at once, by sealers that share threads, each get 
   t.equal(idFunction(key)(Buffer.from('x')).length, ID)
   t.ok(isSame(idFunction(key)(Buffer.from('x')), createHmac('sha256', key).update('x').digest()))
 })
+
+t.test(
+  'a thread reads into its slot what it is to work on, and has nothing where the file does not have it all',
+  { skip: !native && 'needs koffi' },
+  async t => {
+    await using stack = new AsyncDisposableStack()
+    const chunks = [3, 0, 1, 2, 5].map(fill => ({ fill, length: 64 * KiB }))
+    const bytes = Buffer.concat(chunks.map(bytesOf))
+    const path = await scratchFile(Buffer.concat([Buffer.alloc(100, 7), bytes]), stack)
+    const file = stack.use(await open(path))
+    await using sealing = Sealer.start({ maxPlain: 64 * KiB, threads: 1 })
+    using slot = await sealing.take()
+    const lengths = chunks.map(({ length }) => length)
+    const storing = { type: BlobType.data, counter: 100, key: undefined, idKey: undefined }
+    const from = { fd: file.fd, at: 100 }
+    t.same(await slot.identifyEach(lengths, undefined, from), [false, true, false, false, false])
+    t.ok(isSame(slot.input.subarray(0, bytes.length), bytes))
+    slot.input.fill(0)
+    const blobs = (await slot.store(lengths, storing, from))!
+    for (const [number, chunk] of chunks.entries()) {
+      const blob = blobs[number]
+      t.equal(blob === undefined, chunk.fill === 0)
+      if (blob) t.ok(isSame(openBlob(blob, { type: BlobType.data, key: undefined, idOf: idFunction(undefined) }), bytesOf(chunk)))
+    }
+    for (const wrong of [
+      { ...from, at: 101 },
+      { ...from, fd: 1_000_000 },
+    ]) {
+      t.equal(await slot.identifyEach(lengths, undefined, wrong), undefined)
+      t.equal(await slot.store(lengths, storing, wrong), undefined)
+    }
+  },
+)
 
 t.test('a thread ends by itself, when it has done what it was given: koffi does not survive being stopped', async t => {
   const threads = new SealThreads(1)

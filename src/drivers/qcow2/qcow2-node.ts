@@ -10,6 +10,7 @@ import type {
   Extent,
   InternalSnapshots,
   LentFile,
+  ReadPlace,
   WriteFlags,
   ZeroFlags,
 } from '../../block/driver.ts'
@@ -70,6 +71,21 @@ export class Qcow2Node implements BlockNode {
       await this.#reader.read(offset, into)
     } finally {
       requests.leave(epoch)
+    }
+  }
+
+  /** The clusters stay where they are until it is disposed of, as for a read under way. */
+  readPlace(range: Range): ReadPlace | undefined {
+    const { requests } = this.image
+    const place = this.#reader.place(range)
+    if (!place) return undefined
+    const epoch = requests.enter()
+    return {
+      ...place,
+      [Symbol.dispose]() {
+        place[Symbol.dispose]()
+        requests.leave(epoch)
+      },
     }
   }
 

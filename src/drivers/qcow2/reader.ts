@@ -1,7 +1,8 @@
 // Reads what the guest sees, from an image's clusters or from what stands behind it. Takes no locks: see release.ts for why what is
 // looked up stays where it is until the read has ended.
 
-import type { BlockIo } from '../../block/driver.ts'
+import type { Range } from '../../base/ranges.ts'
+import type { BlockIo, ReadPlace } from '../../block/driver.ts'
 import { CorruptImage } from './corrupt-image.ts'
 import type { DecompressedCache } from './decompressed-cache.ts'
 import { hex } from './format.ts'
@@ -32,6 +33,15 @@ export class Reader {
     if (mapping.find(offset, into.length) && mapping.length === into.length && mapping.kind === Kind.data)
       return this.#readHost(mapping.host, into)
     return this.#readRuns(offset, into)
+  }
+
+  /** Of data in one piece whose place is known without waiting for a table. */
+  place({ offset, length }: Range): ReadPlace | undefined {
+    const { mapping, dataFile, file } = this.image
+    if (dataFile || !mapping.find(offset, length) || mapping.kind !== Kind.data) return undefined
+    const { host } = mapping
+    if (this.#extend(offset, host, mapping.length, length) < length || host + length > file.size) return undefined
+    return file.below.readPlace?.({ offset: host, length })
   }
 
   async #readRuns(offset: number, into: Buffer) {
