@@ -175,10 +175,10 @@ export class Inbound {
 
   #resume() {
     this.#paused = false
-    const rest = this.#rest
-    this.#rest = undefined
-    // Not from within: whoever consumes has not finished yet.
+    // Not from within: whoever consumes has not finished yet, and until then what is left is still to come.
     queueMicrotask(() => {
+      const rest = this.#rest
+      this.#rest = undefined
       if (rest) this.feed(rest)
       if (this.#paused) return
       if (this.#ended && !this.#rest) this.onProgress()

@@ -139,3 +139,20 @@ t.test('who puts back what somebody takes again at once does not go on reading b
   t.equal(inbound.available, 100)
   t.end()
 })
+
+t.test('what came behind what there was room for is not the end, however soon all before it is taken', async t => {
+  const inbound = new Inbound()
+  const socket = new Socket(inbound, true)
+  socket.read(150 * KIB)
+  inbound.end()
+  let taken = 0
+  while (!inbound.ended || inbound.available > 0) {
+    const { available } = inbound
+    t.ok(stream.subarray(taken, taken + available).equals(inbound.bytes.subarray(inbound.start, inbound.start + available)))
+    taken += available
+    inbound.consume(available)
+    if (taken < 150 * KIB) t.notOk(inbound.ended, `after ${taken} bytes`)
+    await new Promise(resolve => setImmediate(resolve))
+  }
+  t.equal(taken, 150 * KIB)
+})
