@@ -8,6 +8,7 @@
 import { Worker } from 'node:worker_threads'
 import { messageOf } from './errors.ts'
 import { readUpTo, writeAll } from './positional-io.ts'
+import { ReadBatches } from './read-batches.ts'
 import { READ, RequestRing, SMALL, WRITE } from './request-ring.ts'
 import { Vigil } from './vigil.ts'
 
@@ -35,6 +36,7 @@ export class FileThread implements Disposable {
   #small = 0
   #running: Running | undefined
   #mayStart = true
+  readonly #large = new ReadBatches()
 
   constructor({ startAfter = START_AFTER, idleMs = IDLE_MS, apartMs = APART_MS, start = startWorker }: FileThreadOptions = {}) {
     this.#startAfter = startAfter
@@ -45,6 +47,7 @@ export class FileThread implements Disposable {
 
   /** Fills `into`, or as much of it as there is before the end of the file; says how many bytes. */
   readonly read = async (fd: number, offset: number, into: Buffer): Promise<number> => {
+    if (into.length > SMALL) return this.#large.read(fd, offset, into)
     const count = (await this.#threadFor(into)?.ask(READ, fd, offset, into)) ?? 0
     if (count === into.length) return count
     const done = Math.max(0, count)

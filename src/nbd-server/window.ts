@@ -6,7 +6,7 @@
 
 import type { Share } from './memory.ts'
 
-const SMALLEST = 4 << 20
+const SMALLEST = 2 << 20
 /** What one connection may hold of the server's memory at most. */
 const LARGEST = 64 << 20
 /** A disk that makes a request wait for longer than this, in milliseconds, may be slow. */
