@@ -77,6 +77,12 @@ export interface ThreadCalls {
 
 type Call<Args extends (number | bigint | string)[]> = KoffiFunc<(...args: Args) => number>
 
+/** A number of 64 bits, as machines have it that are little-endian. */
+function setWords(words: Uint32Array, at: number, value: number) {
+  words[at] = value
+  words[at + 1] = value / 2 ** 32
+}
+
 /** Undefined where there are none for this machine. @throws Error where koffi cannot be loaded */
 export async function threadCalls(): Promise<ThreadCalls | undefined> {
   const numbers = NUMBERS[process.arch]
@@ -129,10 +135,11 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
   const polled = new Int16Array(8)
   const polledFds = new Int32Array(polled.buffer)
   const polledAddress = addressOf(polled)
-  const place = new BigInt64Array(1)
+  /** As two words each: bigints would be garbage each time. */
+  const place = new Uint32Array(2)
   const placeAddress = addressOf(place)
   /** A struct cachestat_range, and a struct cachestat behind it, of which the first field is what is asked for. */
-  const pages = new BigUint64Array(2 + 5)
+  const pages = new Uint32Array(2 * (2 + 5))
   const pagesAddress = addressOf(pages)
 
   return {
@@ -141,10 +148,10 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
     send: (socket, vectors, count) => errnoOr(writev(socket, vectors, count)),
     readCached: (fd, offset, vectors, count) => errnoOr(preadv2(fd, vectors, count, offset, RWF_NOWAIT)),
     cached(fd, offset, length) {
-      pages[0] = BigInt(offset)
-      pages[1] = BigInt(length)
+      setWords(pages, 0, offset)
+      setWords(pages, 2, length)
       const result = cachestat(CACHESTAT, fd, pagesAddress, pagesAddress + 16, 0)
-      return result < 0 ? errnoOr(result) : Number(pages[2])
+      return result < 0 ? errnoOr(result) : pages[4]! + pages[5]! * 2 ** 32
     },
     makePipe(wanted) {
       const ends = new Int32Array(2)
@@ -154,7 +161,7 @@ export async function threadCalls(): Promise<ThreadCalls | undefined> {
     },
     put: (pipe, address, length) => errnoOr(write(pipe.to, address, length)),
     fill(pipe, fd, offset, length) {
-      place[0] = BigInt(offset)
+      setWords(place, 0, offset)
       return errnoOr(splice(fd, placeAddress, pipe.to, 0, length, SPLICE_F_NONBLOCK))
     },
     drain: (pipe, socket, length) => errnoOr(splice(pipe.from, 0, socket, 0, length, SPLICE_F_NONBLOCK)),

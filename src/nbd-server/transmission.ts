@@ -250,6 +250,7 @@ export class Transmission {
     }
     if (this.#payloadOf(request) > MAX_PAYLOAD)
       throw new ProtocolViolation(`a request with ${this.#payloadOf(request)} bytes of payload`)
+    this.#lease.begun(request)
     this.#admit(request)
     return true
   }
@@ -372,7 +373,6 @@ export class Transmission {
   /** Its reply is in the outbox; goes out now if there is nothing to wait for, else with others. */
   #answer(admitted: Admitted) {
     this.#traffic.answered(admitted.request)
-    this.#lease.answered(admitted.request)
     if (admitted.begun !== undefined) this.#traffic.wrote(performance.now() - admitted.begun)
     this.link.outbox.whenSent(() => this.#sent(admitted))
     if (this.#running === 0 && !this.#parsing) this.link.outbox.flush()

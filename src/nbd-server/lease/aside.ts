@@ -23,6 +23,8 @@ export interface Waiting {
   readonly begun: number
 }
 
+const NONE: readonly Waiting[] = []
+
 export class Aside {
   readonly #free: number[]
   /** Taken since the last time that somebody came for more; they are done. */
@@ -51,8 +53,8 @@ export class Aside {
 
   /** Those that may be done now, at most so many. They are done before it is called again. */
   take(mayBeDone: (request: Request) => boolean, most: number): readonly Waiting[] {
-    this.#free.push(...this.#taken.splice(0))
-    if (this.isEmpty) return []
+    if (this.#taken.length > 0) this.#free.push(...this.#taken.splice(0))
+    if (this.isEmpty) return NONE
     const taken: Waiting[] = []
     this.#waiting = this.#waiting.filter(one => {
       if (taken.length === most || !mayBeDone(one.request)) return true

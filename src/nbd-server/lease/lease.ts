@@ -45,6 +45,8 @@ const LARGE = 32 << 10
 const SMALL_READ = 1 / 4
 /** It was worth it when it was lent for so many times as many. */
 const WORTH = 8
+/** It came back from so many large reads: who copies asks where holes are now and then, and goes on as before. */
+const MANY_LARGE = 32
 
 /** After how many writes it is lent the next time, when it was lent after so many, and the thread has answered so many requests. */
 export function nextAfter(after: number, served: number, reason: Reason) {
@@ -56,6 +58,8 @@ export function nextAfter(after: number, served: number, reason: Reason) {
 export class Lease {
   #score = 0
   #after = FIRST
+  /** It is back from who copies; who has asked where holes are, and nothing else, gets his thread again at once. */
+  #copies: 'no' | 'yes' | 'has asked' = 'no'
   #loan: Loan | undefined
   /** Is told soon that there is more that it may write. */
   #telling: Loan | undefined
@@ -78,8 +82,9 @@ export class Lease {
     return this.#loan !== undefined
   }
 
-  /** One more request was answered here. */
-  answered({ type, flags, length }: Request) {
+  /** One more request is begun here. */
+  begun({ type, flags, length }: Request) {
+    if (this.#copies !== 'no') this.#copies = type === Command.BLOCK_STATUS ? 'has asked' : 'no'
     if (type === Command.WRITE && length <= LONGEST && flags === this.#writeFlags) this.#score++
     else if (type !== Command.READ || length > LARGEST) this.#score = 0
     else this.#score += length > LONGEST ? length / LARGE : SMALL_READ
@@ -87,19 +92,20 @@ export class Lease {
 
   /** Nothing more should be begun, so that it can be lent. */
   get isWanted() {
-    if (!this.allowed || this.#score < this.#after) return false
-    if (!lender.hasRoom) this.#score = 0
-    return this.#score > 0
+    if (!this.allowed || (this.#score < this.#after && this.#copies !== 'has asked')) return false
+    if (!lender.hasRoom) this.decline()
+    return this.#score > 0 || this.#copies === 'has asked'
   }
 
   /** It could not be lent. */
   decline() {
     this.#score = 0
+    this.#copies = 'no'
   }
 
   /** Nothing is in flight. False when it stays here. */
   begin(): boolean {
-    this.#score = 0
+    this.decline()
     const { link, agreement, traffic } = this
     const { export: exported, mode, size, flags } = agreement
     const socket = link.plainSocket
@@ -174,6 +180,7 @@ export class Lease {
     const served = counters[READS]! + counters[WRITES]! + counters[READ_BYTES]! / LARGE
     if (returned instanceof Error) return this.onReturn(returned)
     this.#after = nextAfter(this.#after, served, returned.reason)
+    if (returned.reason === 'foreign' && counters[READ_BYTES]! >= MANY_LARGE * LARGEST) this.#copies = 'yes'
     this.onReturn()
     this.link.goOn(returned.rest, returned.unsent)
   }

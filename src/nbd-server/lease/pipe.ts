@@ -40,11 +40,13 @@ export class PagePipe {
     return this.calls.cached(fd, first, pages * PAGE) === pages
   }
 
-  /** With a header before it. False when it could not be read, or there is less, and then nothing is in it. May wait for the disk. */
-  fill(header: Buffer, fd: number, offset: number, length: number): boolean {
-    header.copy(this.#chunk)
-    this.#filled = Math.max(this.calls.put(this.pipe, this.#chunkAddress, header.length), 0)
-    const all = this.#filled === header.length ? header.length + length : 0
+  /**
+   * With a header before it, which is at an address. False when it could not be read, or there is less, and then nothing is in it. May wait for the
+   * disk.
+   */
+  fill(header: number, headerLength: number, fd: number, offset: number, length: number): boolean {
+    this.#filled = Math.max(this.calls.put(this.pipe, header, headerLength), 0)
+    const all = this.#filled === headerLength ? headerLength + length : 0
     while (this.#filled < all) {
       const more = this.calls.fill(this.pipe, fd, offset + length - (all - this.#filled), all - this.#filled)
       if (more === -EINTR) continue

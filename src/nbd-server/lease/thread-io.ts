@@ -115,4 +115,8 @@ export class ThreadIo {
   get out() {
     return this.#out
   }
+
+  get outAddress() {
+    return this.#outAddress
+  }
 }
