@@ -22,6 +22,8 @@ export interface Peer {
 const LINGER_MS = 2000
 /** A unix socket holds 208 KiB of its own accord, so that a large reply would take two rounds of the event loop. */
 const UNIX_SEND_BUFFER = 512 << 10
+/** While a thread moves pages there, which takes no memory for them: then who sends sleeps less often. */
+const UNIX_PAGES = 2 << 20
 
 export class Link {
   readonly inbound: Inbound
@@ -140,6 +142,12 @@ export class Link {
     const { _handle: handle } = this.#socket as unknown as { _handle?: { fd?: number } | null }
     const fd = handle?.fd ?? -1
     return this.#direct && fd >= 0 && !this.#ending && !this.destroyed ? fd : undefined
+  }
+
+  /** Whether a thread sends pages of files from now on. */
+  sendsPages(does: boolean) {
+    const fd = this.plainSocket
+    if (fd !== undefined && this.#peer.host === undefined) native?.growSendBuffer(fd, does ? UNIX_PAGES : UNIX_SEND_BUFFER)
   }
 
   /** Nothing is received any more, until `goOn`. What has been and nobody has looked at. Nothing is being sent. */

@@ -60,6 +60,8 @@ export class Lease {
   #after = FIRST
   /** It is back from who copies; who has asked where holes are, and nothing else, gets his thread again at once. */
   #copies: 'no' | 'yes' | 'has asked' = 'no'
+  /** The last read was a large one. */
+  #isLarge = false
   #loan: Loan | undefined
   /** Is told soon that there is more that it may write. */
   #telling: Loan | undefined
@@ -84,6 +86,7 @@ export class Lease {
 
   /** One more request is begun here. */
   begun({ type, flags, length }: Request) {
+    if (type === Command.READ) this.#isLarge = length > LONGEST
     if (this.#copies !== 'no') this.#copies = type === Command.BLOCK_STATUS ? 'has asked' : 'no'
     if (type === Command.WRITE && length <= LONGEST && flags === this.#writeFlags) this.#score++
     else if (type !== Command.READ || length > LARGEST) this.#score = 0
@@ -140,6 +143,7 @@ export class Lease {
       link.goOn(rest)
       return false
     }
+    if (this.#isLarge) link.sendsPages(true)
     const { counters } = this.#loan
     const counted = traffic.lend(() => countsOf(counters))
     return true
@@ -176,6 +180,7 @@ export class Lease {
     counted[Symbol.dispose]()
     file.end() // which looks at the counters
     this.#loan = undefined
+    if (this.#isLarge) this.link.sendsPages(false)
     this.link.wasLent(counters[RECEIVED]!, counters[SENT]!)
     const served = counters[READS]! + counters[WRITES]! + counters[READ_BYTES]! / LARGE
     if (returned instanceof Error) return this.onReturn(returned)

@@ -11,12 +11,18 @@ import type { Pipe, ThreadCalls } from '../../base/thread-calls.ts'
 import { LARGEST } from './terms.ts'
 
 const PAGE = 4096
+/** Who copies goes on behind what he reads: so much is asked for at once. */
+const AHEAD = 2 << 20
+/** What was found there counts for so many milliseconds. */
+const KNOWN_MS = 5
 
 export class PagePipe {
   readonly #chunk: Buffer
   readonly #chunkAddress: number
   /** Bytes in it. */
   #filled = 0
+  /** What the page cache held when it was asked last. */
+  readonly #held = { fd: -1, from: 0, to: 0, until: 0 }
 
   private constructor(
     private readonly calls: ThreadCalls,
@@ -33,8 +39,20 @@ export class PagePipe {
     return pipe && pipe.size >= LARGEST + 2 * PAGE ? new PagePipe(calls, pipe) : undefined
   }
 
-  /** Whether the page cache holds all of it. False where that cannot be known. */
+  /** Whether the page cache holds all of it, or did so a moment ago. False where that cannot be known. */
   holds(fd: number, offset: number, length: number) {
+    const held = this.#held
+    const now = performance.now()
+    if (held.fd === fd && offset >= held.from && offset + length <= held.to && now < held.until) return true
+    if (!this.#isCached(fd, offset, AHEAD)) return this.#isCached(fd, offset, length)
+    held.fd = fd
+    held.from = offset
+    held.to = offset + AHEAD
+    held.until = now + KNOWN_MS
+    return true
+  }
+
+  #isCached(fd: number, offset: number, length: number) {
     const first = offset - (offset % PAGE)
     const pages = Math.ceil((offset + length - first) / PAGE)
     return this.calls.cached(fd, first, pages * PAGE) === pages
