@@ -7,7 +7,7 @@
 
 import { strict as assert } from 'node:assert'
 import { createHmac, hash } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFileSync } from 'node:fs'
 import type { AddressOf } from './address.ts'
 import { type Call, type Declare, nodeLibraryOr } from './node-library.ts'
 
@@ -22,14 +22,7 @@ export const portableSha256: Sha256 = (pieces, key) =>
   pieces.map(piece => (key ? createHmac('sha256', key).update(piece).digest() : hash('sha256', piece, 'buffer')))
 
 /** The fastest there is, for the thread that asks. */
-export async function threadSha256(): Promise<Sha256> {
-  return (await hasInstructions()) ? nodeLibraryOr(portableSha256, bind) : portableSha256
-}
-
-async function hasInstructions() {
-  if (process.platform !== 'linux' || process.arch !== 'x64') return false
-  return /^flags\s*:.*\bsha_ni\b/m.test(await readFile('/proc/cpuinfo', 'utf8'))
-}
+export const threadSha256 = (): Promise<Sha256> => nodeLibraryOr(portableSha256, bind)
 
 const BLOCK = 64
 const WORDS = 8
@@ -54,6 +47,8 @@ const TAIL = 2 * BLOCK
 const ALIGNMENT = 32
 
 function bind(call: Declare, addressOf: AddressOf): Sha256 {
+  // Without them it would not be faster, and with a processor of long ago it would be no instruction at all.
+  if (!/^flags\s*:.*\bsha_ni\b/m.test(readFileSync('/proc/cpuinfo', 'utf8'))) throw new Error('the processor has no SHA-NI')
   const multiBlock: Call<[number, number, number], void> = call('void sha256_multi_block(uintptr_t, uintptr_t, int)')
   const memory = Buffer.alloc(STATE_BYTES + LANES * DESCRIPTOR + HASHED_TOGETHER * TAIL + ALIGNMENT)
   const start = (ALIGNMENT - (addressOf(memory) % ALIGNMENT)) % ALIGNMENT
