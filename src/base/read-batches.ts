@@ -1,12 +1,10 @@
 // Large reads of an open file that lie one behind the other are done together, on one thread of the pool, where there is no native help: to hand each to
 // a thread, and to hear of its end, takes a fifth of the processor time that it takes to answer it. One batch is under way at a time, so that the
 // next is there by the time; and what is read is then sent while it still is in the processor's caches.
-//
-// The reads of a batch end together, and others wait for them, so one that waits for the disk keeps them waiting. Where that is seen, those that follow
-// have threads of their own, until the disk is as fast as memory once more.
 // Measured with requests of 256 KiB over two connections: 0.8 of the processor time, and 1.2 times as many.
 
 import fs from 'node:fs'
+import { Batches } from './batches.ts'
 import { readUpTo } from './positional-io.ts'
 import { beginThread, endThread } from './threads.ts'
 
@@ -29,67 +27,13 @@ interface ReadCalls {
 }
 
 export class ReadBatches {
-  readonly #waiting: Waiting[] = []
-  #scheduled = false
-  #running = 0
-  #slow = false
-  /** When one ended last, or the first began. */
-  #progress = 0
-  /** Looks again whether what is under way is slow, while others wait for it. */
-  #watched = false
+  readonly #batches = new Batches<Waiting>({ atOnce: 1, slowMs: SLOW_MS, take: takeNeighbours, run: parts => this.#run(parts) })
 
   constructor(private readonly calls: ReadCalls = { together: readTogether, alone: readUpTo }) {}
 
   /** Fills `into`, or as much of it as there is before the end of the file; says how many bytes. */
   readonly read = (fd: number, offset: number, into: Buffer): Promise<number> =>
-    new Promise(resolve => {
-      this.#waiting.push({ fd, offset, into, resolve })
-      if (this.#scheduled) return
-      this.#scheduled = true
-      queueMicrotask(() => {
-        this.#scheduled = false
-        this.#begin()
-      })
-    })
-
-  #begin() {
-    const now = performance.now()
-    if (this.#running === 0) this.#progress = now
-    else if (now - this.#progress > SLOW_MS) this.#slow = true
-    while (this.#waiting.length > 0 && (this.#slow || this.#running === 0)) {
-      const parts = this.#take()
-      this.#running++
-      const ended = () => this.#ended(now)
-      this.#run(parts).then(ended, ended) // each has been told
-    }
-    if (this.#waiting.length === 0 || this.#watched) return
-    this.#watched = true
-    setTimeout(() => {
-      this.#watched = false
-      if (this.#running > 0) this.#begin()
-    }, SLOW_MS + 1)
-  }
-
-  /** The first, and what lies behind it. */
-  #take(): readonly Waiting[] {
-    const first = this.#waiting.shift()!
-    const taken = [first]
-    for (let end = first.offset + first.into.length; !this.#slow && end - first.offset < MOST;) {
-      const next = this.#waiting.findIndex(({ fd, offset }) => offset === end && fd === first.fd)
-      if (next < 0) break
-      const [part] = this.#waiting.splice(next, 1)
-      taken.push(part!)
-      end += part!.into.length
-    }
-    return taken
-  }
-
-  #ended(begun: number) {
-    this.#progress = performance.now()
-    this.#slow = this.#progress - begun > SLOW_MS
-    this.#running--
-    this.#begin()
-  }
+    new Promise(resolve => this.#batches.add({ fd, offset, into, resolve }))
 
   /** Each by itself where they cannot be had together, so that everybody learns what became of his own. */
   async #run(parts: readonly Waiting[]) {
@@ -103,8 +47,22 @@ export class ReadBatches {
     }
     const alone = parts.map(part => ({ ...part, count: this.calls.alone(part.fd, part.offset, part.into) }))
     for (const { resolve, count } of alone) resolve(count)
-    await Promise.all(alone.map(({ count }) => count))
+    await Promise.allSettled(alone.map(({ count }) => count)) // each has been told
   }
+}
+
+/** The first, and what lies behind it. */
+function takeNeighbours(waiting: Waiting[], alone: boolean): readonly Waiting[] {
+  const first = waiting.shift()!
+  const taken = [first]
+  for (let end = first.offset + first.into.length; !alone && end - first.offset < MOST;) {
+    const next = waiting.findIndex(({ fd, offset }) => offset === end && fd === first.fd)
+    if (next < 0) break
+    const [part] = waiting.splice(next, 1)
+    taken.push(part!)
+    end += part!.into.length
+  }
+  return taken
 }
 
 const readTogether: ReadCalls['together'] = (fd, into, offset) =>

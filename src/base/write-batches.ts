@@ -1,12 +1,10 @@
 // Small writes of an open file that come together go down together, on one thread: to hand each to a thread of its own costs several times
 // what it takes to copy a few KiB into the page cache.
-//
-// The writes of a batch end together, so one that waits for the disk keeps the others waiting. Where that is seen, those that follow have
-// threads of their own again, until the disk is as fast as memory once more.
 // Measured with 64 and 16 writes of 4 KiB at a time: 0.7 and 0.55 of the processor time, and 1.2 and 1.5 times as many. What is left is mostly
 // the kernel's: ext4 goes over all blocks of a large folio for every write into it.
 
 import { MOST_PARTS } from './aio.ts'
+import { Batches } from './batches.ts'
 import type { Native } from './native.ts'
 import { writeAll } from './positional-io.ts'
 import { beginThread, endThread } from './threads.ts'
@@ -27,12 +25,12 @@ interface Waiting {
 }
 
 export class WriteBatches {
-  #waiting: Waiting[] = []
-  #scheduled = false
-  #running = 0
-  #slow = false
-  /** When one ended last, or the first began. */
-  #progress = 0
+  readonly #batches = new Batches<Waiting>({
+    atOnce: AT_ONCE,
+    slowMs: SLOW_MS,
+    take: (waiting, alone) => waiting.splice(0, alone ? 1 : MOST_PARTS),
+    run: parts => this.#run(parts),
+  })
   #refused = false
 
   constructor(private readonly native: Pick<Native, 'writeParts'>) {}
@@ -40,43 +38,17 @@ export class WriteBatches {
   /** Writes all of `data`. */
   readonly write = (fd: number, offset: number, data: Buffer): Promise<void> => {
     if (data.length > SMALL || this.#refused) return writeAll(fd, offset, data)
-    return new Promise((resolve, reject) => {
-      this.#waiting.push({ fd, offset, bytes: data, resolve, reject })
-      if (this.#scheduled) return
-      this.#scheduled = true
-      queueMicrotask(() => {
-        this.#scheduled = false
-        this.#begin()
-      })
-    })
-  }
-
-  #begin() {
-    const now = performance.now()
-    if (this.#running === 0) this.#progress = now
-    else if (now - this.#progress > SLOW_MS) this.#slow = true
-    while (this.#waiting.length > 0 && (this.#slow || this.#running < AT_ONCE)) {
-      const parts = this.#waiting.splice(0, this.#slow ? 1 : MOST_PARTS)
-      this.#running++
-      const ended = () => this.#ended(now)
-      this.#run(parts).then(ended, (error: unknown) => {
-        for (const { reject } of parts) reject(error)
-        ended()
-      })
-    }
-  }
-
-  #ended(begun: number) {
-    this.#progress = performance.now()
-    this.#slow = this.#progress - begun > SLOW_MS
-    this.#running--
-    this.#begin()
+    return new Promise((resolve, reject) => this.#batches.add({ fd, offset, bytes: data, resolve, reject }))
   }
 
   async #run(parts: readonly Waiting[]) {
     const [{ fd, offset, bytes, resolve }] = parts as [Waiting]
-    if (parts.length > 1) await this.#together(parts)
-    else resolve(await writeAll(fd, offset, bytes))
+    try {
+      if (parts.length > 1) await this.#together(parts)
+      else resolve(await writeAll(fd, offset, bytes))
+    } catch (error) {
+      for (const { reject } of parts) reject(error)
+    }
   }
 
   /** What is not written so, or not whole, is written by itself, and fails there if it does. */

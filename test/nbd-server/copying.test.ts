@@ -4,6 +4,7 @@
 import '../helpers/lend-soon.ts'
 import { Command } from 'nbd-client-ts/protocol'
 import t from 'tap'
+import { IO_EVENT_SIZE } from '../../src/base/aio.ts'
 import { native } from '../../src/base/native.ts'
 import type { ThreadCalls } from '../../src/base/thread-calls.ts'
 import { lender } from '../../src/nbd-server/lease/lender.ts'
@@ -15,10 +16,10 @@ import { request } from '../helpers/nbd-wire.ts'
 
 const READS = 40
 const LENGTH = 256 << 10
-const EVENT_WORDS = 8
+const EVENT_WORDS = IO_EVENT_SIZE / 4
 
 /** Large reads that a thread serves with a disk of the same byte all over: how often something was looked at, and how often it was not copied. */
-function serveReads(byte: number) {
+function serveOnce(byte: number) {
   const views: ArrayBufferView[] = []
   const counts = { submits: 0, fills: 0, isAsked: 0 }
   let asked = 0
@@ -71,9 +72,17 @@ function serveReads(byte: number) {
   } as const
   const control = makeControl()
   const { reason } = serve({ ...lent, rest, control, lent: new SharedArrayBuffer(4) }, io, () => {})
-  t.equal(reason, 'gone')
-  t.equal(countsOf(countersOf(control)).reads, READS)
-  return counts
+  return { ...counts, reason, reads: countsOf(countersOf(control)).reads }
+}
+
+/** Where the machine had no time for a while it looks as if a disk had been waited for, and the client is given back: then once more. */
+function serveReads(byte: number) {
+  for (let attempt = 0; ; attempt++) {
+    const served = serveOnce(byte)
+    if (served.reason === 'slow' && attempt < 50) continue
+    t.match(served, { reason: 'gone', reads: READS })
+    return served
+  }
 }
 
 const outAfter = async (ask: () => Promise<unknown>) => {
